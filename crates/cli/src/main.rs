@@ -1,0 +1,3 @@
+//! The command `rayreel`.
+
+fn main() {}

@@ -1,0 +1,25 @@
+//! The rules of rayreel, and nothing else: what a task is and how it may change, who is next, how
+//! many workers there should be, and what goes over the wire.
+//!
+//! The crate is `no_std` on purpose: without an operating system there is no clock, no file, no
+//! socket and no random number to reach for. Time, randomness and ids are arguments.
+
+#![cfg_attr(not(test), no_std)]
+extern crate alloc;
+
+pub mod code;
+pub mod id;
+pub mod lease;
+pub mod request;
+pub mod scale;
+pub mod schedule;
+pub mod task;
+pub mod time;
+pub mod wire;
+
+pub use code::Code;
+pub use id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
+pub use lease::{Fence, Lease};
+pub use request::Request;
+pub use task::{State, Task};
+pub use time::Timestamp;

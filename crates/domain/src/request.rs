@@ -1,0 +1,610 @@
+//! What may be asked of a model, and a request in which every default is filled in.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::code::Code;
+use crate::id::{ModelName, PoolName};
+use crate::time::Timestamp;
+use crate::wire::api::SubmitBody;
+use crate::wire::engine::{EngineRequest, Format};
+
+/// Longest prompt and negative prompt, in characters.
+pub const MAX_PROMPT: usize = 10_000;
+/// Most metadata entries; keys up to 64 and values up to 512 characters.
+pub const MAX_METADATA: usize = 16;
+/// Largest seed: what every JSON reader holds exactly.
+pub const MAX_SEED: u64 = (1 << 53) - 1;
+
+/// Width and height in pixels; `WxH` or `W*H` in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Size {
+    pub width: u32,
+    pub height: u32,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split_once(['x', '*'])
+            .and_then(|(w, h)| {
+                Some(Self {
+                    width: side(w)?,
+                    height: side(h)?,
+                })
+            })
+            .ok_or_else(|| {
+                format!(
+                    "`{}` is not a size; write it as 832x480 or 832*480",
+                    short(text)
+                )
+            })
+    }
+}
+
+/// Digits only: `u32::from_str` would also take a sign.
+fn side(text: &str) -> Option<u32> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <alloc::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a model can do; every bound is inclusive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub min_side: u32,
+    pub max_side: u32,
+    pub max_pixels: u32,
+    /// Each side is a multiple of this.
+    pub multiple: u32,
+    /// Frames are 4n+1 up to this.
+    pub max_frames: u32,
+    pub max_fps: u32,
+    pub max_steps: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            min_side: 64,
+            max_side: 1920,
+            max_pixels: 1920 * 1088,
+            multiple: 2,
+            max_frames: 321,
+            max_fps: 60,
+            max_steps: 100,
+        }
+    }
+}
+
+/// What is filled in where a request is silent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Defaults {
+    pub size: Size,
+    pub frames: u32,
+    pub fps: u32,
+    pub steps: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            size: Size {
+                width: 832,
+                height: 480,
+            },
+            frames: 49,
+            fps: 16,
+            steps: 20,
+            guidance: None,
+        }
+    }
+}
+
+/// A model as the API knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    pub name: ModelName,
+    pub pool: PoolName,
+    pub limits: Limits,
+    pub defaults: Defaults,
+}
+
+/// An input file, already stored with the task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+    pub media_type: String,
+    pub bytes: u64,
+}
+
+/// A validated request: what an attempt needs to give the same video again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    pub prompt: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub negative_prompt: String,
+    pub size: Size,
+    pub frames: u32,
+    pub fps: u32,
+    pub steps: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+    pub seed: u64,
+    pub format: Format,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Input>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    pub code: Code,
+    /// The field at fault.
+    pub param: &'static str,
+    pub message: String,
+}
+
+fn invalid(param: &'static str, message: impl Into<String>) -> Invalid {
+    Invalid {
+        code: Code::InvalidValue,
+        param,
+        message: message.into(),
+    }
+}
+
+impl Request {
+    /// Checks a request against its model and fills in the defaults; `seed` is used if none was
+    /// asked for. The image is the caller's to decode and store.
+    pub fn resolve(body: &SubmitBody, model: &ModelSpec, seed: u64) -> Result<Self, Invalid> {
+        let (limits, defaults) = (&model.limits, &model.defaults);
+        let prompt = match &body.prompt {
+            None => {
+                return Err(Invalid {
+                    code: Code::MissingField,
+                    param: "prompt",
+                    message: "`prompt` is required: say what the video should show".to_string(),
+                });
+            }
+            Some(text) => checked_text("prompt", text)?,
+        };
+        if prompt.trim().is_empty() {
+            return Err(invalid(
+                "prompt",
+                "`prompt` is empty; say what the video should show",
+            ));
+        }
+        let negative_prompt = match &body.negative_prompt {
+            Some(text) => checked_text("negative_prompt", text)?,
+            None => String::new(),
+        };
+        let size = match &body.size {
+            Some(text) => text
+                .parse()
+                .map_err(|message: String| invalid("size", message))?,
+            None => defaults.size,
+        };
+        check_size(size, limits)?;
+        let format = body.format.unwrap_or_default();
+        let fps = bounded("fps", body.fps, defaults.fps, 1, limits.max_fps)?;
+        let frames = frames(body, format, fps, limits, defaults)?;
+        let steps = bounded("steps", body.steps, defaults.steps, 1, limits.max_steps)?;
+        let guidance = body.guidance.or(defaults.guidance);
+        if guidance.is_some_and(|g| !(0.0..=100.0).contains(&g)) {
+            return Err(invalid("guidance", "`guidance` is a number from 0 to 100"));
+        }
+        let seed = body.seed.unwrap_or(seed & MAX_SEED);
+        if seed > MAX_SEED {
+            return Err(invalid("seed", format!("`seed` is at most {MAX_SEED}")));
+        }
+        let metadata = body.metadata.clone().unwrap_or_default();
+        check_metadata(&metadata)?;
+        Ok(Self {
+            prompt,
+            negative_prompt,
+            size,
+            frames,
+            fps,
+            steps,
+            guidance,
+            seed,
+            format,
+            image: None,
+            metadata,
+        })
+    }
+
+    /// What the engine is told; `image` is the path at which the worker has put the input.
+    pub fn for_engine(&self, image: Option<String>) -> EngineRequest {
+        EngineRequest {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            width: self.size.width,
+            height: self.size.height,
+            frames: self.frames,
+            fps: self.fps,
+            steps: self.steps,
+            guidance: self.guidance,
+            seed: self.seed,
+            format: self.format,
+            image,
+        }
+    }
+
+    /// The amount of work, in megapixel-frame-steps rounded up: what running times are learned by.
+    pub fn work(&self) -> u64 {
+        let pixels = u64::from(self.size.width) * u64::from(self.size.height);
+        (pixels * u64::from(self.frames) * u64::from(self.steps))
+            .div_ceil(1_000_000)
+            .max(1)
+    }
+}
+
+/// The moment until which a task may wait, from the asked Unix seconds.
+pub fn deadline(body: &SubmitBody, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
+    match body.deadline {
+        None => Ok(None),
+        Some(seconds) => {
+            let at = Timestamp(seconds.saturating_mul(1000));
+            if at <= now {
+                return Err(invalid(
+                    "deadline",
+                    format!(
+                        "`deadline` is a Unix time in seconds, in the future; now is {}",
+                        now.unix_seconds()
+                    ),
+                ));
+            }
+            // SQLite's integers are signed.
+            Ok(Some(at.min(Timestamp(i64::MAX as u64))))
+        }
+    }
+}
+
+fn checked_text(param: &'static str, text: &str) -> Result<String, Invalid> {
+    let length = text.chars().count();
+    if length > MAX_PROMPT {
+        return Err(invalid(
+            param,
+            format!("`{param}` has {length} characters; at most {MAX_PROMPT} are allowed"),
+        ));
+    }
+    if text.contains('\0') {
+        return Err(invalid(
+            param,
+            format!("`{param}` contains a NUL character"),
+        ));
+    }
+    Ok(text.to_string())
+}
+
+fn check_size(size: Size, limits: &Limits) -> Result<(), Invalid> {
+    for side in [size.width, size.height] {
+        if side < limits.min_side || side > limits.max_side || !side.is_multiple_of(limits.multiple)
+        {
+            return Err(invalid(
+                "size",
+                format!(
+                    "`size` {size} is not allowed: each side is a multiple of {} from {} to {}",
+                    limits.multiple, limits.min_side, limits.max_side
+                ),
+            ));
+        }
+    }
+    if size.width * size.height > limits.max_pixels {
+        return Err(invalid(
+            "size",
+            format!(
+                "`size` {size} has {} pixels; at most {} are allowed",
+                size.width * size.height,
+                limits.max_pixels
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn bounded(
+    param: &'static str,
+    asked: Option<u32>,
+    default: u32,
+    min: u32,
+    max: u32,
+) -> Result<u32, Invalid> {
+    match asked {
+        None => Ok(default),
+        Some(value) if (min..=max).contains(&value) => Ok(value),
+        Some(value) => Err(invalid(
+            param,
+            format!("`{param}` is {value}; it must be from {min} to {max}"),
+        )),
+    }
+}
+
+fn frames(
+    body: &SubmitBody,
+    format: Format,
+    fps: u32,
+    limits: &Limits,
+    defaults: &Defaults,
+) -> Result<u32, Invalid> {
+    if format == Format::Png {
+        return match (body.frames, body.seconds) {
+            (None | Some(1), None) => Ok(1),
+            (None, Some(_)) => Err(invalid(
+                "seconds",
+                "a still (`format` png) has no `seconds`",
+            )),
+            (Some(_), _) => Err(invalid(
+                "frames",
+                "a still (`format` png) has exactly 1 frame",
+            )),
+        };
+    }
+    match (body.frames, body.seconds) {
+        (Some(_), Some(_)) => Err(invalid("seconds", "give `frames` or `seconds`, not both")),
+        (None, None) => Ok(defaults.frames),
+        (Some(frames), None) => {
+            if frames == 0 || frames > limits.max_frames || frames % 4 != 1 {
+                return Err(invalid(
+                    "frames",
+                    format!(
+                        "`frames` is {frames}; it must be 4n+1 (1, 5, 9 …), at most {}",
+                        limits.max_frames
+                    ),
+                ));
+            }
+            Ok(frames)
+        }
+        (None, Some(seconds)) => {
+            let most = f64::from(limits.max_frames) / f64::from(fps);
+            // Half a step of 4n+1 beyond the maximum still rounds to it.
+            let past = f64::from(limits.max_frames + 2) / f64::from(fps);
+            if !seconds.is_finite() || seconds <= 0.0 || seconds >= past {
+                return Err(invalid(
+                    "seconds",
+                    format!(
+                        "`seconds` must be above 0 and at most {most:.2} at {fps} frames a second"
+                    ),
+                ));
+            }
+            Ok(nearest_4n1(seconds * f64::from(fps)).min(limits.max_frames))
+        }
+    }
+}
+
+/// The nearest number of the form 4n+1; halfway rounds up. `frames` is positive and small.
+fn nearest_4n1(frames: f64) -> u32 {
+    let n = ((frames - 1.0) / 4.0 + 0.5).max(0.0) as u32;
+    4 * n + 1
+}
+
+fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    if metadata.len() > MAX_METADATA {
+        return Err(invalid(
+            "metadata",
+            format!(
+                "`metadata` has {} entries; at most {MAX_METADATA} are kept",
+                metadata.len()
+            ),
+        ));
+    }
+    for (key, value) in metadata {
+        if key.is_empty() || key.chars().count() > 64 || value.chars().count() > 512 {
+            return Err(invalid(
+                "metadata",
+                format!(
+                    "`metadata.{}`: keys have 1 to 64 characters, values up to 512",
+                    short(key)
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model() -> ModelSpec {
+        ModelSpec {
+            name: "testcard".parse().expect("a name"),
+            pool: "local".parse().expect("a name"),
+            limits: Limits::default(),
+            defaults: Defaults::default(),
+        }
+    }
+
+    fn resolve(json: serde_json::Value) -> Result<Request, Invalid> {
+        let body: SubmitBody = serde_json::from_value(json).expect("a well-formed body");
+        Request::resolve(&body, &model(), 7)
+    }
+
+    fn refused(json: serde_json::Value) -> (&'static str, String) {
+        let error = resolve(json).expect_err("refused");
+        (error.param, error.message)
+    }
+
+    #[test]
+    fn a_prompt_alone_gets_the_models_defaults() {
+        let request = resolve(serde_json::json!({"prompt": "a red fox"})).expect("valid");
+        assert_eq!(request.size.to_string(), "832x480");
+        assert_eq!(
+            (request.frames, request.fps, request.steps, request.seed),
+            (49, 16, 20, 7)
+        );
+    }
+
+    #[test]
+    fn sizes_are_written_with_x_or_star() {
+        for text in ["640x360", "640*360"] {
+            let request = resolve(serde_json::json!({"prompt": "p", "size": text})).expect("valid");
+            assert_eq!(
+                request.size,
+                Size {
+                    width: 640,
+                    height: 360
+                }
+            );
+        }
+        for text in [
+            "640",
+            "640X360",
+            "+640x360",
+            "640x-360",
+            "x",
+            "62x64",
+            "65x64",
+            "1922x64",
+            "1920x1090",
+            "99999999999x64",
+            "64x64x64",
+            " 64x64",
+        ] {
+            assert_eq!(
+                refused(serde_json::json!({"prompt": "p", "size": text})).0,
+                "size",
+                "{text}"
+            );
+        }
+        assert!(resolve(serde_json::json!({"prompt": "p", "size": "1920x1088"})).is_ok());
+        assert!(resolve(serde_json::json!({"prompt": "p", "size": "64x64"})).is_ok());
+    }
+
+    #[test]
+    fn frames_are_4n_plus_1() {
+        for frames in [1, 5, 81, 321] {
+            let json = serde_json::json!({"prompt": "p", "frames": frames});
+            assert_eq!(resolve(json).expect("valid").frames, frames);
+        }
+        for frames in [0, 2, 4, 80, 325] {
+            assert_eq!(
+                refused(serde_json::json!({"prompt": "p", "frames": frames})).0,
+                "frames"
+            );
+        }
+    }
+
+    #[test]
+    fn seconds_become_the_nearest_4n_plus_1_frames() {
+        for (seconds, frames) in [
+            (5.0, 81),
+            (3.0, 49),
+            (0.01, 1),
+            (0.2, 5),
+            (20.0, 321),
+            (20.1, 321),
+        ] {
+            let json = serde_json::json!({"prompt": "p", "seconds": seconds});
+            assert_eq!(resolve(json).expect("valid").frames, frames, "{seconds} s");
+        }
+        let (param, message) = refused(serde_json::json!({"prompt": "p", "seconds": 30}));
+        assert_eq!(param, "seconds");
+        assert!(message.contains("20.06"), "names the maximum: {message}");
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "p", "seconds": 0})).0,
+            "seconds"
+        );
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "p", "seconds": 1, "frames": 5})).0,
+            "seconds"
+        );
+    }
+
+    #[test]
+    fn a_still_has_one_frame() {
+        let request = resolve(serde_json::json!({"prompt": "p", "format": "png"})).expect("valid");
+        assert_eq!(request.frames, 1);
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "p", "format": "png", "frames": 5})).0,
+            "frames"
+        );
+    }
+
+    #[test]
+    fn every_bound_is_named() {
+        for (field, value) in [
+            ("steps", serde_json::json!(0)),
+            ("steps", serde_json::json!(101)),
+            ("fps", serde_json::json!(0)),
+            ("fps", serde_json::json!(61)),
+            ("guidance", serde_json::json!(-1)),
+            ("seed", serde_json::json!(MAX_SEED + 1)),
+            (
+                "negative_prompt",
+                serde_json::json!("x".repeat(MAX_PROMPT + 1)),
+            ),
+            ("metadata", serde_json::json!({"": "x"})),
+        ] {
+            let mut body = serde_json::json!({"prompt": "p"});
+            body[field] = value.clone();
+            assert_eq!(refused(body).0, field, "{value}");
+        }
+        assert_eq!(refused(serde_json::json!({})).0, "prompt");
+        assert_eq!(refused(serde_json::json!({"prompt": " \n"})).0, "prompt");
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "a\u{0}b"})).0,
+            "prompt"
+        );
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "字".repeat(MAX_PROMPT + 1)})).0,
+            "prompt"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_allowed_seconds_give_allowed_frames(seconds in 0.001f64..20.0, fps in 1u32..=60) {
+            let json = serde_json::json!({"prompt": "p", "seconds": seconds, "fps": fps});
+            match resolve(json) {
+                Ok(request) => {
+                    prop_assert_eq!(request.frames % 4, 1);
+                    prop_assert!(request.frames <= 321);
+                    let off = f64::from(request.frames) - seconds * f64::from(fps);
+                    prop_assert!(off.abs() <= 2.0 + 1e-9 || request.frames == 1);
+                }
+                Err(error) => prop_assert_eq!(error.param, "seconds"),
+            }
+        }
+    }
+}
