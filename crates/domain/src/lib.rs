@@ -2,9 +2,10 @@
 //! many workers there should be, and what goes over the wire.
 //!
 //! The crate is `no_std` on purpose: without an operating system there is no clock, no file, no
-//! socket and no random number to reach for. Time, randomness and ids are arguments.
+//! socket and no random number to reach for. Time, randomness and ids are arguments. (The feature
+//! `openapi` needs `std` for the derived schemas; the tests check the crate without it.)
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "openapi")), no_std)]
 extern crate alloc;
 
 pub mod code;

@@ -136,6 +136,8 @@ pub struct TaskBody {
     pub stage: Option<Progress>,
     /// Tasks that will probably start before this one; null unless queued.
     pub queue_position: Option<u64>,
+    /// Why no worker is being started for it; null if there is nothing to tell.
+    pub waiting_reason: Option<String>,
     /// Seconds until the result, estimated; null when ended or unknown.
     pub eta_seconds: Option<u64>,
     /// Unix seconds, like every time here.
@@ -336,6 +338,7 @@ impl TaskBody {
             progress: percent(task.state, progress.as_ref()),
             stage: progress,
             queue_position,
+            waiting_reason: None,
             eta_seconds,
             created_at: task.created_at.unix_seconds(),
             started_at: task.started_at.map(|t| t.unix_seconds()),

@@ -1,0 +1,164 @@
+use super::*;
+use proptest::prelude::*;
+
+fn model() -> ModelSpec {
+    ModelSpec {
+        name: "testcard".parse().expect("a name"),
+        pool: "local".parse().expect("a name"),
+        limits: Limits::default(),
+        defaults: Defaults::default(),
+    }
+}
+
+fn resolve(json: serde_json::Value) -> Result<Request, Invalid> {
+    let body: SubmitBody = serde_json::from_value(json).expect("a well-formed body");
+    Request::resolve(&body, &model(), 7)
+}
+
+fn refused(json: serde_json::Value) -> (&'static str, String) {
+    let error = resolve(json).expect_err("refused");
+    (error.param, error.message)
+}
+
+#[test]
+fn a_prompt_alone_gets_the_models_defaults() {
+    let request = resolve(serde_json::json!({"prompt": "a red fox"})).expect("valid");
+    assert_eq!(request.size.to_string(), "832x480");
+    assert_eq!(
+        (request.frames, request.fps, request.steps, request.seed),
+        (49, 16, 20, 7)
+    );
+}
+
+#[test]
+fn sizes_are_written_with_x_or_star() {
+    for text in ["640x360", "640*360"] {
+        let request = resolve(serde_json::json!({"prompt": "p", "size": text})).expect("valid");
+        assert_eq!(
+            request.size,
+            Size {
+                width: 640,
+                height: 360
+            }
+        );
+    }
+    for text in [
+        "640",
+        "640X360",
+        "+640x360",
+        "640x-360",
+        "x",
+        "62x64",
+        "65x64",
+        "1922x64",
+        "1920x1090",
+        "99999999999x64",
+        "64x64x64",
+        " 64x64",
+    ] {
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "p", "size": text})).0,
+            "size",
+            "{text}"
+        );
+    }
+    assert!(resolve(serde_json::json!({"prompt": "p", "size": "1920x1088"})).is_ok());
+    assert!(resolve(serde_json::json!({"prompt": "p", "size": "64x64"})).is_ok());
+}
+
+#[test]
+fn frames_are_4n_plus_1() {
+    for frames in [1, 5, 81, 321] {
+        let json = serde_json::json!({"prompt": "p", "frames": frames});
+        assert_eq!(resolve(json).expect("valid").frames, frames);
+    }
+    for frames in [0, 2, 4, 80, 325] {
+        assert_eq!(
+            refused(serde_json::json!({"prompt": "p", "frames": frames})).0,
+            "frames"
+        );
+    }
+}
+
+#[test]
+fn seconds_become_the_nearest_4n_plus_1_frames() {
+    for (seconds, frames) in [
+        (5.0, 81),
+        (3.0, 49),
+        (0.01, 1),
+        (0.2, 5),
+        (20.0, 321),
+        (20.1, 321),
+    ] {
+        let json = serde_json::json!({"prompt": "p", "seconds": seconds});
+        assert_eq!(resolve(json).expect("valid").frames, frames, "{seconds} s");
+    }
+    let (param, message) = refused(serde_json::json!({"prompt": "p", "seconds": 30}));
+    assert_eq!(param, "seconds");
+    assert!(message.contains("20.06"), "names the maximum: {message}");
+    assert_eq!(
+        refused(serde_json::json!({"prompt": "p", "seconds": 0})).0,
+        "seconds"
+    );
+    assert_eq!(
+        refused(serde_json::json!({"prompt": "p", "seconds": 1, "frames": 5})).0,
+        "seconds"
+    );
+}
+
+#[test]
+fn a_still_has_one_frame() {
+    let request = resolve(serde_json::json!({"prompt": "p", "format": "png"})).expect("valid");
+    assert_eq!(request.frames, 1);
+    assert_eq!(
+        refused(serde_json::json!({"prompt": "p", "format": "png", "frames": 5})).0,
+        "frames"
+    );
+}
+
+#[test]
+fn every_bound_is_named() {
+    for (field, value) in [
+        ("steps", serde_json::json!(0)),
+        ("steps", serde_json::json!(101)),
+        ("fps", serde_json::json!(0)),
+        ("fps", serde_json::json!(61)),
+        ("guidance", serde_json::json!(-1)),
+        ("seed", serde_json::json!(MAX_SEED + 1)),
+        (
+            "negative_prompt",
+            serde_json::json!("x".repeat(MAX_PROMPT + 1)),
+        ),
+        ("metadata", serde_json::json!({"": "x"})),
+    ] {
+        let mut body = serde_json::json!({"prompt": "p"});
+        body[field] = value.clone();
+        assert_eq!(refused(body).0, field, "{value}");
+    }
+    assert_eq!(refused(serde_json::json!({})).0, "prompt");
+    assert_eq!(refused(serde_json::json!({"prompt": " \n"})).0, "prompt");
+    assert_eq!(
+        refused(serde_json::json!({"prompt": "a\u{0}b"})).0,
+        "prompt"
+    );
+    assert_eq!(
+        refused(serde_json::json!({"prompt": "字".repeat(MAX_PROMPT + 1)})).0,
+        "prompt"
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_allowed_seconds_give_allowed_frames(seconds in 0.001f64..20.0, fps in 1u32..=60) {
+        let json = serde_json::json!({"prompt": "p", "seconds": seconds, "fps": fps});
+        match resolve(json) {
+            Ok(request) => {
+                prop_assert_eq!(request.frames % 4, 1);
+                prop_assert!(request.frames <= 321);
+                let off = f64::from(request.frames) - seconds * f64::from(fps);
+                prop_assert!(off.abs() <= 2.0 + 1e-9 || request.frames == 1);
+            }
+            Err(error) => prop_assert_eq!(error.param, "seconds"),
+        }
+    }
+}
