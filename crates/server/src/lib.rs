@@ -1,5 +1,155 @@
 //! The rayreel server: API, store, artifacts, fleet and duties, behind one [`run`].
 
-#[allow(dead_code)]
+pub mod api;
+pub mod artifacts;
+pub mod clock;
 pub mod config;
+pub mod duties;
+pub mod estimate;
+pub mod feed;
+pub mod fleet;
 pub mod home;
+pub mod metrics;
+pub mod store;
+
+use std::sync::Arc;
+
+use rayreel_domain::code::Code;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use artifacts::Artifacts;
+use clock::{Clock, Random, SystemClock};
+use config::Settings;
+use estimate::Estimates;
+use feed::Feed;
+use fleet::{Fleet, Targets};
+use home::Home;
+use store::Store;
+use store::sqlite::{Options, SqliteStore};
+
+/// What a server works with; passed in, so that tests can bring their own.
+#[derive(Clone)]
+pub struct Components {
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<Random>,
+    pub store: Arc<dyn Store>,
+    /// The feed to which the store publishes.
+    pub feed: Arc<Feed>,
+    pub artifacts: Artifacts,
+    /// Starts the workers of local pools.
+    pub provider: Arc<dyn fleet::Provider>,
+    /// What workers send as bearer token.
+    pub worker_token: String,
+}
+
+/// What every handler and duty shares.
+pub struct App {
+    pub settings: Settings,
+    pub components: Components,
+    pub estimates: Estimates,
+    pub targets: Targets,
+    pub metrics: metrics::Metrics,
+    /// Cancelled when the server is about to stop: whoever waits answers at once.
+    pub stopping: CancellationToken,
+}
+
+/// Why a server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {error}")]
+    Store { path: String, error: store::Error },
+    #[error(transparent)]
+    Artifacts(#[from] artifacts::Error),
+    #[error("the server's socket failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl Error {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Store { error: store::Error::TooNew { .. }, .. } => Code::StoreTooNew,
+            Self::Store { error: store::Error::Corrupt(_), .. } => Code::StoreCorrupt,
+            Self::Store { .. } | Self::Artifacts(_) => Code::StoreUnavailable,
+            Self::Io(_) => Code::Internal,
+        }
+    }
+}
+
+impl Components {
+    /// The production components over a data directory that this process has locked.
+    /// `worker_command` is the program, with its first arguments, that understands `worker …`.
+    pub fn open(
+        settings: &Settings,
+        home: &Home,
+        worker_command: Vec<String>,
+    ) -> Result<Self, Error> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let random = Arc::new(Random::from_system());
+        let feed = Arc::new(Feed::default());
+        let path = home.database();
+        let store = SqliteStore::open(
+            &path,
+            Options {
+                clock: Arc::clone(&clock),
+                random: Arc::clone(&random),
+                feed: Arc::clone(&feed),
+                rules: settings.rules(),
+                locality: settings.locality(),
+                max_queued: settings.max_queued,
+                garbage_after_ms: settings.garbage_after_seconds.ms(),
+                worker_silence_ms: fleet::SILENT_MS,
+            },
+        )
+        .map_err(|error| Error::Store { path: path.display().to_string(), error })?;
+        let worker_token = home.worker_token().to_owned();
+        let provider = Arc::new(fleet::local::Local::new(
+            worker_command,
+            home.path().to_owned(),
+            worker_token.clone(),
+        ));
+        Ok(Self {
+            clock,
+            random,
+            store: Arc::new(store),
+            feed,
+            artifacts: Artifacts::open(home.artifacts())?,
+            provider,
+            worker_token,
+        })
+    }
+}
+
+/// Serves until `shutdown`, then lets requests end and stops. The production entry and the tests'.
+pub async fn run(
+    settings: Settings,
+    components: Components,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let address = format!("http://{}", listener.local_addr()?);
+    let app = Arc::new(App {
+        estimates: Estimates::new(&settings),
+        targets: Targets::default(),
+        metrics: metrics::Metrics::default(),
+        stopping: CancellationToken::new(),
+        settings,
+        components,
+    });
+    let mut fleet = Fleet::new(Arc::clone(&app), address);
+    // Before the first claim: leases of workers that died with the machine are free at once.
+    fleet.look().await.map_err(|error| Error::Store { path: "the store".to_owned(), error })?;
+    let mut duties = JoinSet::new();
+    duties::start(&app, &mut duties);
+    duties.spawn(fleet.run(app.stopping.clone()));
+    let served = api::serve(listener, Arc::clone(&app), shutdown).await;
+    app.stopping.cancel();
+    app.components.feed.wake_everyone();
+    while let Some(ended) = duties.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a duty of the server panicked");
+        }
+    }
+    Ok(served?)
+}

@@ -1,0 +1,242 @@
+//! Request bodies: read once, within a limit, and refused with the place of the fault.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, request::Parts};
+use http_body_util::BodyExt;
+use rayreel_domain::Code;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::error::Error;
+
+/// Longest silence in the middle of a body.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads a JSON object.
+pub(super) async fn json<T: DeserializeOwned>(
+    request: Request,
+    limit: u64,
+) -> Result<(Parts, T), Error> {
+    let (parts, body) = request.into_parts();
+    require_json(&parts.headers)?;
+    let bytes = read(body, limit).await?;
+    Ok((parts, parse(&bytes)?))
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Error> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = given.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Error::new(Code::UnsupportedMediaType, "send `Content-Type: application/json`")
+        .param("Content-Type"))
+}
+
+/// Reads a body, of at most `limit` bytes.
+async fn read(mut body: Body, limit: u64) -> Result<Bytes, Error> {
+    let too_large = || {
+        let message = format!("the body is longer than {limit} bytes");
+        Error::new(Code::BodyTooLarge, message)
+    };
+    let announced = body.size_hint().lower();
+    if announced > limit {
+        return Err(too_large());
+    }
+    // Most bodies arrive as one piece, which is taken as it is.
+    let mut whole = Bytes::new();
+    let mut pieces = Vec::new();
+    while let Some(frame) = next(&mut body).await? {
+        let length = whole.len().max(pieces.len()) + frame.len();
+        if length as u64 > limit {
+            return Err(too_large());
+        }
+        if whole.is_empty() && pieces.is_empty() {
+            whole = frame;
+            continue;
+        }
+        if pieces.is_empty() {
+            pieces.reserve(length.max(usize::try_from(announced).unwrap_or(0)));
+            pieces.extend_from_slice(&std::mem::take(&mut whole));
+        }
+        pieces.extend_from_slice(&frame);
+    }
+    Ok(if pieces.is_empty() { whole } else { pieces.into() })
+}
+
+/// The next piece of a body that is not empty.
+pub(super) async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
+    loop {
+        let frame = tokio::time::timeout(PATIENCE, body.frame()).await;
+        let stopped = |cause: &dyn std::fmt::Display| {
+            Error::new(Code::InvalidJson, "the body stopped in the middle").because(cause)
+        };
+        match frame {
+            Ok(None) => return Ok(None),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+            Ok(Some(Err(error))) => return Err(stopped(&error)),
+            Err(elapsed) => return Err(stopped(&elapsed)),
+        }
+    }
+}
+
+/// Reads a JSON object from its text.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    // A struct would also be read from an array.
+    if bytes.trim_ascii_start().first() == Some(&b'{')
+        && let Ok(value) = serde_json::from_slice(bytes)
+    {
+        return Ok(value);
+    }
+    Err(fault::<T>(bytes))
+}
+
+/// Why the bytes are not what is asked for; reads them again to find out.
+fn fault<T: DeserializeOwned>(bytes: &[u8]) -> Error {
+    let broken = |message: String| Error::new(Code::InvalidJson, message);
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            return broken(format!("the body is not UTF-8 from byte {} on", error.valid_up_to()));
+        }
+    };
+    if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+        return broken(format!("the body is not JSON: {error}"));
+    }
+    if !text.trim_ascii_start().starts_with('{') {
+        return broken("the body is not a JSON object".to_owned());
+    }
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut reader) else {
+        return Error::internal("a body was refused and then read");
+    };
+    let path = error.path().to_string();
+    let message = error.inner().to_string();
+    if !error.inner().is_data() {
+        return broken(format!("the body is not JSON: {message}"));
+    }
+    // Serde tells the kinds of faults apart by their words only, and quotes names in backticks.
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let name = quoted.next().unwrap_or_default().to_owned();
+    let within = path.rsplit_once('.').map_or("", |(outer, _)| outer);
+    let inner = if within.is_empty() { name.clone() } else { format!("{within}.{name}") };
+    if message.starts_with("unknown field") {
+        let hint = nearest(&name, quoted);
+        let message = format!("there is no field `{name}`{hint}");
+        return Error::new(Code::UnknownField, message).param(inner);
+    }
+    if message.starts_with("duplicate field") {
+        return broken(format!("the body is not valid: {message}")).param(inner);
+    }
+    if message.starts_with("missing field") {
+        return Error::new(Code::MissingField, format!("`{name}` is required")).param(inner);
+    }
+    Error::invalid(path.clone(), format!("`{path}`: {message}"))
+}
+
+/// `; did you mean …?` if something known is spelt alike, else what there is.
+pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let alike = |known: &&str| strsim::normalized_damerau_levenshtein(name, known);
+    let best = known.iter().copied().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    match best {
+        Some(best) if alike(&best) >= 0.5 => format!("; did you mean `{best}`?"),
+        Some(_) => format!("; there are `{}`", known.join("`, `")),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayreel_domain::wire::api::SubmitBody;
+    use rayreel_domain::wire::worker::Beat;
+
+    fn refused<T: DeserializeOwned + std::fmt::Debug>(bytes: &[u8]) -> (String, Option<String>, String) {
+        let error = parse::<T>(bytes).expect_err("refused");
+        let body = futures_util::FutureExt::now_or_never(
+            error.render("id").into_body().collect(),
+        )
+        .expect("at once")
+        .expect("whole")
+        .to_bytes();
+        let body: rayreel_domain::wire::api::ErrorBody =
+            serde_json::from_slice(&body).expect("an error");
+        (body.error.code, body.error.param, body.error.message)
+    }
+
+    #[test]
+    fn what_is_not_one_json_object_is_refused_with_its_place() {
+        for (text, told) in [
+            (&b""[..], "EOF"),
+            (b"{\"prompt\":", "line 1 column 10"),
+            (b"{\"prompt\":\"a\"} x", "column 16"),
+            (b"[]", "object"),
+            (b"[\"t2v\", \"a prompt\"]", "object"),
+            (b"null", "object"),
+            (b"{\"prompt\":\"\xff\"}", "byte 11"),
+            (b"{\"prompt\":\"\\ud800\"}", "hex escape"),
+            (b"\xef\xbb\xbf{}", "line 1"),
+        ] {
+            let (code, _, message) = refused::<SubmitBody>(text);
+            assert_eq!(code, "invalid_json", "{message}");
+            assert!(message.contains(told), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named() {
+        let (code, param, _) = refused::<SubmitBody>(br#"{"prompt":"a","prompt":"b"}"#);
+        assert_eq!((code.as_str(), param.as_deref()), ("invalid_json", Some("prompt")));
+        let (code, ..) = refused::<SubmitBody>(br#"{"metadata":{"a":"1","a":"2"}}"#);
+        assert_eq!(code, "invalid_json");
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_the_nearest_that_exists() {
+        let (code, param, message) = refused::<SubmitBody>(br#"{"promt":"a"}"#);
+        assert_eq!((code.as_str(), param.as_deref()), ("unknown_field", Some("promt")));
+        assert!(message.contains("`prompt`?"), "{message}");
+        let (_, _, message) = refused::<SubmitBody>(br#"{"qqqqqqqqqqqq":1}"#);
+        assert!(message.contains("`negative_prompt`"), "lists what there is: {message}");
+        let nested = br#"{"worker":"w","incarnation":1,"fence":{"tusk":1}}"#;
+        let (code, param, _) = refused::<Beat>(nested);
+        assert_eq!((code.as_str(), param.as_deref()), ("unknown_field", Some("fence.tusk")));
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_field() {
+        for (text, field) in [
+            (r#"{"prompt":1}"#, "prompt"),
+            (r#"{"frames":5.5}"#, "frames"),
+            (r#"{"frames":-1}"#, "frames"),
+            (r#"{"steps":"20"}"#, "steps"),
+            (r#"{"priority":9}"#, "priority"),
+            (r#"{"format":"avi"}"#, "format"),
+            (r#"{"metadata":{"a":1}}"#, "metadata.a"),
+            (r#"{"metadata":[1]}"#, "metadata"),
+        ] {
+            let (code, param, message) = refused::<SubmitBody>(text.as_bytes());
+            assert_eq!((code.as_str(), param.as_deref()), ("invalid_value", Some(field)), "{text}");
+            assert!(message.contains(field), "{message}");
+        }
+        let (code, param, _) = refused::<Beat>(br#"{"worker":"w"}"#);
+        assert_eq!((code.as_str(), param.as_deref()), ("missing_field", Some("incarnation")));
+    }
+
+    #[test]
+    fn what_the_caller_wrote_is_quoted_briefly() {
+        let text = format!(r#"{{"{}":1}}"#, "x".repeat(100_000));
+        let (_, param, message) = refused::<SubmitBody>(text.as_bytes());
+        assert!(message.len() <= 1_000 && param.is_some_and(|param| param.len() <= 100));
+    }
+}

@@ -1,0 +1,268 @@
+//! What every request passes on its way in and out: who may call, a request id, the access log and
+//! the count, panics, and the one form of all refusals. Written by hand around the router, because
+//! each layer of middleware would cost every request an allocation and a copy.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use http::header::{ALLOW, AUTHORIZATION, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Method, Request};
+use hyper::body::Incoming;
+use rayreel_domain::Code;
+use subtle::ConstantTimeEq;
+use tower_service::Service;
+
+use super::error::Error;
+use crate::App;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const WORKER_ROUTES: &str = "/v1/worker/";
+
+/// The router behind its gate.
+pub(super) struct Gate {
+    app: Arc<App>,
+    router: Router,
+}
+
+impl Gate {
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self { router: super::router(Arc::clone(&app)), app }
+    }
+
+    /// Answers one request.
+    pub(super) async fn handle(&self, request: Request<Incoming>) -> Response {
+        let id = self.request_id(request.headers());
+        let method = request.method().clone();
+        let uri = request.uri().clone();
+        let answer = match self.admit(&request) {
+            Err(refusal) => refusal.into_response(),
+            Ok(()) => {
+                let request = request.map(Body::new);
+                match AssertUnwindSafe(self.router.clone().call(request)).catch_unwind().await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(never)) => match never {},
+                    Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
+                }
+            }
+        };
+        let response = finish(answer, &id, &method, uri.path());
+        let (route, status) = (pattern(uri.path()), response.status().as_u16());
+        tracing::debug!(request_id = id_text(&id), %method, path = uri.path(), status, "answered");
+        self.app.metrics.answered(&method, route, status);
+        response
+    }
+
+    /// The caller's request id if it is a plain word, else a new one.
+    fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
+        match headers.get(REQUEST_ID) {
+            Some(id) if (1..=64).contains(&id.len()) && id.as_bytes().iter().all(plain) => {
+                id.clone()
+            }
+            _ => {
+                let id = format!("{:016x}", self.app.components.random.number());
+                HeaderValue::from_maybe_shared(bytes_of(id)).expect("hexadecimal digits")
+            }
+        }
+    }
+
+    /// May this caller be heard at all?
+    fn admit(&self, request: &Request<Incoming>) -> Result<(), Error> {
+        let foreign = |message: &'static str| Error::new(Code::Forbidden, message);
+        // Against DNS rebinding: a page that resolves its own name to this machine.
+        let host = host(request).ok_or_else(|| foreign("send one Host header"))?;
+        if !is_local(host) {
+            return Err(foreign(
+                "the Host header is foreign: call the server as localhost, 127.0.0.1 or [::1]",
+            ));
+        }
+        // Against other sites' pages: their scripts may not change anything. Without CORS headers
+        // they can't read answers either.
+        if !matches!(*request.method(), Method::GET | Method::HEAD)
+            && let Some(origin) = request.headers().get(ORIGIN)
+            && !same_site(origin, host)
+        {
+            return Err(foreign("the Origin header is foreign: this is another site's page"));
+        }
+        if request.uri().path().starts_with(WORKER_ROUTES) {
+            self.authorize_worker(request.headers())?;
+        }
+        Ok(())
+    }
+
+    fn authorize_worker(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let token = match given.split_at_checked("Bearer ".len()) {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token,
+            _ => b"",
+        };
+        let expected = self.app.components.worker_token.as_bytes();
+        if !expected.is_empty() && bool::from(token.ct_eq(expected)) {
+            return Ok(());
+        }
+        Err(Error::new(Code::Unauthorized, "the worker token is missing or wrong")
+            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+    }
+}
+
+fn bytes_of(text: String) -> axum::body::Bytes {
+    text.into()
+}
+
+fn id_text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+/// Gives a refusal its body, and every answer its request id.
+fn finish(mut answer: Response, id: &HeaderValue, method: &Method, path: &str) -> Response {
+    if let Some(refusal) = answer.extensions_mut().remove::<Error>() {
+        let (request_id, cause) = (id_text(id), refusal.cause());
+        if refusal.status().is_server_error() {
+            tracing::error!(request_id, %method, path, cause, "request failed");
+        } else {
+            tracing::debug!(request_id, %method, path, cause, "request refused");
+        }
+        let allow = answer.headers_mut().remove(ALLOW);
+        answer = refusal.render(request_id);
+        if let Some(allow) = allow {
+            answer.headers_mut().insert(ALLOW, allow);
+        }
+    }
+    answer.headers_mut().insert(REQUEST_ID, id.clone());
+    answer
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("without a message"))
+}
+
+/// Whom the request is for: the address's own authority, where it has one, stands above the header.
+fn host(request: &Request<Incoming>) -> Option<&str> {
+    if let Some(authority) = request.uri().authority() {
+        return Some(authority.as_str());
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok(),
+        _ => None,
+    }
+}
+
+/// Does this `host[:port]` name this machine?
+fn is_local(host: &str) -> bool {
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, port),
+        _ => (host, ""),
+    };
+    let ours = ["localhost", "127.0.0.1", "[::1]"];
+    ours.iter().any(|ours| name.eq_ignore_ascii_case(ours))
+        && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Is this the Origin of a page of ours?
+fn same_site(origin: &HeaderValue, host: &str) -> bool {
+    origin
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once("://"))
+        .is_some_and(|(scheme, at)| {
+            matches!(scheme, "http" | "https") && at.eq_ignore_ascii_case(host)
+        })
+}
+
+/// The route that a path belongs to, for the metrics: a closed set, whatever callers make up.
+pub(super) fn pattern(path: &str) -> &'static str {
+    const WHOLE: &[&str] = &[
+        "/v1/worker/claim",
+        "/v1/worker/control",
+        "/v1/worker/beat",
+        "/v1/worker/register",
+        "/v1/worker/deregister",
+        "/v1/worker/uploads",
+        "/v1/worker/commit",
+        "/v1/worker/fail",
+        "/v1/worker/release",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+    ];
+    if let Some(rest) = path.strip_prefix("/v1/video/generations") {
+        let mut segments = rest.split('/').skip(1);
+        return match (rest.is_empty(), segments.next(), segments.next(), segments.next()) {
+            (true, ..) => "/v1/video/generations",
+            (_, Some(_), None, _) => "/v1/video/generations/{id}",
+            (_, Some(_), Some("cancel"), None) => "/v1/video/generations/{id}/cancel",
+            (_, Some(_), Some("events"), None) => "/v1/video/generations/{id}/events",
+            (_, Some(_), Some("content"), None) => "/v1/video/generations/{id}/content",
+            _ => "other",
+        };
+    }
+    if path.starts_with("/v1/worker/uploads/") {
+        return "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}";
+    }
+    if path.starts_with("/v1/worker/inputs/") {
+        return "/v1/worker/inputs/{task}/{attempt}/{nonce}";
+    }
+    WHOLE.iter().copied().find(|whole| *whole == path).unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_local() {
+        for host in ["localhost", "LOCALHOST:80", "127.0.0.1:8088", "[::1]", "[::1]:1"] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1:80.evil.example",
+            "evil@localhost",
+            "::1",
+            "[::1",
+            "0.0.0.0",
+            "127.0.0.2",
+            "localhost:80:80",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_ours_with_the_same_host_and_port() {
+        let host = "127.0.0.1:8088";
+        let ours = |origin: &'static str| same_site(&HeaderValue::from_static(origin), host);
+        assert!(ours("http://127.0.0.1:8088"));
+        for foreign in ["null", "http://127.0.0.1", "http://localhost:8088", "file://127.0.0.1:8088"] {
+            assert!(!ours(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn every_documented_path_has_a_pattern_of_its_own() {
+        let document: serde_json::Value =
+            serde_json::from_str(&super::super::document()).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        assert!(paths.len() >= 9);
+        for path in paths.keys() {
+            assert_eq!(pattern(&path.replace("{id}", "task_1")), path);
+        }
+        for made_up in ["/", "/v1/video/generationsx", "/v1/video/generations/a/b", "/healthz/"] {
+            assert_eq!(pattern(made_up), "other", "{made_up}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The HTTP API: the public one for tasks, the one for workers, and the probes.
+//!
+//! [`serve`] owns the connections. Each request passes the gate ([`gate`]: who may call, request
+//! id, access log, panics, the one form of every refusal) and then the router below. Handlers know
+//! nothing of status codes: they answer, or refuse with an [`error::Error`] from the code table.
+
+mod body;
+mod content;
+mod error;
+mod events;
+mod gate;
+mod image;
+mod openapi;
+mod probes;
+mod query;
+mod serve;
+mod tasks;
+mod uploads;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, Path};
+use axum::response::Response;
+use axum::routing::{get, post, put};
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+use rayreel_domain::Code;
+use rayreel_domain::id::{ModelName, TaskId, TenantName};
+use rayreel_domain::request::ModelSpec;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+pub use openapi::document;
+pub use serve::serve;
+
+use crate::App;
+use error::Error;
+
+/// What the handlers share.
+struct Api {
+    app: Arc<App>,
+    models: BTreeMap<ModelName, ModelSpec>,
+    tenant: TenantName,
+    /// Decoding an image takes memory: one at a time.
+    decoding: Semaphore,
+    roster: worker::Roster,
+    openapi: String,
+}
+
+impl Api {
+    fn new(app: Arc<App>) -> Self {
+        let names = app.settings.models.keys();
+        Self {
+            models: names
+                .filter_map(|name| Some((name.clone(), app.settings.model_spec(name)?)))
+                .collect(),
+            tenant: "default".parse().expect("it is a name"),
+            decoding: Semaphore::new(1),
+            roster: worker::Roster::default(),
+            openapi: document(),
+            app,
+        }
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    // `gate::pattern` names these for the metrics.
+    Router::new()
+        .route("/v1/video/generations", get(tasks::list).post(tasks::submit))
+        .route("/v1/video/generations/{id}", get(tasks::show).delete(tasks::delete))
+        .route("/v1/video/generations/{id}/cancel", post(tasks::cancel))
+        .route("/v1/video/generations/{id}/events", get(events::events))
+        .route("/v1/video/generations/{id}/content", get(content::content))
+        .route("/healthz", get(probes::healthz))
+        .route("/readyz", get(probes::readyz))
+        .route("/metrics", get(probes::metrics))
+        .route("/openapi.json", get(probes::openapi))
+        .route("/v1/worker/register", post(worker::register))
+        .route("/v1/worker/deregister", post(worker::deregister))
+        .route("/v1/worker/claim", post(worker::claim))
+        .route("/v1/worker/control", post(worker::control))
+        .route("/v1/worker/beat", post(worker::beat))
+        .route("/v1/worker/fail", post(worker::fail))
+        .route("/v1/worker/release", post(worker::release))
+        .route("/v1/worker/uploads", post(uploads::announce))
+        .route("/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}", put(uploads::upload))
+        .route("/v1/worker/commit", post(uploads::commit))
+        .route("/v1/worker/inputs/{task}/{attempt}/{nonce}", get(uploads::input))
+        .fallback(async || Error::new(Code::RouteNotFound, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            Error::new(Code::MethodNotAllowed, "this path does not have that method; see `Allow`")
+        })
+        .with_state(Arc::new(Api::new(app)))
+}
+
+/// Who asks. There are no keys yet, so everybody is the same tenant; whatever tells tenants apart
+/// belongs here.
+struct Tenant(TenantName);
+
+impl FromRequestParts<Arc<Api>> for Tenant {
+    type Rejection = Error;
+
+    async fn from_request_parts(_: &mut Parts, api: &Arc<Api>) -> Result<Self, Error> {
+        Ok(Self(api.tenant.clone()))
+    }
+}
+
+/// The task that the path names. What is no id names no task.
+struct Id(TaskId);
+
+impl FromRequestParts<Arc<Api>> for Id {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Error> {
+        let path = Path::<String>::from_request_parts(parts, api).await;
+        path.ok().and_then(|Path(text)| text.parse().ok()).map(Self).ok_or_else(Error::no_task)
+    }
+}
+
+/// An answer in JSON.
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Error> {
+    let text = serde_json::to_vec(value).map_err(Error::internal)?;
+    let mut response = Response::new(text.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}

@@ -1,0 +1,65 @@
+//! The OpenAPI document of the public API, generated from the handlers and the wire types. It is
+//! committed as `docs/api/openapi.json`; a test compares the two.
+
+use rayreel_domain::wire::api::ErrorBody;
+use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
+use utoipa::{Modify, OpenApi};
+
+use super::{content, events, probes, tasks};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "rayreel",
+        description = "Video generation as a service, on your own GPUs. Every refusal has the body \
+                       of ErrorBody; its codes are explained under docs/errors/. Every answer has \
+                       the header `x-request-id`.",
+    ),
+    tags(
+        (name = "generations", description = "Tasks: one request for a video or a still each."),
+        (name = "probes", description = "For operators and machines."),
+    ),
+    paths(
+        tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
+        events::events, content::content,
+        probes::healthz, probes::readyz, probes::metrics, probes::openapi,
+    ),
+    components(schemas(ErrorBody)),
+    modifiers(&Refusals),
+)]
+struct Document;
+
+/// What every operation can answer.
+struct Refusals;
+
+impl Modify for Refusals {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let body: Content =
+            ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
+        let refusal = |description: &str| {
+            let mut response = Response::new(description);
+            response.content.insert("application/json".to_owned(), RefOr::T(body.clone()));
+            RefOr::T(response)
+        };
+        for item in document.paths.paths.values_mut() {
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                let responses = &mut operation.responses.responses;
+                responses.entry("403".to_owned()).or_insert_with(|| {
+                    refusal("`forbidden`: the Host or the Origin header is foreign.")
+                });
+                responses
+                    .entry("500".to_owned())
+                    .or_insert_with(|| refusal("`internal`; the log has it under the request id."));
+            }
+        }
+    }
+}
+
+/// The document, as pretty JSON with a newline at its end.
+pub fn document() -> String {
+    let mut text =
+        Document::openapi().to_pretty_json().expect("a document of strings has a JSON form");
+    text.push('\n');
+    text
+}

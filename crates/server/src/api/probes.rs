@@ -1,0 +1,58 @@
+//! What operators and machines ask: is it alive, is it ready, how is it, what can it do.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use rayreel_domain::id::TaskId;
+use rayreel_domain::wire::api::ErrorBody;
+use serde_json::json;
+
+use super::error::Error;
+use super::{Api, json};
+use crate::metrics::CONTENT_TYPE as METRICS_TYPE;
+
+/// Says that the process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "probes", responses(
+    (status = 200, description = "The process is alive."),
+))]
+pub(super) async fn healthz() -> Result<Response, Error> {
+    json(StatusCode::OK, &json!({"status": "alive"}))
+}
+
+/// Says whether requests can be served: the task store answers.
+#[utoipa::path(get, path = "/readyz", tag = "probes", responses(
+    (status = 200, description = "Requests can be served."),
+    (status = 503, description = "`store_unavailable`", body = ErrorBody),
+))]
+pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Error> {
+    // There is no task with this id: a read of the index, and nothing else.
+    api.app.components.store.get(&api.tenant, TaskId::from_bytes([0; 16])).await?;
+    json(StatusCode::OK, &json!({"status": "ready"}))
+}
+
+/// Counters and gauges in the OpenMetrics text format.
+#[utoipa::path(get, path = "/metrics", tag = "probes", responses(
+    (status = 200, description = "For Prometheus.", content_type = "application/openmetrics-text", body = String),
+))]
+pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    let components = &api.app.components;
+    let text = api.app.metrics.render(&*components.store, &components.feed).await;
+    typed(METRICS_TYPE, text)
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "probes", responses(
+    (status = 200, description = "OpenAPI 3.1.", content_type = "application/json"),
+))]
+pub(super) async fn openapi(State(api): State<Arc<Api>>) -> Response {
+    typed("application/json", api.openapi.clone())
+}
+
+fn typed(content_type: &'static str, text: String) -> Response {
+    let mut response = Response::new(text.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,391 @@
+//! Tasks: submit, show, list, cancel, delete.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use http::header::{HeaderName, LOCATION};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use rayreel_domain::Code;
+use rayreel_domain::id::{ModelName, TaskId};
+use rayreel_domain::request::{self, ModelSpec, Request as Generation};
+use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::api::{CancelBody, ErrorBody, SubmitBody, TaskBody, TaskList};
+use sha2::{Digest, Sha256};
+
+use super::error::Error;
+use super::image::Image;
+use super::{Api, Id, Tenant, body, image, json, query};
+use crate::artifacts::{self, Key};
+use crate::estimate::eta_ms;
+use crate::store::{self, Cancelled, ListQuery, Submitted, View};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TEST_PATTERN: HeaderName = HeaderName::from_static("x-rayreel-test-pattern");
+const DEFAULT_PAGE: u64 = 20;
+const MAX_PAGE: u64 = 100;
+/// Unix seconds beyond which a filter makes no sense: the year 9999.
+const LATEST: u64 = 253_402_300_799;
+
+/// Submits a generation.
+///
+/// The task is stored durably before the answer. Repeated within 24 hours with the same
+/// `Idempotency-Key` and the same body, the call answers the task that the first one made.
+#[utoipa::path(post, path = "/v1/video/generations", tag = "generations",
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
+    request_body = SubmitBody,
+    responses(
+        (status = 202, description = "Queued, or there already under the same key.", body = TaskBody,
+            headers(
+                ("Location" = String, description = "Path of the task."),
+                ("x-rayreel-test-pattern" = String, description = "`true` if the model is the built-in test card: the result is a synthetic pattern."),
+            )),
+        (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
+        (status = 409, description = "`idempotency_mismatch`: the key was used with another request.", body = ErrorBody),
+        (status = 413, description = "`body_too_large`", body = ErrorBody),
+        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
+        (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
+    ))]
+pub(super) async fn submit(
+    State(api): State<Arc<Api>>,
+    Tenant(tenant): Tenant,
+    request: Request,
+) -> Result<Response, Error> {
+    let app = &api.app;
+    let components = &app.components;
+    let limit = app.settings.max_body_bytes;
+    let (parts, mut asked): (_, SubmitBody) = body::json(request, limit).await?;
+    query::none(&parts.uri)?;
+    let idempotency = idempotency(&parts.headers, &asked)?;
+    let model = api.model(asked.model.as_deref())?;
+    let image = asked.image.take();
+    let now = components.clock.wall();
+    let mut generation = Generation::resolve(&asked, model, components.random.number())?;
+    let deadline = request::deadline(&asked, now)?;
+    let image = match image {
+        Some(uri) => Some(decode(&api, uri).await?),
+        None => None,
+    };
+    generation.image = image.as_ref().map(|image| image.input.clone());
+    let task = Task::new(Record {
+        id: components.random.task_id(now),
+        tenant,
+        pool: model.pool.clone(),
+        model: model.name.clone(),
+        estimate_ms: app.estimates.estimate_ms(&model.name, &generation),
+        request: generation,
+        priority: asked.priority.unwrap_or_default(),
+        idempotency,
+        created_at: now,
+        deadline,
+        state: TaskState::Queued,
+        not_before: Timestamp::ZERO,
+        attempt: 0,
+        lease: None,
+        failures: 0,
+        losses: 0,
+        releases: 0,
+        attempts: Vec::new(),
+        history: Vec::new(),
+        outputs: Vec::new(),
+        test_pattern: false,
+        error: None,
+        started_at: None,
+        finished_at: None,
+    });
+    let started = components.clock.monotonic();
+    let submitted = match image {
+        None => components.store.submit(task).await?,
+        Some(image) => submit_with_image(&api, task, image).await?,
+    };
+    app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
+
+    let view = View { task: submitted.task, progress: None, position: submitted.position };
+    let shown = api.show(&view, now);
+    let mut response = json(StatusCode::ACCEPTED, &shown)?;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, HeaderValue::try_from(shown.urls.get).map_err(Error::internal)?);
+    if app.settings.models.get(&view.task.model).is_some_and(|model| model.is_test_pattern()) {
+        headers.insert(TEST_PATTERN, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
+/// that neither spaces nor the order of its fields matter.
+fn idempotency(headers: &HeaderMap, asked: &SubmitBody) -> Result<Option<Idempotency>, Error> {
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    let visible = key.as_bytes().iter().all(u8::is_ascii_graphic);
+    match key.to_str() {
+        Ok(text) if visible && (1..=255).contains(&text.len()) && keys.next().is_none() => {
+            let text = text.to_owned();
+            let canonical = serde_json::to_vec(asked).map_err(Error::internal)?;
+            Ok(Some(Idempotency { key: text, request: artifacts::sha256(&canonical) }))
+        }
+        _ => Err(Error::invalid(
+            "Idempotency-Key",
+            "send one Idempotency-Key of 1 to 255 visible ASCII characters",
+        )),
+    }
+}
+
+/// Proves the image, on another thread and one at a time.
+async fn decode(api: &Api, uri: String) -> Result<Image, Error> {
+    let _turn = api.decoding.acquire().await.map_err(Error::internal)?;
+    tokio::task::spawn_blocking(move || image::read(&uri)).await.map_err(Error::internal)?
+}
+
+/// Stores the image first: a task that a worker can claim has its input. Goes on if the caller
+/// hangs up, so that no image is left without a task.
+async fn submit_with_image(
+    api: &Arc<Api>,
+    task: Task,
+    image: Image,
+) -> Result<Submitted, Error> {
+    let api = Arc::clone(api);
+    let submit = async move {
+        let components = &api.app.components;
+        let (id, tenant) = (task.id, task.tenant.clone());
+        if let Err(error) = components.artifacts.put(&Key::input(id), image.bytes).await {
+            discard(&api, id).await;
+            return Err(error.into());
+        }
+        let submitted = components.store.submit(task).await;
+        let wanted = match &submitted {
+            Ok(submitted) => !submitted.existed,
+            // It may be stored. Only the store can tell; if it can't, better a file too many.
+            Err(store::Error::OutcomeUnknown(_)) => {
+                !matches!(components.store.get(&tenant, id).await, Ok(None))
+            }
+            Err(_) => false,
+        };
+        if !wanted {
+            discard(&api, id).await;
+        }
+        Ok(submitted?)
+    };
+    tokio::spawn(submit).await.map_err(Error::internal)?
+}
+
+async fn discard(api: &Api, id: TaskId) {
+    if let Err(error) = api.app.components.artifacts.delete_folder(&id.to_string()).await {
+        tracing::warn!(%error, task = %id, "an image without a task was not deleted");
+    }
+}
+
+/// Shows a task.
+#[utoipa::path(get, path = "/v1/video/generations/{id}", tag = "generations",
+    params(("id" = String, Path, description = "Id of the task.")),
+    responses(
+        (status = 200, description = "The task.", body = TaskBody),
+        (status = 404, description = "`task_not_found`", body = ErrorBody),
+    ))]
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Tenant(tenant): Tenant,
+    Id(id): Id,
+    uri: Uri,
+) -> Result<Response, Error> {
+    query::none(&uri)?;
+    let components = &api.app.components;
+    let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
+    json(StatusCode::OK, &api.show(&view, components.clock.wall()))
+}
+
+/// Lists tasks, newest first.
+#[utoipa::path(get, path = "/v1/video/generations", tag = "generations",
+    params(
+        ("state" = Option<TaskState>, Query, description = "Only tasks in this state; upper or lower case."),
+        ("model" = Option<String>, Query, description = "Only tasks of this model."),
+        ("limit" = Option<u32>, Query, description = "1 to 100; 20 if absent.", minimum = 1, maximum = 100),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
+        ("created_after" = Option<u64>, Query, description = "Only tasks created at this Unix second or later."),
+        ("created_before" = Option<u64>, Query, description = "Only tasks created before this Unix second."),
+    ),
+    responses(
+        (status = 200, description = "A page.", body = TaskList),
+        (status = 400, description = "`invalid_value`, `unknown_field` or `invalid_cursor`.", body = ErrorBody),
+    ))]
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Tenant(tenant): Tenant,
+    uri: Uri,
+) -> Result<Response, Error> {
+    let [state, model, limit, cursor, after, before] = query::read(
+        &uri,
+        ["state", "model", "limit", "cursor", "created_after", "created_before"],
+    )?;
+    let state = state.map(|text| {
+        TaskState::from_text(&text).ok_or_else(|| {
+            let names = TaskState::ALL.map(TaskState::as_str).join(", ");
+            Error::invalid("state", format!("`state` is one of {names}"))
+        })
+    });
+    let model = model.map(|text| {
+        text.parse::<ModelName>().map_err(|error| Error::invalid("model", error.to_string()))
+    });
+    let limit = query::number("limit", limit, 1..=MAX_PAGE)?.unwrap_or(DEFAULT_PAGE);
+    let seconds = |seconds: u64| Timestamp(seconds * 1000);
+    let components = &api.app.components;
+    let epoch = components.store.epoch();
+    let cursor = cursor.map(|text| {
+        read_cursor(epoch, &text).ok_or_else(|| {
+            Error::new(Code::InvalidCursor, "`cursor` was not made by this server").param("cursor")
+        })
+    });
+    let query = ListQuery {
+        tenant,
+        state: state.transpose()?,
+        model: model.transpose()?,
+        before: cursor.transpose()?,
+        created_from: query::number("created_after", after, 0..=LATEST)?.map(seconds),
+        created_before: query::number("created_before", before, 0..=LATEST)?.map(seconds),
+        limit: limit as u32,
+    };
+    let page = components.store.list(&query).await?;
+    let now = components.clock.wall();
+    json(
+        StatusCode::OK,
+        &TaskList {
+            object: "list".to_owned(),
+            data: page.tasks.iter().map(|view| api.show(view, now)).collect(),
+            has_more: page.next.is_some(),
+            next_cursor: page.next.map(|position| write_cursor(epoch, position)),
+        },
+    )
+}
+
+/// Cancels a task that is queued or running. Never deletes; repeating it changes nothing.
+#[utoipa::path(post, path = "/v1/video/generations/{id}/cancel", tag = "generations",
+    params(("id" = String, Path, description = "Id of the task.")),
+    responses(
+        (status = 200, description = "How the task stands now.", body = CancelBody),
+        (status = 404, description = "`task_not_found`", body = ErrorBody),
+    ))]
+pub(super) async fn cancel(
+    State(api): State<Arc<Api>>,
+    Tenant(tenant): Tenant,
+    Id(id): Id,
+    uri: Uri,
+) -> Result<Response, Error> {
+    query::none(&uri)?;
+    cancelled(&api.app.components.store.cancel(&tenant, id).await?)
+}
+
+/// Cancels a task that is queued or running; deletes one that has ended, with its files.
+#[utoipa::path(delete, path = "/v1/video/generations/{id}", tag = "generations",
+    params(
+        ("id" = String, Path, description = "Id of the task."),
+        ("only" = Option<String>, Query, description = "`cancel` refuses to delete."),
+    ),
+    responses(
+        (status = 200, description = "Which of both was done.", body = CancelBody),
+        (status = 400, description = "`invalid_value` or `unknown_field`.", body = ErrorBody),
+        (status = 404, description = "`task_not_found`", body = ErrorBody),
+    ))]
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Tenant(tenant): Tenant,
+    Id(id): Id,
+    uri: Uri,
+) -> Result<Response, Error> {
+    let store = &api.app.components.store;
+    let [only] = query::read(&uri, ["only"])?;
+    match only.as_deref() {
+        None => cancelled(&store.delete(&tenant, id).await?),
+        Some("cancel") => cancelled(&store.cancel(&tenant, id).await?),
+        Some(_) => Err(Error::invalid("only", "`only` can be `cancel`")),
+    }
+}
+
+fn cancelled(done: &Cancelled) -> Result<Response, Error> {
+    json(
+        StatusCode::OK,
+        &CancelBody {
+            id: done.task.id.to_string(),
+            status: done.task.state,
+            cancelled: done.cancelled,
+            deleted: done.deleted,
+        },
+    )
+}
+
+impl Api {
+    /// The model that was asked for, or the default one.
+    fn model(&self, asked: Option<&str>) -> Result<&ModelSpec, Error> {
+        let found = match asked {
+            None => self.models.get(&self.app.settings.default_model),
+            Some(name) => name.parse::<ModelName>().ok().and_then(|name| self.models.get(&name)),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.models.keys().map(ModelName::as_str).collect();
+            let message = format!(
+                "there is no model `{}`; there are: {}",
+                asked.unwrap_or_default(),
+                names.join(", ")
+            );
+            Error::new(Code::UnknownModel, message).param("model")
+        })
+    }
+
+    /// A task as the caller sees it.
+    pub(super) fn show(&self, view: &View, now: Timestamp) -> TaskBody {
+        let targets = &self.app.targets;
+        let task = &view.task;
+        let queued = task.state == TaskState::Queued;
+        let workers = if queued { targets.of(&task.pool).unwrap_or(1) } else { 1 };
+        let eta = eta_ms(task, view.position, view.progress.as_ref(), workers, now);
+        let mut shown = TaskBody::new(
+            task,
+            view.progress.clone(),
+            view.position,
+            eta.map(|ms| ms.div_ceil(1000)),
+        );
+        if queued {
+            shown.waiting_reason = targets.blocked(&task.pool);
+        }
+        shown
+    }
+}
+
+/// A position in the list as text: with a checksum, so that what was not made here is refused,
+/// and bound to the store's history, in which alone it means anything.
+fn write_cursor(epoch: u64, position: u64) -> String {
+    format!("{position:016x}{:08x}", cursor_sum(epoch, position))
+}
+
+fn read_cursor(epoch: u64, text: &str) -> Option<u64> {
+    let position = u64::from_str_radix(text.get(..16)?, 16).ok()?;
+    (write_cursor(epoch, position) == text).then_some(position)
+}
+
+fn cursor_sum(epoch: u64, position: u64) -> u32 {
+    let mut hash = Sha256::new();
+    hash.update(b"cursor");
+    hash.update(epoch.to_be_bytes());
+    hash.update(position.to_be_bytes());
+    let digest = hash.finalize();
+    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_read_back_only_in_its_own_history() {
+        for position in [0, 1, u64::MAX] {
+            let text = write_cursor(7, position);
+            assert_eq!(read_cursor(7, &text), Some(position));
+            assert_eq!(read_cursor(8, &text), None);
+        }
+        let good = write_cursor(7, 42);
+        for bad in ["", "42", "+", &good[1..], &good.to_uppercase(), &format!("{good}0"), "ééééééééééééé"] {
+            assert_eq!(read_cursor(7, bad), None, "{bad}");
+        }
+    }
+}

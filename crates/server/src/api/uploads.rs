@@ -1,0 +1,231 @@
+//! Files of workers: inputs out, outputs in, and the commit that makes them a result.
+
+use std::sync::Arc;
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use futures_util::stream;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode, Uri};
+use rayreel_domain::Code;
+use rayreel_domain::lease::Fence;
+use rayreel_domain::task::{self, End, Outcome, Output, Task};
+use rayreel_domain::wire::engine::Role;
+use rayreel_domain::wire::worker::{Commit, UploadTarget, UploadTargets, Uploads};
+
+use super::content::MEDIA_TYPES;
+use super::error::Error;
+use super::{Api, body, json, query, worker};
+use crate::artifacts::{self, Key, is_sha256};
+use crate::store::{self, Identity};
+
+/// Most files of one attempt.
+const MAX_OUTPUTS: usize = 16;
+/// Largest file.
+const MAX_OUTPUT_BYTES: u64 = 8 << 30;
+/// Largest side, length and rate that an output may claim.
+const MAX_SIDE: u32 = 16_384;
+const MAX_FRAMES: u32 = 100_000;
+const MAX_FPS: u32 = 1_000;
+/// Most measurements of an attempt, and the longest name of one.
+const MAX_METRICS: usize = 64;
+const MAX_METRIC_NAME: usize = 64;
+
+/// Answers where the files of an attempt go.
+pub(super) async fn announce(
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Response, Error> {
+    let call: Uploads = worker::read(request).await?;
+    check(&call.manifest)?;
+    let fence = call.fence;
+    api.app.components.store.leased(fence).await?;
+    let targets = call.manifest.iter().map(|output| UploadTarget {
+        index: output.index,
+        url: format!(
+            "/v1/worker/uploads/{}/{}/{}/{}?sha256={}&bytes={}",
+            fence.task, fence.attempt, fence.nonce, output.index, output.sha256, output.bytes
+        ),
+        headers: Default::default(),
+    });
+    json(StatusCode::OK, &UploadTargets { targets: targets.collect() })
+}
+
+/// Takes one file. Repeating it is harmless: the same bytes go to the same place.
+pub(super) async fn upload(
+    State(api): State<Arc<Api>>,
+    Path((task, attempt, nonce, index)): Path<(String, String, String, String)>,
+    uri: Uri,
+    body: Body,
+) -> Result<Response, Error> {
+    let components = &api.app.components;
+    let fence = fence(&task, &attempt, &nonce)?;
+    let [sha256, bytes] = query::read(&uri, ["sha256", "bytes"])?;
+    let sha256 = sha256.unwrap_or_default();
+    let bytes = query::number("bytes", bytes, 1..=MAX_OUTPUT_BYTES)?
+        .ok_or_else(|| Error::new(Code::MissingField, "`bytes` is required").param("bytes"))?;
+    let index = index.parse().ok().filter(|index| (*index as usize) < MAX_OUTPUTS);
+    let key = index.and_then(|index: u32| Key::output(&fence, index, &sha256));
+    let key = key.ok_or_else(|| Error::invalid("sha256", "this is no place for an output"))?;
+    if let Some(announced) = body.size_hint().exact()
+        && announced != bytes
+    {
+        let message = format!("{announced} bytes come, {bytes} were announced");
+        return Err(Error::new(Code::UploadMismatch, message).param("Content-Length"));
+    }
+    let holder = components.store.leased(fence).await?;
+    let chunks = Box::pin(stream::unfold(body, async |mut body| {
+        let chunk = body::next(&mut body).await.transpose()?;
+        Some((chunk.map_err(|error| error.cause().to_owned()), body))
+    }));
+    components.artifacts.put_stream(&key, chunks, bytes, &sha256).await?;
+    // The lease may have ended meanwhile, and the garbage been collected: then nobody would ever
+    // delete this file.
+    if let Err(stale) = components.store.leased(fence).await {
+        if matches!(stale, store::Error::StaleLease { .. }) && !won(&api, &holder, fence).await? {
+            components.artifacts.delete(&key).await?;
+        }
+        return Err(stale.into());
+    }
+    api.app.metrics.uploaded_bytes.inc_by(bytes);
+    worker::done()
+}
+
+/// Has this attempt succeeded? Then its files are the result, and this was a late repetition.
+async fn won(api: &Api, holder: &Task, fence: Fence) -> Result<bool, Error> {
+    let view = api.app.components.store.get(&holder.tenant, fence.task).await?;
+    Ok(view.is_some_and(|view| {
+        view.task.attempts.iter().any(|attempt| {
+            (attempt.number, attempt.nonce) == (fence.attempt, fence.nonce)
+                && attempt.outcome == Some(Outcome::Succeeded)
+        })
+    }))
+}
+
+/// Ends the attempt with success, if every file of the manifest is there.
+pub(super) async fn commit(
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Response, Error> {
+    let call: Commit = worker::read(request).await?;
+    check(&call.manifest)?;
+    check_metrics(&call)?;
+    let components = &api.app.components;
+    let (artifacts, store) = (&components.artifacts, &components.store);
+    let mut keys = Vec::with_capacity(call.manifest.len());
+    for output in &call.manifest {
+        // The checksum is part of the name, and was right when the file got it.
+        let key = Key::output(&call.fence, output.index, &output.sha256)
+            .ok_or_else(|| Error::internal("the manifest was checked"))?;
+        let found = match artifacts.head(&key).await {
+            Ok(bytes) => Some(bytes),
+            Err(artifacts::Error::NotFound) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if found != Some(output.bytes) {
+            // If the lease is lost, so are the files; then that is the answer.
+            store.leased(call.fence).await?;
+            let message = match found {
+                None => format!("output {} has not been uploaded", output.index),
+                Some(bytes) => {
+                    format!("output {} has {bytes} bytes, not {}", output.index, output.bytes)
+                }
+            };
+            return Err(Error::new(Code::UploadMismatch, message).param("manifest"));
+        }
+        keys.push(key);
+    }
+    let by = Identity { worker: call.worker, incarnation: call.incarnation };
+    let end = End::Commit(task::Commit {
+        outputs: call.manifest,
+        metrics: call.metrics,
+        test_pattern: call.test_pattern,
+    });
+    let task = store.end(&by, call.fence, end).await?;
+    if let Some(attempt) = task.attempts.last()
+        && let Some(ended) = attempt.ended_at
+    {
+        let held = ended.ms_since(attempt.started_at);
+        api.app.estimates.observe(&task.model, &task.request, held);
+    }
+    if let Err(error) = artifacts.keep_only(&call.fence, &keys).await {
+        tracing::warn!(%error, task = %task.id, "leftovers of an upload were not deleted");
+    }
+    worker::done()
+}
+
+/// Gives the holder of an attempt the image of its request.
+pub(super) async fn input(
+    State(api): State<Arc<Api>>,
+    Path((task, attempt, nonce)): Path<(String, String, String)>,
+) -> Result<Response, Error> {
+    let components = &api.app.components;
+    let fence = fence(&task, &attempt, &nonce)?;
+    let task = components.store.leased(fence).await?;
+    let Some(input) = &task.request.image else {
+        return Err(Error::new(Code::RouteNotFound, "the task has no input"));
+    };
+    let stream = components.artifacts.get(&Key::input(fence.task), 0..input.bytes).await?;
+    let mut response = Response::new(Body::from_stream(stream));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, input.bytes.into());
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::try_from(input.media_type.clone()).map_err(Error::internal)?,
+    );
+    Ok(response)
+}
+
+fn fence(task: &str, attempt: &str, nonce: &str) -> Result<Fence, Error> {
+    match (task.parse(), attempt.parse(), nonce.parse()) {
+        (Ok(task), Ok(attempt), Ok(nonce)) => Ok(Fence { task, attempt, nonce }),
+        _ => Err(Error::new(Code::RouteNotFound, "this names no attempt")),
+    }
+}
+
+/// Is this a manifest that could be?
+fn check(manifest: &[Output]) -> Result<(), Error> {
+    let wrong = |message: String| Err(Error::invalid("manifest", message));
+    if !(1..=MAX_OUTPUTS).contains(&manifest.len()) {
+        return wrong(format!("a manifest has 1 to {MAX_OUTPUTS} outputs"));
+    }
+    if manifest[0].role == Role::Thumbnail {
+        return wrong("the first output is the main one, not a thumbnail".to_owned());
+    }
+    for (place, output) in manifest.iter().enumerate() {
+        if output.index as usize != place {
+            return wrong(format!("output {place} has the index {}", output.index));
+        }
+        if !is_sha256(&output.sha256) {
+            return wrong(format!("output {place}: `sha256` is 64 lower-case hexadecimal digits"));
+        }
+        if !(1..=MAX_OUTPUT_BYTES).contains(&output.bytes) {
+            return wrong(format!("output {place}: `bytes` is from 1 to {MAX_OUTPUT_BYTES}"));
+        }
+        if !MEDIA_TYPES.iter().any(|(name, _)| *name == output.media_type) {
+            let names: Vec<&str> = MEDIA_TYPES.iter().map(|(name, _)| *name).collect();
+            return wrong(format!("output {place}: `media_type` is one of {}", names.join(", ")));
+        }
+        let sides = 1..=MAX_SIDE;
+        if !sides.contains(&output.width) || !sides.contains(&output.height) {
+            return wrong(format!("output {place}: sides are from 1 to {MAX_SIDE} pixels"));
+        }
+        if !(1..=MAX_FRAMES).contains(&output.frames) || output.fps > MAX_FPS {
+            return wrong(format!(
+                "output {place}: 1 to {MAX_FRAMES} frames, at most {MAX_FPS} a second"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_metrics(call: &Commit) -> Result<(), Error> {
+    let short = |name: &String| name.chars().count() <= MAX_METRIC_NAME;
+    if call.metrics.len() > MAX_METRICS || !call.metrics.keys().all(short) {
+        let message =
+            format!("at most {MAX_METRICS} metrics, with names of up to {MAX_METRIC_NAME} characters");
+        return Err(Error::invalid("metrics", message));
+    }
+    Ok(())
+}

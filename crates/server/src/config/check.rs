@@ -1,0 +1,265 @@
+//! What settings must be beyond their types: within bounds, and right with one another.
+
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use rayreel_domain::Request;
+use rayreel_domain::request::{Limits, ModelSpec};
+use rayreel_domain::wire::api::SubmitBody;
+
+use super::read::nearest;
+use super::tree::Node;
+use super::{BUILT_IN_ENGINES, Error, Model, Pool, Settings};
+
+const DAY: f64 = 86_400.0;
+
+/// Most workers in one pool.
+const MAX_WORKERS: u32 = 10_000;
+
+pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
+    let at = Place {
+        tree,
+        path: Vec::new(),
+    };
+    // The only addresses under which the API knows its own host.
+    if ![
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ]
+    .contains(&settings.listen.ip())
+    {
+        return Err(at.key("listen").wrong(format_args!(
+            "{} is not 127.0.0.1 or [::1]. The public API has no keys yet, so whoever reaches it \
+             may use it: listen on this machine only, and put a proxy here in front of it that \
+             authenticates",
+            settings.listen
+        )));
+    }
+    check_data(&settings.data, &at.key("data"))?;
+    at.key("max_body_bytes")
+        .within(settings.max_body_bytes, 65_536..=1 << 30)?;
+    at.key("max_queued")
+        .within(settings.max_queued, 1..=1_000_000_000)?;
+    at.key("lease_seconds")
+        .within(settings.lease_seconds.0, 0.1..=3600.0)?;
+    at.key("max_run_seconds")
+        .within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;
+    at.key("garbage_after_seconds")
+        .within(settings.garbage_after_seconds.0, 0.0..=30.0 * DAY)?;
+
+    let (retry, at_retry) = (&settings.retry, at.key("retry"));
+    at_retry
+        .key("max_failures")
+        .within(retry.max_failures, 1..=1000)?;
+    at_retry
+        .key("max_losses")
+        .within(retry.max_losses, 1..=1000)?;
+    at_retry
+        .key("max_releases")
+        .within(retry.max_releases, 0..=1000)?;
+    at_retry
+        .key("backoff_seconds")
+        .within(retry.backoff_seconds.0, 0.0..=DAY)?;
+    at_retry
+        .key("max_backoff_seconds")
+        .within(retry.max_backoff_seconds.0, 0.0..=DAY)?;
+    if retry.backoff_seconds > retry.max_backoff_seconds {
+        return Err(at_retry.key("backoff_seconds").wrong(format_args!(
+            "{} is above `retry.max_backoff_seconds`, {}",
+            retry.backoff_seconds, retry.max_backoff_seconds
+        )));
+    }
+
+    let at_schedule = at.key("schedule");
+    at_schedule
+        .key("max_lead_seconds")
+        .within(settings.schedule.max_lead_seconds.0, 0.0..=DAY)?;
+    at_schedule
+        .key("max_streak")
+        .within(settings.schedule.max_streak, 0..=1_000_000)?;
+
+    for (name, pool) in &settings.pools {
+        check_pool(pool, &at.key("pools").key(name.as_str()))?;
+    }
+    for (name, model) in &settings.models {
+        let at = at.key("models").key(name.as_str());
+        check_model(model, settings, &at)?;
+        if let Some(spec) = settings.model_spec(name) {
+            check_defaults(&spec, &at.key("defaults"))?;
+        }
+    }
+    if !settings.models.contains_key(&settings.default_model) {
+        let models = settings.models.keys().map(|name| name.as_str());
+        return Err(at.key("default_model").no_such(
+            "model",
+            settings.default_model.as_str(),
+            models,
+        ));
+    }
+    Ok(())
+}
+
+fn check_data(data: &Path, at: &Place<'_>) -> Result<(), Error> {
+    if data.starts_with("~") || data.to_str().is_some_and(|text| text.starts_with('~')) {
+        return Err(at.wrong("`~` stands for nothing here; write the path out"));
+    }
+    if data.as_os_str().is_empty() || !data.is_absolute() {
+        return Err(at.wrong("must be the path of a directory"));
+    }
+    Ok(())
+}
+
+fn check_pool(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
+    at.key("max").within(pool.max, 0..=MAX_WORKERS)?;
+    if pool.min > pool.max {
+        return Err(at.key("min").wrong(format_args!(
+            "{} is above `{}.max`, {}",
+            pool.min,
+            at.path.join("."),
+            pool.max
+        )));
+    }
+    at.key("target_wait_seconds")
+        .within(pool.target_wait_seconds.0, 0.1..=DAY)?;
+    at.key("idle_timeout_seconds")
+        .within(pool.idle_timeout_seconds.0, 0.0..=30.0 * DAY)?;
+    at.key("start_timeout_seconds")
+        .within(pool.start_timeout_seconds.0, 0.1..=DAY)
+}
+
+fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(), Error> {
+    match (&model.engine, &model.command) {
+        (Some(_), Some(_)) => {
+            return Err(at
+                .key("command")
+                .wrong("give `engine` or `command`, not both"));
+        }
+        (None, None) => {
+            return Err(at.wrong("`command`, the program that runs this model, is missing"));
+        }
+        (Some(engine), None) if !BUILT_IN_ENGINES.contains(&engine.as_str()) => {
+            let known = BUILT_IN_ENGINES.iter().copied();
+            return Err(at.key("engine").no_such("built-in engine", engine, known));
+        }
+        (None, Some(command)) if command.first().is_none_or(|program| program.is_empty()) => {
+            return Err(at
+                .key("command")
+                .wrong("must be a program and its arguments"));
+        }
+        (None, Some(command)) if command.iter().any(|word| word.contains('\0')) => {
+            return Err(at.key("command").wrong("must not contain a NUL character"));
+        }
+        _ => {}
+    }
+    if !settings.pools.contains_key(&model.pool) {
+        let pools = settings.pools.keys().map(|name| name.as_str());
+        return Err(at.key("pool").no_such("pool", model.pool.as_str(), pools));
+    }
+    if let Some(checkpoint) = &model.checkpoint
+        && !Path::new(checkpoint).is_absolute()
+    {
+        return Err(at.key("checkpoint").wrong("must be an absolute path"));
+    }
+    if let Some(estimate) = model.estimate_seconds {
+        at.key("estimate_seconds")
+            .within(estimate.0, 0.001..=30.0 * DAY)?;
+    }
+    at.key("silence_seconds")
+        .within(model.silence_seconds.0, 0.1..=DAY)?;
+    at.key("grace_seconds")
+        .within(model.grace_seconds.0, 0.0..=3600.0)?;
+    check_limits(&model.limits, &at.key("limits"))
+}
+
+fn check_limits(limits: &Limits, at: &Place<'_>) -> Result<(), Error> {
+    at.key("min_side").within(limits.min_side, 1..=16_384)?;
+    at.key("max_side").within(limits.max_side, 1..=16_384)?;
+    if limits.min_side > limits.max_side {
+        return Err(at.key("min_side").wrong(format_args!(
+            "{} is above `{}.max_side`, {}",
+            limits.min_side,
+            at.path.join("."),
+            limits.max_side
+        )));
+    }
+    at.key("max_pixels")
+        .within(limits.max_pixels, 1..=16_384 * 16_384)?;
+    at.key("multiple").within(limits.multiple, 1..=1024)?;
+    at.key("max_frames")
+        .within(limits.max_frames, 1..=100_001)?;
+    if limits.max_frames % 4 != 1 {
+        return Err(at.key("max_frames").wrong(format_args!(
+            "must be 4n+1, as frames are: {} or {}",
+            limits.max_frames.saturating_sub(1) / 4 * 4 + 1,
+            limits.max_frames.saturating_sub(1) / 4 * 4 + 5,
+        )));
+    }
+    at.key("max_fps").within(limits.max_fps, 1..=240)?;
+    at.key("max_steps").within(limits.max_steps, 1..=10_000)
+}
+
+/// The defaults must make a request that the limits allow.
+fn check_defaults(spec: &ModelSpec, at: &Place<'_>) -> Result<(), Error> {
+    let defaults = &spec.defaults;
+    let body = SubmitBody {
+        prompt: Some("a check".to_owned()),
+        size: Some(defaults.size.to_string()),
+        frames: Some(defaults.frames),
+        fps: Some(defaults.fps),
+        steps: Some(defaults.steps),
+        guidance: defaults.guidance,
+        ..SubmitBody::default()
+    };
+    Request::resolve(&body, spec, 0)
+        .map(drop)
+        .map_err(|invalid| at.key(invalid.param).wrong(invalid.message))
+}
+
+/// A key, and the tree in which its origin can be found.
+struct Place<'a> {
+    tree: &'a Node,
+    path: Vec<&'a str>,
+}
+
+impl<'a> Place<'a> {
+    fn key(&self, key: &'a str) -> Place<'a> {
+        Place {
+            tree: self.tree,
+            path: [self.path.as_slice(), &[key]].concat(),
+        }
+    }
+
+    /// An error at this key, or, if it is absent, at the nearest table above it.
+    fn wrong(&self, message: impl Display) -> Error {
+        let node = (0..=self.path.len())
+            .rev()
+            .find_map(|len| self.tree.get(&self.path[..len]));
+        let origin = node.map(|node| node.origin.clone());
+        Error::new(origin, &self.path.join("."), message.to_string())
+    }
+
+    fn within<T: PartialOrd + Display>(
+        &self,
+        value: T,
+        allowed: RangeInclusive<T>,
+    ) -> Result<(), Error> {
+        if allowed.contains(&value) {
+            return Ok(());
+        }
+        let (least, most) = (allowed.start(), allowed.end());
+        Err(self.wrong(format_args!(
+            "{value} is not allowed; it must be from {least} to {most}"
+        )))
+    }
+
+    fn no_such<'b>(&self, what: &str, name: &str, known: impl Iterator<Item = &'b str>) -> Error {
+        let known: Vec<&str> = known.collect();
+        let hint = match nearest(name, known.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("there is {}", known.join(", ")),
+        };
+        self.wrong(format_args!("there is no {what} `{name}`; {hint}"))
+    }
+}

@@ -1,0 +1,620 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rayreel_domain::lease::Terms;
+use rayreel_domain::request::{Defaults, Limits};
+use rayreel_domain::schedule::Locality;
+use rayreel_domain::task::Rules;
+use rayreel_domain::wire::worker::EngineSetup;
+use serde_json::json;
+
+use super::*;
+
+/// No file, no variable, no flag.
+fn nothing() -> Sources {
+    Sources {
+        directory: PathBuf::from("/work"),
+        data: Some(PathBuf::from("/home/me/.local/share/rayreel")),
+        ..Sources::default()
+    }
+}
+
+fn with_variables(variables: &[(&str, &str)]) -> Sources {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Sources {
+        variables: variables.collect(),
+        ..nothing()
+    }
+}
+
+/// A configuration file of its own for each test.
+struct File {
+    directory: tempfile::TempDir,
+}
+
+impl File {
+    fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join(FILE_NAME), text).expect("a file");
+        Self { directory }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join(FILE_NAME)
+    }
+
+    fn sources(&self) -> Sources {
+        Sources {
+            file: Some(self.path()),
+            ..nothing()
+        }
+    }
+}
+
+fn load_file(text: &str) -> Settings {
+    Settings::load(&File::new(text).sources()).expect("right")
+}
+
+/// The error of a file, without its folder.
+fn file_error(text: &str) -> String {
+    let file = File::new(text);
+    let error = Settings::load(&file.sources()).expect_err("wrong");
+    assert_eq!(error.code(), Code::InvalidConfig);
+    error
+        .to_string()
+        .replace(&format!("{}/", file.directory.path().display()), "")
+}
+
+fn variable_error(name: &str, value: &str) -> String {
+    Settings::load(&with_variables(&[(name, value)]))
+        .expect_err("wrong")
+        .to_string()
+}
+
+fn model(name: &str) -> ModelName {
+    name.parse().expect("a name")
+}
+
+fn pool(name: &str) -> PoolName {
+    name.parse().expect("a name")
+}
+
+#[test]
+fn the_default_file_is_a_whole_and_right_configuration() {
+    let settings = Settings::load(&nothing()).expect("right");
+    assert_eq!(settings.listen.to_string(), "127.0.0.1:8088");
+    assert_eq!(settings.data, Path::new("/home/me/.local/share/rayreel"));
+    assert_eq!(settings.default_model, model("testcard"));
+    assert_eq!(settings.max_body_bytes, 16 << 20);
+    assert_eq!(
+        settings.max_run_seconds.duration(),
+        Duration::from_secs(3600)
+    );
+    assert_eq!(
+        settings.log,
+        Log {
+            level: LogLevel::Info,
+            format: LogFormat::Text
+        }
+    );
+    assert_eq!(
+        settings.models[&model("testcard")].settings["step_ms"],
+        json!(10)
+    );
+}
+
+#[test]
+fn the_default_file_says_what_the_domain_takes_by_default() {
+    let settings = Settings::load(&nothing()).expect("right");
+    assert_eq!(settings.rules(), Rules::default());
+    assert_eq!(settings.terms(), Terms::default());
+    assert_eq!(settings.locality(), Locality::default());
+    let spec = settings.model_spec(&model("testcard")).expect("a model");
+    assert_eq!(spec.limits, Limits::default());
+    assert_eq!(spec.defaults, Defaults::default());
+}
+
+#[test]
+fn the_default_file_documents_every_key() {
+    let settings = Settings::load(&with_variables(&[
+        ("RAYREEL_MODELS__TESTCARD__CHECKPOINT", "/models/x"),
+        ("RAYREEL_MODELS__TESTCARD__ESTIMATE_SECONDS", "1"),
+        ("RAYREEL_MODELS__TESTCARD__DEFAULTS__GUIDANCE", "5.0"),
+    ]));
+    let settings = serde_json::to_value(settings.expect("right")).expect("plain data");
+    fn keys(value: &Value, found: &mut Vec<String>) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            found.push(key.clone());
+            keys(value, found);
+        }
+    }
+    let mut found = Vec::new();
+    keys(&settings, &mut found);
+    assert!(found.len() > 40, "{found:?}");
+    for key in found {
+        let says = |line: &str| {
+            let line = line.trim_start_matches(['#', ' ']);
+            line.starts_with(&format!("{key} =")) || line.starts_with('[') && line.contains(&key)
+        };
+        assert!(
+            DEFAULT_FILE.lines().any(says),
+            "`{key}` is not in the default file"
+        );
+    }
+}
+
+#[test]
+fn each_layer_is_stronger_than_the_one_before() {
+    let file = File::new("listen = \"127.0.0.1:1111\"\nlease_seconds = 10\nmax_queued = 7");
+    let mut sources = Sources {
+        variables: with_variables(&[
+            ("RAYREEL_LISTEN", "127.0.0.1:2222"),
+            ("RAYREEL_LEASE_SECONDS", "0.5"),
+            ("PATH", "/bin"),
+        ])
+        .variables,
+        ..file.sources()
+    };
+    sources.flags.listen = Some("[::1]:3333".to_owned());
+    let loaded = load(&sources).expect("right");
+    assert_eq!(loaded.settings.listen.to_string(), "[::1]:3333");
+    assert_eq!(loaded.settings.lease_seconds.ms(), 500);
+    assert_eq!(loaded.settings.max_queued, 7);
+
+    let origin = |key: &str| {
+        let entries = loaded.entries();
+        let entry = entries.iter().find(|entry| entry.key == key);
+        entry
+            .map(|entry| (entry.value.clone(), entry.origin.clone()))
+            .expect("an entry")
+    };
+    assert_eq!(
+        origin("listen"),
+        ("\"[::1]:3333\"".to_owned(), Origin::Flag("--listen"))
+    );
+    let variable = Origin::Variable("RAYREEL_LEASE_SECONDS".to_owned());
+    assert_eq!(origin("lease_seconds"), ("0.5".to_owned(), variable));
+    let file = Origin::File {
+        path: file.path(),
+        line: 3,
+    };
+    assert_eq!(origin("max_queued"), ("7".to_owned(), file));
+    assert!(matches!(origin("retry.max_losses"), (value, Origin::Default { .. }) if value == "5"));
+    assert_eq!(
+        origin("default_model"),
+        ("\"testcard\"".to_owned(), Origin::Derived)
+    );
+}
+
+#[test]
+fn the_entries_are_a_configuration_file_that_says_the_same() {
+    let file = File::new(
+        "[models.\"wan2.2\"]\ncommand = [\"py\", \"a \\\"b\\\"\"]\n\
+         settings = { list = [1, { x = 0.5 }], when = 2026-01-01, \"odd key\" = true }",
+    );
+    let first = load(&file.sources()).expect("right");
+    let lines: Vec<String> = first
+        .entries()
+        .iter()
+        .map(|entry| format!("{} = {}", entry.key, entry.value))
+        .collect();
+    assert_eq!(load_file(&lines.join("\n")), first.settings);
+}
+
+#[test]
+fn a_file_is_found_where_it_is_named_then_in_the_places_to_search() {
+    let (asked, named, searched) = (
+        File::new("max_queued = 1"),
+        File::new("max_queued = 2"),
+        File::new("max_queued = 3"),
+    );
+    let mut sources = Sources {
+        file: Some(asked.path()),
+        search: vec![PathBuf::from("/nowhere/rayreel.toml"), searched.path()],
+        variables: vec![("RAYREEL_CONFIG".into(), named.path().into_os_string())],
+        ..nothing()
+    };
+    assert_eq!(Settings::load(&sources).expect("right").max_queued, 1);
+    sources.file = None;
+    assert_eq!(Settings::load(&sources).expect("right").max_queued, 2);
+    sources.variables.clear();
+    let loaded = load(&sources).expect("right");
+    assert_eq!(loaded.settings.max_queued, 3);
+    assert_eq!(loaded.file, Some(searched.path()));
+    sources.file = Some(PathBuf::from("/nowhere/rayreel.toml"));
+    assert_eq!(
+        Settings::load(&sources).expect_err("wrong").to_string(),
+        "/nowhere/rayreel.toml: there is no such configuration file"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_refused_by_line() {
+    assert!(file_error("listen = \"a\"\nlisten = \"b\"").starts_with("rayreel.toml, line 2: "));
+    assert!(file_error("[log]\nlevel = ").starts_with("rayreel.toml, line 2: "));
+    assert_eq!(
+        file_error("max_queued = 99999999999999999999"),
+        "rayreel.toml, line 1: the number is too large"
+    );
+    let file = File::new("");
+    fs::write(file.path(), b"# fine\n# \xff").expect("written");
+    let error = Settings::load(&file.sources())
+        .expect_err("wrong")
+        .to_string();
+    assert!(error.ends_with("line 2 is not UTF-8"), "{error}");
+}
+
+#[test]
+fn an_unknown_key_in_a_file_is_refused_and_the_nearest_named() {
+    for (text, message) in [
+        (
+            "\nlease_secnds = 3",
+            "rayreel.toml, line 2: there is no setting `lease_secnds`; \
+             did you mean `lease_seconds`?",
+        ),
+        (
+            "[pools.local]\nmaximum = 3",
+            "rayreel.toml, line 2: there is no setting `pools.local.maximum`; `pools.local` has \
+             provider, min, max, target_wait_seconds, idle_timeout_seconds, start_timeout_seconds",
+        ),
+        (
+            "[pools.local]\nidle_timeout_second = 3",
+            "rayreel.toml, line 2: there is no setting `pools.local.idle_timeout_second`; \
+             did you mean `pools.local.idle_timeout_seconds`?",
+        ),
+        (
+            "max_losses = 3",
+            "rayreel.toml, line 1: there is no setting `max_losses`; \
+             did you mean `retry.max_losses`?",
+        ),
+        (
+            "[models.testcard.limits]\nmax_frame = 5",
+            "rayreel.toml, line 2: there is no setting `models.testcard.limits.max_frame`; \
+             did you mean `models.testcard.limits.max_frames`?",
+        ),
+        (
+            "[modles.x]\nengine = \"testcard\"",
+            "rayreel.toml, line 1: there is no setting `modles`; did you mean `models`?",
+        ),
+        (
+            "colour = 1",
+            "rayreel.toml, line 1: there is no setting `colour`; \
+             `rayreel config default` shows all settings",
+        ),
+    ] {
+        assert_eq!(file_error(text), message);
+    }
+}
+
+#[test]
+fn an_unknown_variable_is_refused_and_the_nearest_named() {
+    for (name, message) in [
+        (
+            "RAYREEL_LEASE_SECNDS",
+            "RAYREEL_LEASE_SECNDS: there is no such setting; did you mean `RAYREEL_LEASE_SECONDS`?",
+        ),
+        (
+            "RAYREEL_POOLS__LOCAL__MAXX",
+            "RAYREEL_POOLS__LOCAL__MAXX: there is no such setting; \
+             did you mean `RAYREEL_POOLS__LOCAL__MAX`?",
+        ),
+        (
+            "RAYREEL_SERVR",
+            "RAYREEL_SERVR: there is no such setting; did you mean `RAYREEL_SERVER`?",
+        ),
+        (
+            "RAYREEL_MAX_FAILURES",
+            "RAYREEL_MAX_FAILURES: there is no such setting; \
+             did you mean `RAYREEL_RETRY__MAX_FAILURES`?",
+        ),
+    ] {
+        assert_eq!(variable_error(name, "1"), message);
+    }
+}
+
+#[test]
+fn variables_that_are_not_settings_are_left_alone() {
+    let sources = with_variables(&[
+        ("RAYREEL_SERVER", "http://127.0.0.1:1"),
+        ("RAYREEL_TOKEN", "t"),
+        ("RAYREEL_WORKER_TOKEN", "t"),
+        ("RAYREEL_LOG", "debug"),
+        ("RAYREEL_LISTEN", ""),
+        ("RAYREEL_CONFIG", ""),
+    ]);
+    assert_eq!(Settings::load(&sources), Settings::load(&nothing()));
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
+    for (text, message) in [
+        (
+            "lease_seconds = \"long\"",
+            "rayreel.toml, line 1: lease_seconds: must be a number, not the text `long`",
+        ),
+        (
+            "max_queued = -1",
+            "rayreel.toml, line 1: max_queued: must be a whole number, not negative, not `-1`",
+        ),
+        (
+            "max_queued = 1.5",
+            "rayreel.toml, line 1: max_queued: must be a whole number, not negative, not `1.5`",
+        ),
+        (
+            "listen = 8088",
+            "rayreel.toml, line 1: listen: must be a text in quotes, not `8088`",
+        ),
+        (
+            "listen = \"localhost:8088\"",
+            "rayreel.toml, line 1: listen: `localhost:8088` is not an address; \
+             write it as 127.0.0.1:8088 or [::1]:8088",
+        ),
+        (
+            "[log]\nformat = \"xml\"",
+            "rayreel.toml, line 2: log.format: must be one of text, json, not `xml`",
+        ),
+        (
+            "log = 3",
+            "rayreel.toml, line 1: log: must be a table, not `3`",
+        ),
+        (
+            "[models.x]\ncommand = \"python3\"",
+            "rayreel.toml, line 2: models.x.command: must be a list of texts, not the text `python3`",
+        ),
+        (
+            "[models.x]\ncommand = [\"python3\",\n3]",
+            "rayreel.toml, line 3: models.x.command: must be a text in quotes, not `3`",
+        ),
+        (
+            "[models.testcard.defaults]\nsize = \"big\"",
+            "rayreel.toml, line 2: models.testcard.defaults.size: \
+             `big` is not a size; write it as 832x480 or 832*480",
+        ),
+        (
+            "[pools.\"a b\"]",
+            "rayreel.toml, line 1: pools.a b: the name of a pool is 1 to 64 letters, digits, `.`, \
+             `_` and `-`, a letter or digit first",
+        ),
+        (
+            "lease_seconds = nan",
+            "rayreel.toml, line 1: `inf` and `nan` are not allowed",
+        ),
+    ] {
+        assert_eq!(file_error(text), message);
+    }
+    assert_eq!(
+        variable_error("RAYREEL_LEASE_SECONDS", "long"),
+        "RAYREEL_LEASE_SECONDS: must be a number, not the text `long`"
+    );
+    assert_eq!(
+        variable_error("RAYREEL_POOLS", "3"),
+        "RAYREEL_POOLS: must be a table, not `3`"
+    );
+}
+
+#[test]
+fn a_value_out_of_bounds_is_refused_with_the_bounds() {
+    for (text, message) in [
+        (
+            "lease_seconds = 0",
+            "rayreel.toml, line 1: lease_seconds: 0 is not allowed; it must be from 0.1 to 3600",
+        ),
+        (
+            "max_body_bytes = 10",
+            "rayreel.toml, line 1: max_body_bytes: 10 is not allowed; \
+             it must be from 65536 to 1073741824",
+        ),
+        (
+            "[retry]\nmax_failures = 0",
+            "rayreel.toml, line 2: retry.max_failures: 0 is not allowed; it must be from 1 to 1000",
+        ),
+        (
+            "[models.testcard.limits]\nmax_fps = 0",
+            "rayreel.toml, line 2: models.testcard.limits.max_fps: 0 is not allowed; \
+             it must be from 1 to 240",
+        ),
+    ] {
+        assert_eq!(file_error(text), message);
+    }
+}
+
+#[test]
+fn settings_must_fit_one_another() {
+    for (text, message) in [
+        (
+            "[pools.local]\nmin = 2",
+            "rayreel.toml, line 2: pools.local.min: 2 is above `pools.local.max`, 1",
+        ),
+        (
+            "[retry]\nbackoff_seconds = 61",
+            "rayreel.toml, line 2: retry.backoff_seconds: \
+             61 is above `retry.max_backoff_seconds`, 60",
+        ),
+        (
+            "default_model = \"testcart\"",
+            "rayreel.toml, line 1: default_model: there is no model `testcart`; \
+             did you mean `testcard`?",
+        ),
+        (
+            "[models.x]\nengine = \"testcard\"\npool = \"gpu\"",
+            "rayreel.toml, line 3: models.x.pool: there is no pool `gpu`; there is local",
+        ),
+        (
+            "[models.x]\nengine = \"wan\"",
+            "rayreel.toml, line 2: models.x.engine: there is no built-in engine `wan`; \
+             there is testcard",
+        ),
+        (
+            "[models.x]\npool = \"local\"",
+            "rayreel.toml, line 1: models.x: `command`, the program that runs this model, \
+             is missing",
+        ),
+        (
+            "[models.testcard]\ncommand = [\"x\"]",
+            "rayreel.toml, line 2: models.testcard.command: give `engine` or `command`, not both",
+        ),
+        (
+            "[models.x]\ncommand = []",
+            "rayreel.toml, line 2: models.x.command: must be a program and its arguments",
+        ),
+        (
+            "[models.x]\ncommand = [\"x\"]\ncheckpoint = \"wan\"",
+            "rayreel.toml, line 3: models.x.checkpoint: must be an absolute path",
+        ),
+        (
+            "[models.testcard.defaults]\nframes = 50",
+            "rayreel.toml, line 2: models.testcard.defaults.frames: \
+             `frames` is 50; it must be 4n+1 (1, 5, 9 …), at most 321",
+        ),
+        (
+            "[models.testcard.limits]\nmax_frames = 100",
+            "rayreel.toml, line 2: models.testcard.limits.max_frames: \
+             must be 4n+1, as frames are: 97 or 101",
+        ),
+        (
+            "data = \"~/videos\"",
+            "rayreel.toml, line 1: data: `~` stands for nothing here; write the path out",
+        ),
+    ] {
+        assert_eq!(file_error(text), message);
+    }
+}
+
+#[test]
+fn only_loopback_is_served_while_there_are_no_keys() {
+    for listen in [
+        "0.0.0.0:8088",
+        "[::]:8088",
+        "192.168.1.2:80",
+        "127.0.0.5:80",
+    ] {
+        let error = variable_error("RAYREEL_LISTEN", listen);
+        assert!(error.starts_with("RAYREEL_LISTEN: "), "{error}");
+        assert!(error.contains("no keys yet"), "{error}");
+        assert!(error.contains("proxy"), "{error}");
+    }
+    let sources = with_variables(&[("RAYREEL_LISTEN", "[::1]:0")]);
+    assert_eq!(Settings::load(&sources).expect("right").listen.port(), 0);
+}
+
+#[test]
+fn a_relative_data_directory_is_beside_the_file_or_in_the_working_directory() {
+    let file = File::new("data = \"videos\"");
+    let mut sources = file.sources();
+    let data = |sources: &Sources| Settings::load(sources).expect("right").data;
+    assert_eq!(data(&sources), file.directory.path().join("videos"));
+    sources.variables = with_variables(&[("RAYREEL_DATA", "here")]).variables;
+    assert_eq!(data(&sources), Path::new("/work/here"));
+    sources.flags.data = Some(PathBuf::from("/there"));
+    assert_eq!(data(&sources), Path::new("/there"));
+}
+
+#[test]
+fn without_a_home_directory_the_data_directory_must_be_set() {
+    let error = Settings::load(&Sources {
+        data: None,
+        ..nothing()
+    })
+    .expect_err("wrong");
+    assert_eq!(
+        error.to_string(),
+        "data: is not set, and there is no home directory to put it in; \
+         set `data`, RAYREEL_DATA or --data"
+    );
+    let sources = Sources {
+        data: None,
+        ..with_variables(&[("RAYREEL_DATA", "/d")])
+    };
+    assert_eq!(
+        Settings::load(&sources).expect("right").data,
+        Path::new("/d")
+    );
+}
+
+#[test]
+fn the_default_model_is_the_first_configured_besides_the_test_card() {
+    let two = "[models.zebra]\ncommand = [\"z\"]\n[models.ape]\ncommand = [\"a\"]\n";
+    assert_eq!(load_file(two).default_model, model("zebra"));
+    let set = format!("default_model = \"ape\"\n{two}");
+    assert_eq!(load_file(&set).default_model, model("ape"));
+    let slower = "[models.testcard.settings]\nstep_ms = 500";
+    assert_eq!(load_file(slower).default_model, model("testcard"));
+}
+
+#[test]
+fn a_model_takes_over_what_it_does_not_say_but_not_the_settings_of_the_engine() {
+    let settings = load_file(
+        "[models.\"wan2.2-ti2v-5b\"]\ncommand = [\"python3\", \"-m\", \"wan\"]\n\
+         checkpoint = \"/models/wan\"\nsilence_seconds = 60\n\
+         settings = { offload = true, nested = { any_key = [1, 2.5] } }\n\
+         limits = { multiple = 32 }\ndefaults = { size = \"1280x704\", steps = 50 }\n\
+         [pools.gpu]\nmax = 4",
+    );
+    let name = model("wan2.2-ti2v-5b");
+    let setup = settings.model_setup(&name).expect("a model");
+    let command = ["python3", "-m", "wan"].map(str::to_owned).to_vec();
+    assert_eq!(setup.engine, EngineSetup::Command(command));
+    assert_eq!(setup.checkpoint.as_deref(), Some("/models/wan"));
+    assert_eq!((setup.silence_ms, setup.grace_ms), (60_000, 10_000));
+    assert_eq!(
+        Value::Object(setup.settings),
+        json!({"offload": true, "nested": {"any_key": [1, 2.5]}})
+    );
+    let spec = settings.model_spec(&name).expect("a model");
+    assert_eq!(spec.pool, pool("local"));
+    assert_eq!((spec.limits.multiple, spec.limits.max_frames), (32, 321));
+    assert_eq!((spec.defaults.steps, spec.defaults.frames), (50, 49));
+    assert!(!settings.models[&name].is_test_pattern());
+    assert!(settings.models[&model("testcard")].is_test_pattern());
+
+    let policy = settings.pools[&pool("gpu")].policy();
+    assert_eq!(
+        (policy.min, policy.max, policy.idle_timeout_ms),
+        (0, 4, 600_000)
+    );
+    assert_eq!(settings.pools[&pool("local")].policy().max, 1);
+}
+
+#[test]
+fn a_variable_reaches_into_tables_and_takes_its_type_from_the_setting() {
+    let file = File::new("[models.\"wan2.2-a\"]\ncommand = [\"x\"]");
+    let mut sources = file.sources();
+    sources.variables = with_variables(&[
+        ("RAYREEL_POOLS__LOCAL__MAX", "3"),
+        ("RAYREEL_LOG__FORMAT", "json"),
+        ("RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MS", "250"),
+        ("RAYREEL_MODELS__TESTCARD__SETTINGS__NAME", "plain"),
+        (
+            "RAYREEL_MODELS__WAN2_2_A__COMMAND",
+            "[\"python3\", \"engine.py\"]",
+        ),
+        ("RAYREEL_MODELS__WAN2_2_A__CHECKPOINT", "/0123"),
+        ("RAYREEL_DEFAULT_MODEL", "wan2.2-a"),
+    ])
+    .variables;
+    let settings = Settings::load(&sources).expect("right");
+    assert_eq!(settings.pools[&pool("local")].max, 3);
+    assert_eq!(settings.log.format, LogFormat::Json);
+    let testcard = &settings.models[&model("testcard")];
+    assert_eq!(testcard.settings["step_ms"], json!(250));
+    assert_eq!(testcard.settings["name"], json!("plain"));
+    let wan = &settings.models[&model("wan2.2-a")];
+    assert_eq!(
+        wan.command.as_deref(),
+        Some(&["python3".to_owned(), "engine.py".to_owned()][..])
+    );
+    assert_eq!(wan.checkpoint.as_deref(), Some("/0123"));
+}
+
+#[test]
+fn a_variable_that_may_mean_two_models_is_refused() {
+    let file = File::new("[models.\"a.b\"]\ncommand = [\"x\"]\n[models.a-b]\ncommand = [\"x\"]");
+    let mut sources = file.sources();
+    sources.variables = with_variables(&[("RAYREEL_MODELS__A_B__POOL", "local")]).variables;
+    assert_eq!(
+        Settings::load(&sources).expect_err("wrong").to_string(),
+        "RAYREEL_MODELS__A_B__POOL: may mean `a-b` or `a.b`; set it in a file instead"
+    );
+}

@@ -1,0 +1,149 @@
+//! The local provider: workers are processes of this machine.
+//!
+//! A worker is started in a process group of its own, so that neither a Ctrl-C in the server's
+//! terminal nor the server's death takes it along: it keeps its task and reconnects.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+
+use super::process;
+use super::{Death, Provider};
+use crate::store::Launch;
+
+/// Logs of dead workers that are kept.
+const KEPT_LOGS: usize = 20;
+
+/// Starts `rayreel worker` processes.
+#[derive(Debug)]
+pub struct Local {
+    /// The program and its first arguments: usually the running binary.
+    command: Vec<String>,
+    /// Data directory: workers read the server's address there after a restart.
+    home: PathBuf,
+    worker_token: String,
+    children: Mutex<HashMap<String, Child>>,
+}
+
+impl Local {
+    pub fn new(command: Vec<String>, home: PathBuf, worker_token: String) -> Self {
+        Self { command, home, worker_token, children: Mutex::new(HashMap::new()) }
+    }
+
+    fn log(&self, id: &str) -> PathBuf {
+        self.home.join("logs").join(format!("{id}.log"))
+    }
+
+    fn children(&self) -> std::sync::MutexGuard<'_, HashMap<String, Child>> {
+        self.children.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn start(&self, launch: &Launch, server: &str) -> std::io::Result<Child> {
+        let log = self.log(&launch.id);
+        if let Some(logs) = log.parent() {
+            std::fs::create_dir_all(logs)?;
+            prune(logs);
+        }
+        let out = File::create(&log)?;
+        let (program, first) = self.command.split_first().ok_or(std::io::ErrorKind::NotFound)?;
+        Command::new(program)
+            .args(first)
+            .args(["worker", "--server", server, "--pool", launch.pool.as_str()])
+            .args(["--name", &launch.id, "--launch", &launch.id])
+            .arg("--home")
+            .arg(&self.home)
+            .env("RAYREEL_WORKER_TOKEN", &self.worker_token)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0)
+            .spawn()
+    }
+}
+
+#[async_trait]
+impl Provider for Local {
+    async fn launch(&self, mut launch: Launch, server: &str) -> Result<Launch, String> {
+        let child = self.start(&launch, server).map_err(|error| {
+            format!("{} could not be started: {error}", self.command.join(" "))
+        })?;
+        launch.pid = Some(child.id());
+        launch.pid_started = process::start_time(child.id());
+        self.children().insert(launch.id.clone(), child);
+        Ok(launch)
+    }
+
+    async fn probe(&self, launch: &Launch) -> Result<(), Death> {
+        if let Some(child) = self.children().get_mut(&launch.id) {
+            return match child.try_wait() {
+                Ok(None) => Ok(()),
+                Ok(Some(status)) => Err(Death {
+                    reason: with_tail(&status.to_string(), &self.log(&launch.id)),
+                    clean: status.success(),
+                }),
+                Err(error) => Err(Death { reason: error.to_string(), clean: false }),
+            };
+        }
+        // Started by a server before this one.
+        let alive = match launch.pid {
+            Some(pid) => process::alive(pid, launch.pid_started),
+            None => process::with_argument(&launch.id).is_some(),
+        };
+        if alive {
+            return Ok(());
+        }
+        let reason = with_tail("it ended while no server watched", &self.log(&launch.id));
+        Err(Death { reason, clean: launch.claimed })
+    }
+
+    async fn stop(&self, launch: &Launch, at_once: bool) {
+        let pid = launch.pid.or_else(|| process::with_argument(&launch.id));
+        if let Some(pid) = pid {
+            let signal = if at_once { Signal::KILL } else { Signal::TERM };
+            process::signal(pid, launch.pid_started, signal);
+        }
+    }
+
+    async fn forget(&self, launch: &Launch) {
+        if let Some(mut child) = self.children().remove(&launch.id) {
+            // It has ended: this takes its status and never waits long.
+            let _ = child.try_wait();
+        }
+    }
+}
+
+/// A reason with the last lines of a log.
+fn with_tail(reason: &str, log: &Path) -> String {
+    const TAIL: u64 = 2_000;
+    let tail = File::open(log).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    });
+    match tail {
+        Ok(tail) if !tail.is_empty() => format!("{reason}: {tail}"),
+        _ => reason.to_owned(),
+    }
+}
+
+/// Removes the oldest logs.
+fn prune(logs: &Path) {
+    let Ok(entries) = std::fs::read_dir(logs) else { return };
+    let mut files: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    files.sort();
+    for (_, path) in files.iter().rev().skip(KEPT_LOGS) {
+        let _ = std::fs::remove_file(path);
+    }
+}

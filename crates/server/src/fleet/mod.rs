@@ -1,0 +1,322 @@
+//! How many workers there are, and where they come from.
+//!
+//! One loop looks at what is there, asks [`rayreel_domain::scale`] what should be, and starts what
+//! is missing. It takes no input, may run at any moment, and wakes when the backlog changes and on
+//! a timer. A worker that is not needed is told to go by the answer to its own claim.
+//!
+//! Every launch is a durable row, written before the provider is called, so that a server that was
+//! killed finds again what it has started. A launch that dies before its worker has asked for work
+//! delays the next one; three in a row open the breaker: the pool's tasks stay queued, and say why.
+
+pub mod local;
+pub mod process;
+mod breaker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rayreel_domain::id::PoolName;
+use rayreel_domain::scale::{self, Policy, Snapshot};
+use rayreel_domain::task::End;
+use tokio_util::sync::CancellationToken;
+
+use crate::App;
+use crate::store::{self, Activity, Identity, Launch, WorkerView};
+use breaker::Breaker;
+
+/// Starts worker processes somewhere.
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// Starts the worker of this launch, or finds it running, and completes the row.
+    async fn launch(&self, launch: Launch, server: &str) -> Result<Launch, String>;
+
+    /// Is the worker's process there? If not, what it said last.
+    async fn probe(&self, launch: &Launch) -> Result<(), Death>;
+
+    /// Asks the worker to finish and go, or ends it at once.
+    async fn stop(&self, launch: &Launch, at_once: bool);
+
+    /// Forgets a launch that is over.
+    async fn forget(&self, launch: &Launch);
+}
+
+/// How a worker process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// `exit status: 1`, and the last lines of its log.
+    pub reason: String,
+    /// It exited with status 0: it was told to.
+    pub clean: bool,
+}
+
+/// What the fleet has decided for each pool; read by claims and by the API.
+#[derive(Debug, Default)]
+pub struct Targets(RwLock<HashMap<PoolName, Decision>>);
+
+#[derive(Debug, Default, Clone)]
+struct Decision {
+    target: u32,
+    blocked: Option<String>,
+}
+
+impl Targets {
+    /// How many workers the pool should have; none until the fleet has decided: then nobody is
+    /// told to go.
+    pub fn of(&self, pool: &PoolName) -> Option<u32> {
+        self.read().get(pool).map(|decision| decision.target)
+    }
+
+    /// Why no worker is being started although tasks wait.
+    pub fn blocked(&self, pool: &PoolName) -> Option<String> {
+        self.read().get(pool).and_then(|decision| decision.blocked.clone())
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<PoolName, Decision>> {
+        self.0.read().expect("nothing panics while it holds this lock")
+    }
+
+    fn set(&self, pool: &PoolName, target: u32, blocked: Option<String>) {
+        let mut decisions = self.0.write().expect("nothing panics while it holds this lock");
+        decisions.insert(pool.clone(), Decision { target, blocked });
+    }
+}
+
+/// The loop that keeps every pool at its target.
+pub struct Fleet {
+    app: Arc<App>,
+    /// Address under which workers of this machine reach the server.
+    server: String,
+    breakers: HashMap<PoolName, Breaker>,
+}
+
+/// Looks are this far apart at least, whatever happens in between.
+const PACE: Duration = Duration::from_millis(20);
+/// And this far at most: processes die without telling.
+const TICK: Duration = Duration::from_millis(500);
+
+impl Fleet {
+    pub fn new(app: Arc<App>, server: String) -> Self {
+        Self { app, server, breakers: HashMap::new() }
+    }
+
+    /// Runs until the server stops. An error of the store is logged and the next look is a new try.
+    pub async fn run(mut self, stopping: CancellationToken) {
+        loop {
+            if let Err(error) = self.look().await {
+                tracing::warn!(%error, "the fleet could not look at its pools");
+            }
+            let feed = &self.app.components.feed;
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                () = tokio::time::sleep(TICK) => {}
+                () = async {
+                    tokio::time::sleep(PACE).await;
+                    feed.backlog.notified().await;
+                } => {}
+            }
+        }
+        self.leave().await;
+    }
+
+    /// One look at every pool.
+    pub async fn look(&mut self) -> Result<(), store::Error> {
+        let store = &self.app.components.store;
+        let workers = store.workers().await?;
+        let mut launches: HashMap<PoolName, Vec<Launch>> = HashMap::new();
+        for launch in store.launches().await? {
+            launches.entry(launch.pool.clone()).or_default().push(launch);
+        }
+        let backlog = store.backlog().await?;
+        let app = Arc::clone(&self.app);
+        for (pool, config) in &app.settings.pools {
+            let start_timeout = config.start_timeout_seconds.duration();
+            let mut live = Vec::new();
+            for launch in launches.remove(pool).unwrap_or_default() {
+                if let Some(launch) = self.examine(launch, &workers, start_timeout).await? {
+                    live.push(launch);
+                }
+            }
+            let mut snapshot = counted(pool, &workers);
+            if let Some(waiting) = backlog.iter().find(|b| b.pool == *pool) {
+                snapshot.queued = waiting.ready;
+                snapshot.queued_ms = waiting.ready_ms;
+            }
+            snapshot.starting =
+                u32::try_from(live.iter().filter(|launch| !launch.claimed).count()).unwrap_or(0);
+            self.reconcile(pool, config.policy(), &snapshot).await?;
+        }
+        // Pools that are configured no more: what was started for them is stopped.
+        for launch in launches.into_values().flatten() {
+            self.app.components.provider.stop(&launch, false).await;
+            let _ = self.examine(launch, &workers, Duration::MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// Follows one launch; gone if it is over.
+    async fn examine(
+        &mut self,
+        mut launch: Launch,
+        workers: &[WorkerView],
+        start_timeout: Duration,
+    ) -> Result<Option<Launch>, store::Error> {
+        let app = Arc::clone(&self.app);
+        let components = &app.components;
+        let (store, provider) = (&components.store, &components.provider);
+        let now = components.clock.monotonic();
+        let worker = workers.iter().find(|worker| worker.by.worker.as_str() == launch.id);
+        let asked = worker.is_some_and(|worker| worker.activity != Activity::Starting);
+        if asked && !launch.claimed {
+            launch.claimed = true;
+            store.put_launch(launch.clone()).await?;
+            self.breaker(&launch.pool).succeeded();
+        }
+        let age = components.clock.wall().ms_since(launch.created_at);
+        let death = match provider.probe(&launch).await {
+            Ok(()) if launch.claimed || Duration::from_millis(age) < start_timeout => {
+                return Ok(Some(launch));
+            }
+            Ok(()) => {
+                provider.stop(&launch, true).await;
+                Death {
+                    reason: format!("it did not ask for work within {} s", start_timeout.as_secs()),
+                    clean: false,
+                }
+            }
+            Err(death) => death,
+        };
+        if !launch.claimed && !death.clean {
+            tracing::warn!(worker = launch.id, pool = %launch.pool, reason = death.reason, "a worker died before it asked for work");
+            self.breaker(&launch.pool).died(death.reason, now);
+        } else if !death.clean {
+            tracing::warn!(worker = launch.id, pool = %launch.pool, reason = death.reason, "a worker died");
+        }
+        // Its process is known to be dead, so there is nothing to wait for.
+        for lease in store.leases().await? {
+            if lease.worker.as_str() == launch.id {
+                store.reclaim(lease.fence, u64::MAX, End::Vanish).await?;
+            }
+        }
+        if let Some(worker) = worker {
+            store.deregister(&worker.by).await?;
+        }
+        store.remove_launch(&launch.id).await?;
+        provider.forget(&launch).await;
+        Ok(None)
+    }
+
+    /// Sets the target of a pool and starts what is missing.
+    async fn reconcile(
+        &mut self,
+        pool: &PoolName,
+        policy: Policy,
+        snapshot: &Snapshot,
+    ) -> Result<(), store::Error> {
+        let plan = scale::plan(policy, snapshot);
+        let components = self.app.components.clone();
+        let now = components.clock.monotonic();
+        let breaker = self.breaker(pool);
+        let blocked = (plan.launch > 0).then(|| breaker.blocked(now)).flatten();
+        let allowed = if blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
+        self.app.targets.set(pool, plan.target, blocked);
+        let idle = u32::try_from(snapshot.idle_ms.len()).unwrap_or(u32::MAX);
+        if snapshot.busy.saturating_add(idle).saturating_add(snapshot.starting) > plan.target
+            && idle > 0
+        {
+            // Parked claims of idle workers come back and learn that they are not needed.
+            components.feed.wake_all(pool);
+        }
+        for _ in 0..allowed {
+            let launch = Launch {
+                id: format!("{pool:.40}-{:012x}", components.random.number() >> 16),
+                pool: pool.clone(),
+                created_at: components.clock.wall(),
+                pid: None,
+                pid_started: None,
+                claimed: false,
+            };
+            components.store.put_launch(launch.clone()).await?;
+            tracing::info!(worker = launch.id, %pool, queued = snapshot.queued, "starting a worker");
+            match components.provider.launch(launch.clone(), &self.server).await {
+                Ok(launched) => components.store.put_launch(launched).await?,
+                Err(reason) => {
+                    tracing::warn!(%pool, reason, "a worker could not be started");
+                    self.breaker(pool).died(reason, now);
+                    components.store.remove_launch(&launch.id).await?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn breaker(&mut self, pool: &PoolName) -> &mut Breaker {
+        self.breakers.entry(pool.clone()).or_default()
+    }
+
+    /// The server stops: workers without a task go with it. One that has a task keeps it, and
+    /// comes back when the server does.
+    async fn leave(&self) {
+        let components = &self.app.components;
+        let (Ok(launches), Ok(leases)) =
+            (components.store.launches().await, components.store.leases().await)
+        else {
+            return;
+        };
+        let mut going = Vec::new();
+        for launch in launches {
+            if leases.iter().any(|lease| lease.worker.as_str() == launch.id) {
+                tracing::info!(worker = launch.id, "left at work; it reconnects when the server is back");
+                continue;
+            }
+            components.provider.stop(&launch, false).await;
+            going.push(launch);
+        }
+        // Bounded: what does not go now is found at the next start.
+        let waited = tokio::time::timeout(Duration::from_secs(3), async {
+            for launch in &going {
+                while components.provider.probe(launch).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                let by = components.store.workers().await.ok().and_then(|workers| {
+                    workers.into_iter().find(|w| w.by.worker.as_str() == launch.id).map(|w| w.by)
+                });
+                self.forget(launch, by).await;
+            }
+        });
+        if waited.await.is_err() {
+            tracing::warn!("some workers have not gone yet");
+        }
+    }
+
+    async fn forget(&self, launch: &Launch, by: Option<Identity>) {
+        let components = &self.app.components;
+        if let Some(by) = by {
+            let _ = components.store.deregister(&by).await;
+        }
+        let _ = components.store.remove_launch(&launch.id).await;
+        components.provider.forget(launch).await;
+    }
+}
+
+/// Workers of a pool that can be counted on. Those that the fleet has started and that have not
+/// asked for work yet are counted by their launch.
+fn counted(pool: &PoolName, workers: &[WorkerView]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for worker in workers.iter().filter(|w| w.pool == *pool && w.silent_ms < SILENT_MS) {
+        match worker.activity {
+            _ if worker.quarantined => snapshot.busy += 1,
+            Activity::Busy => snapshot.busy += 1,
+            Activity::Idle { for_ms } => snapshot.idle_ms.push(for_ms),
+            Activity::Starting if worker.launch.is_none() => snapshot.busy += 1,
+            Activity::Starting => {}
+        }
+    }
+    snapshot
+}
+
+/// Every worker calls at least each half minute; one that has been silent for longer than this is
+/// not counted on.
+pub const SILENT_MS: u64 = 90_000;

@@ -1,0 +1,295 @@
+//! Where tasks live. Decisions are made in `rayreel_domain`; a store executes them as guarded
+//! writes and answers queries.
+//!
+//! What every store promises, asserted by [`conformance`] and checked on a live store by
+//! [`Store::check`]:
+//!
+//! 1. an acknowledged submit never vanishes;
+//! 2. a task has at most one live lease;
+//! 3. attempts only rise;
+//! 4. a terminal state is final;
+//! 5. a succeeded task names its files with their checksums (that they exist is the artifact
+//!    store's half of the promise);
+//! 6. a queued task is found by a claim of its pool, once its backoff has passed;
+//! 7. the same tenant and idempotency key give the same task;
+//! 8. tenants share by virtual time, so that none starves.
+
+pub mod sqlite;
+
+use async_trait::async_trait;
+use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
+use rayreel_domain::lease::Fence;
+use rayreel_domain::task::{End, State, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
+
+/// The store of one server, or of many.
+///
+/// Every method is atomic. A change is durable before the call returns; a call that is dropped may
+/// or may not take effect.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Random number of this store's history: positions in event streams hold only within it.
+    fn epoch(&self) -> u64;
+
+    /// Adds a queued task, or finds the one that was submitted under the same idempotency key.
+    async fn submit(&self, task: Task) -> Result<Submitted, Error>;
+
+    /// Gives the worker its next task, or says why not.
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error>;
+
+    /// Renews a lease and keeps the progress. The first beat confirms the claim durably.
+    async fn beat(
+        &self,
+        by: &Identity,
+        fence: Fence,
+        progress: Option<Progress>,
+    ) -> Result<Beaten, Error>;
+
+    /// Is this attempt live? Writes nothing, renews nothing.
+    async fn held(&self, fence: Fence) -> Result<Beaten, Error>;
+
+    /// Ends an attempt: commit, fail, release … A repetition of the same end answers the task.
+    async fn end(&self, by: &Identity, fence: Fence, end: End) -> Result<Task, Error>;
+
+    /// Ends a live attempt without its worker: the lease ran out ([`End::Lose`]) or the worker is
+    /// known to be dead ([`End::Vanish`]). Does nothing if the attempt has beaten more than `beats`
+    /// times or is not live any more; answers whether it did something.
+    async fn reclaim(&self, fence: Fence, beats: u64, end: End) -> Result<bool, Error>;
+
+    /// Cancels a task that has not ended.
+    async fn cancel(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error>;
+
+    /// Deletes a task that has ended; its files become garbage. Cancels one that has not.
+    async fn delete(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error>;
+
+    async fn get(&self, tenant: &TenantName, id: TaskId) -> Result<Option<View>, Error>;
+
+    /// Reads a task for a worker, which has no tenant, if the fence is live.
+    async fn leased(&self, fence: Fence) -> Result<Task, Error>;
+
+    /// A page of a tenant's tasks, newest first.
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
+
+    /// Makes the name's newest incarnation, which ends the older one; its leases stay until the
+    /// first claim says what it still holds. Pruned workers may come back the same way.
+    async fn register(&self, worker: Registration) -> Result<u64, Error>;
+
+    /// Forgets a worker that exits; a lease it still has is given back. Unknown ones are ignored.
+    async fn deregister(&self, by: &Identity) -> Result<(), Error>;
+
+    /// Every registered worker.
+    async fn workers(&self) -> Result<Vec<WorkerView>, Error>;
+
+    /// Every live lease, for the rescuer.
+    async fn leases(&self) -> Result<Vec<LeaseView>, Error>;
+
+    /// Ends tasks past their deadline, and makes those ready whose backoff has passed. Answers when
+    /// there is something to do again.
+    async fn advance(&self) -> Result<Option<Timestamp>, Error>;
+
+    /// Queued and running work of every pool that has some.
+    async fn backlog(&self) -> Result<Vec<Backlog>, Error>;
+
+    /// Writes a launch of the fleet, new or changed.
+    async fn put_launch(&self, launch: Launch) -> Result<(), Error>;
+
+    async fn remove_launch(&self, id: &str) -> Result<(), Error>;
+
+    async fn launches(&self) -> Result<Vec<Launch>, Error>;
+
+    /// Folders that may be deleted now, at most `limit`.
+    async fn garbage(&self, limit: u32) -> Result<Vec<Garbage>, Error>;
+
+    /// Forgets garbage that is deleted.
+    async fn collected(&self, ids: &[i64]) -> Result<(), Error>;
+
+    /// Checks the invariants on what is stored and says what breaks them; empty if all is well.
+    async fn check(&self) -> Result<Vec<String>, Error>;
+}
+
+/// Why a store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("no such task")]
+    NotFound,
+    #[error("the attempt does not hold the task any more")]
+    StaleLease { cancelled: bool },
+    #[error("the worker's registration was replaced or is unknown")]
+    StaleWorker,
+    #[error("the idempotency key was used with another request")]
+    IdempotencyMismatch,
+    #[error("the queue is full: {queued} tasks")]
+    QueueFull { queued: u64 },
+    /// Nothing was written.
+    #[error("the task store is not available: {0}")]
+    Unavailable(String),
+    /// It may or may not have been written.
+    #[error("the task store failed while it wrote: {0}")]
+    OutcomeUnknown(String),
+    #[error("the database was written by a newer version of rayreel (schema {found}, this build knows {known})")]
+    TooNew { found: u32, known: u32 },
+    #[error("the database is damaged: {0}")]
+    Corrupt(String),
+}
+
+/// Which registration speaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub worker: WorkerName,
+    pub incarnation: u64,
+}
+
+/// Answer to a submit.
+#[derive(Debug, Clone)]
+pub struct Submitted {
+    pub task: Task,
+    /// True if the task was there already, under the same idempotency key.
+    pub existed: bool,
+    /// Tasks that will probably start before it; none if it is not queued (any more).
+    pub position: Option<u64>,
+}
+
+/// A worker asks for a task.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    pub by: Identity,
+    pub seq: u64,
+    pub holding: Vec<Fence>,
+    pub loaded: Option<ModelName>,
+    pub self_test: Option<SelfTest>,
+    /// Workers that the pool should have; an idle one above it is told to go. None: nobody is.
+    pub target: Option<u32>,
+}
+
+/// Answer to a claim.
+#[derive(Debug, Clone)]
+pub enum Claimed {
+    Task(Box<Task>),
+    /// `ready` tells that the pool has tasks which this worker should leave to others.
+    Nothing { ready: bool },
+    /// The worker has been deregistered and exits.
+    Drain,
+    Quarantine { model: ModelName, message: String },
+}
+
+/// What a cancel or delete did.
+#[derive(Debug, Clone)]
+pub struct Cancelled {
+    /// The task after the call (before, if it was deleted).
+    pub task: Task,
+    /// This call ended it.
+    pub cancelled: bool,
+    pub deleted: bool,
+}
+
+/// A task with what is known only while it lives.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub task: Task,
+    pub progress: Option<Progress>,
+    /// Tasks that will probably start before it, if it is queued.
+    pub position: Option<u64>,
+}
+
+/// Which tasks to list.
+#[derive(Debug, Clone)]
+pub struct ListQuery {
+    pub tenant: TenantName,
+    pub state: Option<State>,
+    pub model: Option<ModelName>,
+    /// Only tasks older than this position.
+    pub before: Option<u64>,
+    /// Only tasks created from / before this moment on.
+    pub created_from: Option<Timestamp>,
+    pub created_before: Option<Timestamp>,
+    pub limit: u32,
+}
+
+/// One page.
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub tasks: Vec<View>,
+    /// Position to go on from, if there is more.
+    pub next: Option<u64>,
+}
+
+/// A worker registers.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    pub worker: WorkerName,
+    pub pool: PoolName,
+    pub launch: Option<String>,
+}
+
+/// A registered worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerView {
+    pub by: Identity,
+    pub pool: PoolName,
+    pub launch: Option<String>,
+    /// Milliseconds since its last call, on the server's monotonic clock.
+    pub silent_ms: u64,
+    pub activity: Activity,
+    pub quarantined: bool,
+}
+
+/// What a worker is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Registered, but has not asked for work yet.
+    Starting,
+    /// Has a task, or has not asked for the next one yet.
+    Busy,
+    Idle {
+        for_ms: u64,
+    },
+}
+
+/// A live lease, as the rescuer watches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseView {
+    pub fence: Fence,
+    pub worker: WorkerName,
+    pub beats: u64,
+    pub confirmed: bool,
+    /// Starts of the server since the last beat.
+    pub graces: u32,
+    /// How long the attempt has run.
+    pub held_ms: u64,
+}
+
+/// Work of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backlog {
+    pub pool: PoolName,
+    /// Tasks that could start now, and their estimated GPU-milliseconds.
+    pub ready: u64,
+    pub ready_ms: u64,
+    /// Tasks that wait for their next try.
+    pub delayed: u64,
+    pub running: u64,
+}
+
+/// A worker process that the fleet has started or is about to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Launch {
+    /// Also the name of the worker.
+    pub id: String,
+    pub pool: PoolName,
+    pub created_at: Timestamp,
+    /// Process id, once started by the local provider.
+    pub pid: Option<u32>,
+    /// Start time of that process in clock ticks since boot: a reused pid has another.
+    pub pid_started: Option<u64>,
+    /// The worker has asked for work at least once.
+    pub claimed: bool,
+}
+
+/// A folder of the artifact store that nobody refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Garbage {
+    pub id: i64,
+    /// `task_…` or `task_…/attempt`.
+    pub folder: String,
+}

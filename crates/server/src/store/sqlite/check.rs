@@ -1,0 +1,160 @@
+//! The invariants, checked on what is stored.
+
+use std::collections::HashSet;
+
+use rayreel_domain::task::{Outcome, State, Task};
+use rusqlite::Row;
+
+use super::memory::{Account, Memory, NameId, Queue, Slot, parse, signed};
+use super::ops::place;
+use super::writer::Tx;
+
+impl Tx<'_> {
+    /// Says what is wrong; nothing if all is well.
+    pub(super) fn check(&self) -> rusqlite::Result<Vec<String>> {
+        let mut faults = Vec::new();
+        let mut statement = self.db.prepare(
+            "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body,
+             state, id, not_before, deadline, key, created_at FROM tasks",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let seq: i64 = row.get(0)?;
+            let task = match parse(row.get_ref(7)?.as_bytes()?) {
+                Ok(task) => task,
+                Err(error) => {
+                    faults.push(format!("row {seq}: the task can't be read: {error}"));
+                    continue;
+                }
+            };
+            let mut fault = |text: &str| faults.push(format!("{}: {text}", task.id));
+            self.check_columns(row, &task, &mut fault)?;
+            check_task(&task, &mut fault);
+        }
+        self.check_memory(&mut faults)?;
+        Ok(faults)
+    }
+
+    /// The columns say what the body says.
+    fn check_columns(
+        &self,
+        row: &Row<'_>,
+        task: &Task,
+        fault: &mut impl FnMut(&str),
+    ) -> rusqlite::Result<()> {
+        let place = place(row)?;
+        if *task.id.as_bytes() != row.get::<_, [u8; 16]>(9)? {
+            fault("its row has another id");
+        }
+        if task.state as i64 != row.get::<_, i64>(8)? {
+            fault("its column and its body are in different states");
+        }
+        if (task.state == State::Queued) != (place.slot != Slot::None) {
+            fault("its place in the queue does not fit its state");
+        }
+        let not_before = signed(task.not_before.0);
+        if row.get::<_, i64>(10)? != not_before || (place.slot == Slot::Backoff && not_before == 0)
+        {
+            fault("it does not wait for the time that it should");
+        }
+        let memory = self.memory();
+        let named = |id: NameId, name: &str| memory.names.get(&id).is_some_and(|n| n == name);
+        if !named(place.tenant, task.tenant.as_str())
+            || !named(place.pool, task.pool.as_str())
+            || !named(place.model, task.model.as_str())
+        {
+            fault("its row has another tenant, pool or model");
+        }
+        if place.rank != 5 - task.priority.get() || place.estimate_ms != task.estimate_ms {
+            fault("its row has another priority or estimate");
+        }
+        let deadline = task.deadline.map(|at| signed(at.0));
+        if row.get::<_, Option<i64>>(11)? != deadline
+            || row.get::<_, i64>(13)? != signed(task.created_at.0)
+        {
+            fault("its row has another deadline or time of creation");
+        }
+        // A key that has run out is no longer in the row.
+        let key: Option<String> = row.get(12)?;
+        if key.is_some() && key.as_ref() != task.idempotency.as_ref().map(|i| &i.key) {
+            fault("its row has another idempotency key");
+        }
+        Ok(())
+    }
+
+    /// What is kept in memory is what a restart would find.
+    fn check_memory(&self, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+        let now = self.ctx.clock.monotonic();
+        let stored = Memory::load(self.db, now, self.ctx.clock.wall().0)?;
+        let memory = self.memory();
+        if memory.queued != stored.queued {
+            let (known, queued) = (memory.queued, stored.queued);
+            faults.push(format!("{known} tasks are counted, {queued} are queued"));
+        }
+        let fences = |m: &Memory| m.live.values().map(|l| l.fence).collect::<HashSet<_>>();
+        if fences(&memory) != fences(&stored) {
+            faults.push("the live leases in memory are not those in the database".to_owned());
+        }
+        if memory.names != stored.names || memory.ids != stored.ids {
+            faults.push("the names in memory are not those in the database".to_owned());
+        }
+        for id in memory.pools.keys().chain(stored.pools.keys()).collect::<HashSet<_>>() {
+            let floors = [&memory, &stored].map(|m| m.pools.get(id).map_or(0, |p| p.floor_ms));
+            if floors[0] != floors[1] {
+                faults.push(format!("pool {id} has floor {} in memory, {} stored", floors[0], floors[1]));
+            }
+            let tenants = |m: &Memory| -> HashSet<NameId> {
+                m.pools.get(id).into_iter().flat_map(|pool| pool.tenants.keys()).copied().collect()
+            };
+            for tenant in tenants(&memory).union(&tenants(&stored)) {
+                let [known, found] = [&memory, &stored].map(|m| {
+                    let account = m.pools.get(id).and_then(|pool| pool.tenants.get(tenant));
+                    account.map_or_else(Standing::default, standing)
+                });
+                if known != found {
+                    faults.push(format!(
+                        "tenant {tenant} in pool {id}: {known:?} in memory, {found:?} stored"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Virtual time, running tasks and queues.
+type Standing = (u64, u64, Vec<(NameId, Queue)>);
+
+fn standing(account: &Account) -> Standing {
+    let queues = account.queues.iter().map(|(model, queue)| (*model, queue.clone()));
+    (account.virtual_ms, account.running, queues.collect())
+}
+
+fn check_task(task: &Task, fault: &mut impl FnMut(&str)) {
+    if (task.state == State::Running) != task.lease.is_some() {
+        fault("it runs without a lease, or has one and does not run");
+    }
+    if task.state.is_terminal() != task.finished_at.is_some() {
+        fault("it has ended without a time, or has a time and has not ended");
+    }
+    if task.state == State::Succeeded
+        && (task.outputs.is_empty() || task.outputs.iter().any(|o| o.sha256.len() != 64))
+    {
+        fault("it has succeeded without files and checksums");
+    }
+    if !task.attempts.iter().map(|a| a.number).is_sorted_by(|a, b| a < b)
+        || task.attempts.last().is_some_and(|a| a.number > task.attempt)
+    {
+        fault("its attempts do not rise");
+    }
+    let ends = task.attempts.iter().filter(|a| a.outcome == Some(Outcome::Succeeded)).count();
+    if ends != usize::from(task.state == State::Succeeded) {
+        fault("it has not exactly one successful attempt, or has one and has not succeeded");
+    }
+    if !task.history.is_sorted_by(|a, b| a.seq + 1 == b.seq)
+        || task.history.last().map(|c| c.state) != Some(task.state)
+        || task.history.iter().rev().skip(1).any(|c| c.state.is_terminal())
+    {
+        fault("its history does not lead to its state");
+    }
+}

@@ -1,0 +1,310 @@
+//! The embedded store: SQLite in WAL mode with `synchronous = FULL`, one writer thread with group
+//! commit, reads on their own connections.
+//!
+//! One row a task, no event rows: the history of states lies in the task. A claim reads an index
+//! and never loads the queue. See `docs/design/store.md` for what each decision bought.
+
+mod check;
+mod checkpoint;
+mod claim;
+mod memory;
+mod ops;
+mod read;
+mod schema;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use rayreel_domain::id::{TaskId, TenantName};
+use rayreel_domain::lease::Fence;
+use rayreel_domain::schedule::Locality;
+use rayreel_domain::task::{End, Rules, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::worker::{Beaten, Progress};
+use rusqlite::params;
+
+use super::{
+    Activity, Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView,
+    ListQuery, Page, Registration, Store, Submitted, View, WorkerView,
+};
+use crate::clock::{Clock, Random};
+use crate::feed::Feed;
+use memory::{Memory, unsigned};
+use read::Readers;
+use writer::{Context, Writer};
+
+/// What a store needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<Random>,
+    /// Told of every change after its commit.
+    pub feed: Arc<Feed>,
+    pub rules: Rules,
+    pub locality: Locality,
+    /// Most queued tasks.
+    pub max_queued: u64,
+    /// Files of an attempt without success are garbage after so long: an upload may be under way.
+    pub garbage_after_ms: u64,
+    /// A worker that has not called for so long is not counted on.
+    pub worker_silence_ms: u64,
+}
+
+/// A store in one file.
+pub struct SqliteStore {
+    epoch: u64,
+    ctx: Arc<Context>,
+    writer: Writer,
+    readers: Readers,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.ctx.path).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the file, creating or migrating it. Only one process may have it open: see
+    /// [`crate::home`].
+    pub fn open(path: impl Into<PathBuf>, options: Options) -> Result<Self, Error> {
+        let path = path.into();
+        let db = schema::open_writer(&path)?;
+        let epoch = options.random.number() >> 12;
+        db.execute(
+            "INSERT INTO meta (key, value) VALUES ('epoch', ?1) ON CONFLICT DO NOTHING",
+            [memory::signed(epoch)],
+        )
+        .map_err(schema::failed)?;
+        let epoch = db
+            .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
+            .map(unsigned)
+            .map_err(schema::failed)?;
+        memory::count_graces(&db).map_err(schema::failed)?;
+        let (now, wall) = (options.clock.monotonic(), options.clock.wall());
+        let memory = Memory::load(&db, now, wall.0).map_err(schema::failed)?;
+        let memory = Arc::new(Mutex::new(memory));
+        let ctx = Arc::new(Context {
+            path: path.clone(),
+            clock: options.clock,
+            random: options.random,
+            feed: options.feed,
+            rules: options.rules,
+            locality: options.locality,
+            max_queued: options.max_queued,
+            garbage_after_ms: options.garbage_after_ms,
+            worker_silence_ms: options.worker_silence_ms,
+            memory: Arc::clone(&memory),
+        });
+        let writer = Writer::start(db, Arc::clone(&ctx))?;
+        Ok(Self { epoch, ctx, writer, readers: Readers::new(path, memory) })
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.ctx.memory.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Why a fence is not live: cancelled, or lost.
+    fn gone(&self, fence: Fence) -> Result<Beaten, Error> {
+        let task = self.readers.get(fence.task)?.map(|view| view.task);
+        Ok(match task.map(|task| task.check(fence)) {
+            Some(Ok(())) => Beaten::Continue,
+            Some(Err(rayreel_domain::task::Refusal::Stale { cancelled: true })) => {
+                Beaten::Cancelled
+            }
+            _ => Beaten::Lost,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    async fn submit(&self, task: Task) -> Result<Submitted, Error> {
+        let body = ops::body(&task);
+        self.writer.call(move |tx| tx.submit(task, &body)).await
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
+        self.writer.call(move |tx| tx.claim(&claim)).await
+    }
+
+    async fn beat(
+        &self,
+        by: &Identity,
+        fence: Fence,
+        progress: Option<Progress>,
+    ) -> Result<Beaten, Error> {
+        let now = self.ctx.clock.monotonic();
+        let settled = {
+            let mut memory = self.memory();
+            if memory.worker(by, now).is_none() {
+                return Err(Error::StaleWorker);
+            }
+            match memory.live.get_mut(&fence.task).filter(|live| live.fence == fence) {
+                None => None,
+                Some(live) => {
+                    live.beats += 1;
+                    if progress.is_some() {
+                        live.progress = progress;
+                    }
+                    Some(live.confirmed && live.graces == 0)
+                }
+            }
+        };
+        match settled {
+            None => return self.gone(fence),
+            Some(true) => {}
+            Some(false) => match self.writer.call(move |tx| tx.confirm(fence)).await {
+                Err(Error::StaleLease { .. }) => return self.gone(fence),
+                other => other?,
+            },
+        }
+        self.ctx.feed.progress(fence.task);
+        Ok(Beaten::Continue)
+    }
+
+    async fn held(&self, fence: Fence) -> Result<Beaten, Error> {
+        if self.memory().live.get(&fence.task).is_some_and(|live| live.fence == fence) {
+            return Ok(Beaten::Continue);
+        }
+        self.gone(fence)
+    }
+
+    async fn end(&self, by: &Identity, fence: Fence, end: End) -> Result<Task, Error> {
+        let by = by.clone();
+        self.writer.call(move |tx| tx.end_by(&by, fence, end)).await
+    }
+
+    async fn reclaim(&self, fence: Fence, beats: u64, end: End) -> Result<bool, Error> {
+        self.writer.call(move |tx| tx.reclaim(fence, beats, end)).await
+    }
+
+    async fn cancel(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.cancel(&tenant, id, false)).await
+    }
+
+    async fn delete(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.cancel(&tenant, id, true)).await
+    }
+
+    async fn get(&self, tenant: &TenantName, id: TaskId) -> Result<Option<View>, Error> {
+        Ok(self.readers.get(id)?.filter(|view| view.task.tenant == *tenant))
+    }
+
+    async fn leased(&self, fence: Fence) -> Result<Task, Error> {
+        let task = self.readers.get(fence.task)?.map(|view| view.task);
+        let task = task.ok_or(Error::StaleLease { cancelled: false })?;
+        match task.check(fence) {
+            Ok(()) => Ok(task),
+            Err(rayreel_domain::task::Refusal::Stale { cancelled }) => {
+                Err(Error::StaleLease { cancelled })
+            }
+            Err(_) => Err(Error::StaleLease { cancelled: false }),
+        }
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, Error> {
+        self.readers.list(query)
+    }
+
+    async fn register(&self, worker: Registration) -> Result<u64, Error> {
+        self.writer.call(move |tx| tx.register(&worker)).await
+    }
+
+    async fn deregister(&self, by: &Identity) -> Result<(), Error> {
+        let by = by.clone();
+        self.writer.call(move |tx| tx.deregister(&by)).await
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerView>, Error> {
+        Ok(self.memory().worker_views(self.ctx.clock.monotonic()))
+    }
+
+    async fn leases(&self) -> Result<Vec<LeaseView>, Error> {
+        Ok(self.memory().leases(self.ctx.clock.monotonic()))
+    }
+
+    async fn advance(&self) -> Result<Option<Timestamp>, Error> {
+        self.writer.call(|tx| tx.advance()).await
+    }
+
+    async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
+        Ok(self.memory().backlog())
+    }
+
+    async fn put_launch(&self, launch: Launch) -> Result<(), Error> {
+        self.writer
+            .call(move |tx| {
+                let body = serde_json::to_string(&launch).unwrap_or_default();
+                tx.db
+                    .prepare_cached("INSERT OR REPLACE INTO launches (id, body) VALUES (?1, ?2)")?
+                    .execute(params![launch.id, body])?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn remove_launch(&self, id: &str) -> Result<(), Error> {
+        let id = id.to_owned();
+        self.writer
+            .call(move |tx| {
+                tx.db.prepare_cached("DELETE FROM launches WHERE id = ?1")?.execute([id])?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn launches(&self) -> Result<Vec<Launch>, Error> {
+        self.readers.with(|db| {
+            let mut statement = db.prepare_cached("SELECT body FROM launches ORDER BY id")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            let mut launches = Vec::new();
+            for text in rows {
+                match serde_json::from_str(&text?) {
+                    Ok(launch) => launches.push(launch),
+                    Err(error) => tracing::error!(%error, "a stored launch can't be read"),
+                }
+            }
+            Ok(launches)
+        })
+    }
+
+    async fn garbage(&self, limit: u32) -> Result<Vec<Garbage>, Error> {
+        let now = memory::signed(self.ctx.clock.wall().0);
+        self.readers.with(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT id, folder FROM garbage WHERE not_before <= ?1 ORDER BY id LIMIT ?2",
+            )?;
+            let rows = statement.query_map(params![now, limit], |row| {
+                Ok(Garbage { id: row.get(0)?, folder: row.get(1)? })
+            })?;
+            rows.collect()
+        })
+    }
+
+    async fn collected(&self, ids: &[i64]) -> Result<(), Error> {
+        let ids = ids.to_vec();
+        self.writer
+            .call(move |tx| {
+                let mut delete = tx.db.prepare_cached("DELETE FROM garbage WHERE id = ?1")?;
+                for id in ids {
+                    delete.execute([id])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn check(&self) -> Result<Vec<String>, Error> {
+        // On the writer, so that tables and memory are seen at one moment.
+        self.writer.call(|tx| Ok(tx.check()?)).await
+    }
+}

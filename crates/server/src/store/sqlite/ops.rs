@@ -1,0 +1,588 @@
+//! The operations that change the store, each within the writer's transaction.
+
+use rayreel_domain::id::{TaskId, TenantName, WorkerName};
+use rayreel_domain::lease::Fence;
+use rayreel_domain::task::{Effect, End, Outcome, Refusal, State, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::worker::SelfTest;
+use rusqlite::{OptionalExtension, params};
+
+use super::memory::{
+    Live, NameId, Place, Quarantine, Slot, Worker, WorkerState, parse, signed, state_number,
+    unsigned,
+};
+use super::writer::{Failure, Tx};
+use super::{Cancelled, Error, Identity, Registration, Submitted, read};
+use crate::feed::Change;
+
+/// How long an idempotency key finds its task.
+const KEY_MS: u64 = 24 * 3_600_000;
+/// Failures on so many different tasks in a row quarantine a worker.
+const QUARANTINE_AFTER: usize = 3;
+
+type Done<T> = Result<T, Failure>;
+
+impl Tx<'_> {
+    pub(super) fn now(&self) -> Timestamp {
+        self.ctx.clock.wall()
+    }
+
+    /// Adds a task; `body` is the task as it is stored.
+    pub(super) fn submit(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
+        if let Some(found) = self.same_key(&task)? {
+            return Ok(found);
+        }
+        let queued = self.memory().queued;
+        if queued >= self.ctx.max_queued {
+            return Err(Error::QueueFull { queued }.into());
+        }
+        let tenant = self.name(task.tenant.as_str())?;
+        let pool = self.name(task.pool.as_str())?;
+        let model = self.name(task.model.as_str())?;
+        let rank = 5 - task.priority.get();
+        self.db
+            .prepare_cached(
+                "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
+                 not_before, deadline, key, created_at, body)
+                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                task.id.as_bytes(),
+                tenant,
+                pool,
+                model,
+                rank,
+                signed(task.estimate_ms),
+                task.deadline.map(|at| signed(at.0)),
+                task.idempotency.as_ref().map(|i| i.key.as_str()),
+                signed(task.created_at.0),
+                body,
+            ])?;
+        let place = Place {
+            seq: self.db.last_insert_rowid(),
+            pool,
+            tenant,
+            model,
+            rank,
+            slot: Slot::Ready,
+            estimate_ms: task.estimate_ms,
+        };
+        let lift = self.memory().lift(pool, tenant);
+        if let Some(virtual_ms) = lift {
+            self.store_account(pool, tenant, virtual_ms)?;
+        }
+        let position = {
+            let mut memory = self.memory();
+            let account = memory.account(pool, tenant);
+            if let Some(virtual_ms) = lift {
+                account.virtual_ms = virtual_ms;
+            }
+            let sooner = |q: &super::memory::Queue| q.ready[..=usize::from(rank)].iter().sum::<u64>();
+            let ahead = account.queues.values().map(sooner).sum();
+            memory.enqueue(&place);
+            memory.position(&place, ahead)
+        };
+        if task.deadline.is_some() {
+            self.wakes.timers = true;
+        }
+        self.changed(&task, true, None);
+        Ok(Submitted { task, existed: false, position: Some(position) })
+    }
+
+    /// The task that was submitted under the same key within a day.
+    fn same_key(&mut self, task: &Task) -> Done<Option<Submitted>> {
+        let Some(asked) = &task.idempotency else { return Ok(None) };
+        let Some(tenant) = self.memory().tenant_id(&task.tenant) else { return Ok(None) };
+        let stored = self
+            .db
+            .prepare_cached(
+                "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
+                 WHERE tenant = ?1 AND key = ?2",
+            )?
+            .query_row(params![tenant, asked.key], task_and_place)
+            .optional()?;
+        let found = match stored {
+            Some((old, place)) if task.created_at.ms_since(old.created_at) >= KEY_MS => {
+                self.db
+                    .prepare_cached("UPDATE tasks SET key = NULL WHERE seq = ?1")?
+                    .execute([place.seq])?;
+                None
+            }
+            Some((old, place)) => {
+                let ready = place.slot == Slot::Ready;
+                let position =
+                    ready.then(|| read::position(self.db, &self.ctx.memory, &place)).transpose()?;
+                Some((old, position))
+            }
+            None => self
+                .db
+                .prepare_cached(
+                    "SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3",
+                )?
+                .query_row(params![tenant, asked.key, signed(task.created_at.0)], |row| {
+                    Ok((parse(row.get_ref(0)?.as_bytes()?)?, None))
+                })
+                .optional()?,
+        };
+        match found {
+            Some((old, position))
+                if old.idempotency.as_ref().is_some_and(|i| i.request == asked.request) =>
+            {
+                Ok(Some(Submitted { task: old, existed: true, position }))
+            }
+            Some(_) => Err(Error::IdempotencyMismatch.into()),
+            None => Ok(None),
+        }
+    }
+
+    /// Ends the attempt that `by` holds.
+    pub(super) fn end_by(&mut self, by: &Identity, fence: Fence, end: End) -> Done<Task> {
+        let now = self.ctx.clock.monotonic();
+        if self.memory().worker(by, now).is_none() {
+            return Err(Error::StaleWorker.into());
+        }
+        self.end(fence, end, true)
+    }
+
+    /// Ends an attempt whose beat counter is still `beats`.
+    pub(super) fn reclaim(&mut self, fence: Fence, beats: u64, end: End) -> Done<bool> {
+        let unmoved =
+            self.memory().live.get(&fence.task).is_some_and(|l| l.fence == fence && l.beats <= beats);
+        if unmoved {
+            self.end(fence, end, false)?;
+        }
+        Ok(unmoved)
+    }
+
+    /// Ends an attempt; its worker is told, unless it does it itself.
+    pub(super) fn end(&mut self, fence: Fence, end: End, by_worker: bool) -> Done<Task> {
+        let Some((mut task, place)) = self.load(fence.task)? else {
+            return Err(Error::StaleLease { cancelled: false }.into());
+        };
+        let (blamed, succeeded) = match &end {
+            End::Fail(failure) => (failure.code.blames_engine().then(|| failure.clone()), false),
+            End::Commit(_) => (None, true),
+            _ => (None, false),
+        };
+        let held = self.held_ms(&task);
+        let worker = task.lease.as_ref().map(|lease| lease.worker.clone());
+        let jitter = self.ctx.random.number();
+        let effect = match task.end(fence, end, &self.ctx.rules, held, jitter, self.now()) {
+            Ok(effect) => effect,
+            Err(Refusal::Repeated) => return Ok(task),
+            Err(Refusal::Stale { cancelled }) => return Err(Error::StaleLease { cancelled }.into()),
+            Err(Refusal::State(_)) => return Err(Error::StaleLease { cancelled: false }.into()),
+        };
+        self.store_change(&task, &place, effect, worker.clone().filter(|_| !by_worker))?;
+        let Some(worker) = worker else { return Ok(task) };
+        let blamed = blamed.map(|failure| (task.model.clone(), failure.message));
+        if self.judge(&worker, fence, succeeded, blamed)?
+            && let Some((recounted, _)) = self.load(fence.task)?
+        {
+            task = recounted;
+        }
+        Ok(task)
+    }
+
+    /// Keeps the worker's record of failures in a row. At the third it is quarantined, and they are
+    /// counted as losses: true then.
+    fn judge(
+        &mut self,
+        worker: &WorkerName,
+        fence: Fence,
+        succeeded: bool,
+        blamed: Option<(rayreel_domain::ModelName, String)>,
+    ) -> Done<bool> {
+        let (failures, quarantine) = {
+            let mut memory = self.memory();
+            let Some(record) = memory.workers.get_mut(worker) else { return Ok(false) };
+            if succeeded {
+                record.failures.clear();
+            }
+            let Some((model, message)) = blamed else { return Ok(false) };
+            record.failures.retain(|f| f.task != fence.task);
+            record.failures.push(fence);
+            if record.failures.len() < QUARANTINE_AFTER || record.quarantine.is_some() {
+                return Ok(false);
+            }
+            (record.failures.clone(), Quarantine { model, message })
+        };
+        for failed in failures {
+            let Some((mut task, place)) = self.load(failed.task)? else { continue };
+            if task.recount(failed) {
+                self.db
+                    .prepare_cached("UPDATE tasks SET avoid = ?2, body = ?3 WHERE seq = ?1")?
+                    .execute(params![place.seq, avoided(&task), body(&task)])?;
+            }
+        }
+        self.db
+            .prepare_cached("UPDATE workers SET quarantine = ?2 WHERE name = ?1")?
+            .execute(params![worker.as_str(), quarantine.text()])?;
+        tracing::warn!(%worker, message = quarantine.message, "worker quarantined: its engine failed on {QUARANTINE_AFTER} tasks in a row");
+        if let Some(record) = self.memory().workers.get_mut(worker) {
+            record.failures.clear();
+            record.quarantine = Some(quarantine);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn cancel(&mut self, tenant: &TenantName, id: TaskId, delete: bool) -> Done<Cancelled> {
+        let Some((mut task, place)) = self.load(id)?.filter(|(task, _)| task.tenant == *tenant)
+        else {
+            return Err(Error::NotFound.into());
+        };
+        let held = self.held_ms(&task);
+        let worker = task.lease.as_ref().map(|lease| lease.worker.clone());
+        match task.cancel(held, self.now()) {
+            Ok(effect) => {
+                self.store_change(&task, &place, effect, worker)?;
+                Ok(Cancelled { task, cancelled: true, deleted: false })
+            }
+            Err(_) if delete => {
+                self.delete(&task, &place)?;
+                Ok(Cancelled { task, cancelled: false, deleted: true })
+            }
+            Err(_) => Ok(Cancelled { task, cancelled: false, deleted: false }),
+        }
+    }
+
+    fn delete(&mut self, task: &Task, place: &Place) -> Done<()> {
+        let now = self.now();
+        // Its key still counts, unless a newer task has it already.
+        self.db
+            .prepare_cached(
+                "INSERT OR REPLACE INTO tombstones (tenant, key, until, body)
+                 SELECT tenant, key, ?2, body FROM tasks WHERE seq = ?1 AND key IS NOT NULL",
+            )?
+            .execute(params![place.seq, signed(task.created_at.plus_ms(KEY_MS).0)])?;
+        self.db.prepare_cached("DELETE FROM tasks WHERE seq = ?1")?.execute([place.seq])?;
+        // Its files are nobody's at once, but an upload may still be under way.
+        self.discard(&task.id.to_string(), now)?;
+        self.discard(&task.id.to_string(), now.plus_ms(self.ctx.garbage_after_ms))?;
+        self.touched(task, false);
+        Ok(())
+    }
+
+    fn discard(&mut self, folder: &str, not_before: Timestamp) -> Done<()> {
+        self.db
+            .prepare_cached("INSERT INTO garbage (folder, not_before) VALUES (?1, ?2)")?
+            .execute(params![folder, signed(not_before.0)])?;
+        self.wakes.garbage = true;
+        Ok(())
+    }
+
+    /// Confirms a claim: the worker has beaten.
+    pub(super) fn confirm(&mut self, fence: Fence) -> Done<()> {
+        let Some((mut task, place)) = self.load(fence.task)? else {
+            return Err(Error::StaleLease { cancelled: false }.into());
+        };
+        task.confirm(fence).map_err(|refusal| match refusal {
+            Refusal::Stale { cancelled } => Error::StaleLease { cancelled },
+            _ => Error::StaleLease { cancelled: false },
+        })?;
+        self.write_row(&task, place.seq, place.slot)?;
+        if let Some(live) = self.memory().live.get_mut(&fence.task) {
+            live.confirmed = true;
+            live.graces = 0;
+        }
+        Ok(())
+    }
+
+    /// Wakes what has waited long enough, ends what has waited too long.
+    pub(super) fn advance(&mut self) -> Done<Option<Timestamp>> {
+        const STEP: i64 = 256;
+        let now = self.now();
+        // After a jump of the wall clock backwards no backoff lasts longer than the longest one.
+        let horizon = now.plus_ms(self.ctx.rules.max_backoff_ms);
+        let due = self.ids(
+            "SELECT id FROM tasks WHERE slot = 2 AND (not_before <= ?1 OR not_before > ?2) LIMIT ?3",
+            params![signed(now.0), signed(horizon.0), STEP],
+        )?;
+        let mut more = due.len() as i64 == STEP;
+        for id in due {
+            let Some((task, place)) = self.load(id)? else { continue };
+            self.write_row(&task, place.seq, Slot::Ready)?;
+            let mut memory = self.memory();
+            memory.dequeue(&place);
+            memory.enqueue(&Place { slot: Slot::Ready, ..place });
+            drop(memory);
+            self.touched(&task, true);
+        }
+        let late = self.ids(
+            "SELECT id FROM tasks INDEXED BY tasks_deadline
+             WHERE state = 0 AND deadline IS NOT NULL AND deadline <= ?1 LIMIT ?2",
+            params![signed(now.0), STEP],
+        )?;
+        more |= late.len() as i64 == STEP;
+        for id in late {
+            let Some((mut task, place)) = self.load(id)? else { continue };
+            if let Ok(effect) = task.expire(now) {
+                self.store_change(&task, &place, effect, None)?;
+            }
+        }
+        self.db
+            .prepare_cached("DELETE FROM tombstones WHERE until <= ?1")?
+            .execute([signed(now.0)])?;
+        if more {
+            return Ok(Some(now));
+        }
+        let next: Option<i64> = self
+            .db
+            .prepare_cached(
+                "SELECT min(at) FROM (SELECT min(not_before) AS at FROM tasks WHERE slot = 2
+                 UNION ALL SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline
+                 WHERE state = 0 AND deadline IS NOT NULL)",
+            )?
+            .query_row([], |row| row.get(0))?;
+        Ok(next.map(|at| Timestamp(unsigned(at))))
+    }
+
+    fn ids(&self, sql: &str, values: impl rusqlite::Params) -> Done<Vec<TaskId>> {
+        let mut statement = self.db.prepare_cached(sql)?;
+        let rows = statement.query_map(values, |row| row.get(0).map(TaskId::from_bytes))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    pub(super) fn register(&mut self, worker: &Registration) -> Done<u64> {
+        let incarnation = self.ctx.random.number() >> 12;
+        let now = self.ctx.clock.monotonic();
+        let mut record = Worker::new(incarnation, worker.pool.clone(), worker.launch.clone(), now);
+        {
+            let memory = self.memory();
+            if memory.lease_of(&worker.worker).is_some() {
+                record.state = WorkerState::Busy;
+            }
+            // To come back is not to be healthy again.
+            let known = memory.workers.get(&worker.worker).filter(|w| w.pool == worker.pool);
+            record.quarantine = known.and_then(|w| w.quarantine.clone());
+        }
+        self.db
+            .prepare_cached(
+                "INSERT OR REPLACE INTO workers (name, incarnation, pool, launch, quarantine)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                worker.worker.as_str(),
+                signed(incarnation),
+                worker.pool.as_str(),
+                worker.launch,
+                record.quarantine.as_ref().map(Quarantine::text),
+            ])?;
+        self.memory().workers.insert(worker.worker.clone(), record);
+        self.wakes.workers.push(worker.worker.clone());
+        self.wakes.backlog = true;
+        Ok(incarnation)
+    }
+
+    pub(super) fn deregister(&mut self, by: &Identity) -> Done<()> {
+        let now = self.ctx.clock.monotonic();
+        let fence = {
+            let mut memory = self.memory();
+            if memory.worker(by, now).is_none() {
+                return Ok(());
+            }
+            memory.lease_of(&by.worker).map(|live| live.fence)
+        };
+        if let Some(fence) = fence {
+            self.end(fence, End::Vanish, false)?;
+        }
+        self.db
+            .prepare_cached("DELETE FROM workers WHERE name = ?1 AND incarnation = ?2")?
+            .execute(params![by.worker.as_str(), signed(by.incarnation)])?;
+        let pool = self.memory().workers.remove(&by.worker).map(|worker| worker.pool);
+        self.wakes.gone.push(by.worker.clone());
+        self.wakes.backlog = true;
+        if let Some(pool) = pool {
+            // What avoided this worker may now be free for another.
+            self.wakes.pools.push(pool);
+        }
+        Ok(())
+    }
+
+    /// Takes a worker's self-test; true if it may have tasks now.
+    pub(super) fn self_test(&mut self, by: &Identity, test: Option<&SelfTest>) -> Done<bool> {
+        if test != Some(&SelfTest::Passed) {
+            return Ok(false);
+        }
+        self.db
+            .prepare_cached("UPDATE workers SET quarantine = NULL WHERE name = ?1")?
+            .execute([by.worker.as_str()])?;
+        tracing::info!(worker = %by.worker, "worker out of quarantine: its self-test passed");
+        if let Some(worker) = self.memory().workers.get_mut(&by.worker) {
+            worker.quarantine = None;
+        }
+        Ok(true)
+    }
+
+    /// Writes a changed task with its effects, keeps memory in step, and tells who waits.
+    pub(super) fn store_change(
+        &mut self,
+        task: &Task,
+        place: &Place,
+        effect: Effect,
+        revoked_from: Option<WorkerName>,
+    ) -> Done<()> {
+        let slot = match task.state {
+            State::Queued if task.not_before > Timestamp::ZERO => Slot::Backoff,
+            State::Queued => Slot::Ready,
+            _ => Slot::None,
+        };
+        self.write_row(task, place.seq, slot)?;
+        if let Some(fence) = effect.garbage {
+            let after = self.now().plus_ms(self.ctx.garbage_after_ms);
+            self.discard(&fence.folder(), after)?;
+        }
+        let charged = self.charged(place, effect.charge_ms);
+        // With a claim the floor may have risen, whatever is charged.
+        if effect.charge_ms != 0 || task.state == State::Running {
+            self.store_account(place.pool, place.tenant, charged)?;
+        }
+        let now = self.ctx.clock.monotonic();
+        {
+            let mut memory = self.memory();
+            let was_running = memory.live.remove(&task.id).is_some();
+            memory.dequeue(place);
+            memory.enqueue(&Place { slot, ..*place });
+            let account = memory.account(place.pool, place.tenant);
+            account.virtual_ms = charged;
+            account.running = account.running.saturating_sub(u64::from(was_running));
+            if let Some(live) = Live::new(task, 0, now, 0) {
+                account.running += 1;
+                memory.live.insert(task.id, live);
+            }
+        }
+        if slot == Slot::Backoff {
+            self.wakes.timers = true;
+        }
+        self.changed(task, slot == Slot::Ready, revoked_from);
+        Ok(())
+    }
+
+    pub(super) fn charged(&self, place: &Place, charge_ms: i64) -> u64 {
+        let mut memory = self.memory();
+        let account = memory.account(place.pool, place.tenant);
+        let amount =
+            rayreel_domain::schedule::virtual_ms(charge_ms.unsigned_abs(), account.weight);
+        if charge_ms < 0 {
+            account.virtual_ms.saturating_sub(amount)
+        } else {
+            account.virtual_ms.saturating_add(amount)
+        }
+    }
+
+    fn changed(&mut self, task: &Task, ready: bool, revoked_from: Option<WorkerName>) {
+        self.changes.push(Change {
+            task: task.id,
+            pool: task.pool.clone(),
+            entered: Some(task.state),
+            ready,
+            revoked_from,
+        });
+    }
+
+    /// Something has changed that is not its state.
+    fn touched(&mut self, task: &Task, ready: bool) {
+        self.changes.push(Change {
+            task: task.id,
+            pool: task.pool.clone(),
+            entered: None,
+            ready,
+            revoked_from: None,
+        });
+    }
+
+    /// Writes a task whose state has changed, or whose worker has beaten.
+    pub(super) fn write_row(&self, task: &Task, seq: i64, slot: Slot) -> Done<()> {
+        self.db
+            .prepare_cached(
+                "UPDATE tasks SET state = ?2, slot = ?3, not_before = ?4, avoid = ?5, graces = 0,
+                 body = ?6 WHERE seq = ?1",
+            )?
+            .execute(params![
+                seq,
+                state_number(task.state),
+                slot as i64,
+                signed(task.not_before.0),
+                avoided(task),
+                body(task),
+            ])?;
+        Ok(())
+    }
+
+    pub(super) fn store_account(&self, pool: NameId, tenant: NameId, virtual_ms: u64) -> Done<()> {
+        let floor = self.memory().pools.get(&pool).map_or(0, |pool| pool.floor_ms);
+        self.db
+            .prepare_cached(
+                "INSERT INTO accounts (pool, tenant, virtual_ms, floor_ms) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET virtual_ms = ?3, floor_ms = ?4",
+            )?
+            .execute(params![pool, tenant, signed(virtual_ms), signed(floor)])?;
+        Ok(())
+    }
+
+    /// Reads a task and where it stands.
+    pub(super) fn load(&self, id: TaskId) -> Done<Option<(Task, Place)>> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks WHERE id = ?1",
+        )?;
+        Ok(statement.query_row([id.as_bytes()], task_and_place).optional()?)
+    }
+
+    pub(super) fn load_row(&self, seq: i64) -> Done<Option<(Task, Place)>> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks WHERE seq = ?1",
+        )?;
+        Ok(statement.query_row([seq], task_and_place).optional()?)
+    }
+
+    fn held_ms(&self, task: &Task) -> u64 {
+        let now = self.ctx.clock.monotonic();
+        self.memory().live.get(&task.id).map_or(0, |live| live.held_ms(now))
+    }
+
+    /// The number of a name, new ones included.
+    fn name(&mut self, name: &str) -> Done<NameId> {
+        let known = self.memory().id_of(name);
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        self.db
+            .prepare_cached("INSERT INTO names (name) VALUES (?1) ON CONFLICT DO NOTHING")?
+            .execute([name])?;
+        let id = self
+            .db
+            .prepare_cached("SELECT id FROM names WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))?;
+        self.memory().remember(id, name.to_owned());
+        Ok(id)
+    }
+}
+
+/// The columns `seq, pool, tenant, model, rank, slot, estimate_ms`, in this order.
+pub(super) fn place(row: &rusqlite::Row<'_>) -> rusqlite::Result<Place> {
+    Ok(Place {
+        seq: row.get(0)?,
+        pool: row.get(1)?,
+        tenant: row.get(2)?,
+        model: row.get(3)?,
+        rank: row.get(4)?,
+        slot: Slot::from_number(row.get(5)?),
+        estimate_ms: unsigned(row.get(6)?),
+    })
+}
+
+/// The columns of [`place`], and `body`.
+pub(super) fn task_and_place(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Task, Place)> {
+    Ok((parse(row.get_ref(7)?.as_bytes()?)?, place(row)?))
+}
+
+/// The worker that should not get a queued task again: the one that has just failed it.
+fn avoided(task: &Task) -> Option<&str> {
+    let last = task.attempts.last().filter(|_| task.state == State::Queued);
+    last.filter(|a| a.outcome == Some(Outcome::Failed)).map(|a| a.worker.as_str())
+}
+
+/// A task as it is stored.
+pub(super) fn body(task: &Task) -> Vec<u8> {
+    serde_json::to_vec(task).expect("a task has string keys and finite numbers")
+}

@@ -1,0 +1,193 @@
+//! Reading: on connections of their own, beside the writer.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use rayreel_domain::id::TaskId;
+use rayreel_domain::task::{State, Task};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+
+use super::memory::{Memory, NameId, Place, Slot, signed, state_number, unsigned};
+use super::ops::task_and_place;
+use super::{Error, ListQuery, Page, View, schema};
+
+/// Connections that are kept for later.
+const KEPT: usize = 4;
+/// Most queue entries that are counted exactly for a position; beyond, it is interpolated.
+const COUNTED: u64 = 256;
+
+pub(super) struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Readers {
+    pub(super) fn new(path: PathBuf, memory: Arc<Mutex<Memory>>) -> Self {
+        Self { path, idle: Mutex::new(Vec::new()), memory }
+    }
+
+    /// Runs a query. Each is a few index lookups of microseconds, bounded by its limit, so it runs
+    /// where it is asked for: handing it to another thread would cost more than it does.
+    pub(super) fn with<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let kept = self.idle.lock().expect("nothing panics while it holds this lock").pop();
+        let db = match kept {
+            Some(db) => db,
+            None => schema::open_other(&self.path, false)?,
+        };
+        let result = query(&db);
+        let fatal = result.as_ref().err().is_some_and(schema::is_fatal);
+        let mut idle = self.idle.lock().expect("nothing panics while it holds this lock");
+        if !fatal && idle.len() < KEPT {
+            idle.push(db);
+        }
+        result.map_err(schema::failed)
+    }
+
+    pub(super) fn get(&self, id: TaskId) -> Result<Option<View>, Error> {
+        self.with(|db| {
+            let found = db
+                .prepare_cached(
+                    "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks WHERE id = ?1",
+                )?
+                .query_row([id.as_bytes()], task_and_place)
+                .optional()?;
+            found.map(|(task, place)| self.view(db, task, &place)).transpose()
+        })
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn view(&self, db: &Connection, task: Task, place: &Place) -> rusqlite::Result<View> {
+        let mut view = View { task, progress: None, position: None };
+        match view.task.state {
+            State::Running => {
+                let fence = view.task.fence();
+                let memory = self.memory();
+                let live = memory.live.get(&view.task.id);
+                view.progress = live
+                    .filter(|live| Some(live.fence) == fence)
+                    .and_then(|live| live.progress.clone());
+            }
+            State::Queued if place.slot == Slot::Ready => {
+                view.position = Some(position(db, &self.memory, place)?);
+            }
+            _ => {}
+        }
+        Ok(view)
+    }
+
+    pub(super) fn list(&self, query: &ListQuery) -> Result<Page, Error> {
+        let (tenant, model) = {
+            let memory = self.memory();
+            let model = query.model.as_ref().map(|model| memory.id_of(model.as_str()));
+            (memory.tenant_id(&query.tenant), model)
+        };
+        let (Some(tenant), false) = (tenant, model == Some(None)) else {
+            return Ok(Page { tasks: Vec::new(), next: None });
+        };
+        let wanted = i64::from(query.limit) + 1;
+        let states = query.state.map_or(&State::ALL[..], |s| &State::ALL[s as usize..=s as usize]);
+        self.with(|db| {
+            // One moment: a task that changes its state meanwhile is seen once.
+            let db = &*db.unchecked_transaction()?;
+            // The index is sorted within each state: take enough of each, and merge.
+            let mut found: Vec<(Task, Place)> = Vec::new();
+            for state in states {
+                let mut sql = String::from(
+                    "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
+                     INDEXED BY tasks_state WHERE tenant = ? AND state = ?",
+                );
+                let mut values = vec![tenant, state_number(*state)];
+                for (clause, value) in [
+                    (" AND seq < ?", query.before.map(signed)),
+                    (" AND model = ?", model.flatten()),
+                    (" AND created_at >= ?", query.created_from.map(|at| signed(at.0))),
+                    (" AND created_at < ?", query.created_before.map(|at| signed(at.0))),
+                ] {
+                    if let Some(value) = value {
+                        sql.push_str(clause);
+                        values.push(value);
+                    }
+                }
+                sql.push_str(" ORDER BY seq DESC LIMIT ?");
+                values.push(wanted);
+                let mut statement = db.prepare_cached(&sql)?;
+                let rows = statement.query_map(params_from_iter(values), task_and_place)?;
+                found.extend(rows.collect::<Result<Vec<_>, _>>()?);
+            }
+            found.sort_by_key(|(_, place)| std::cmp::Reverse(place.seq));
+            let more = found.len() > query.limit as usize;
+            found.truncate(query.limit as usize);
+            let next = found.last().filter(|_| more).map(|(_, place)| unsigned(place.seq));
+            let tasks = found
+                .into_iter()
+                .map(|(task, place)| self.view(db, task, &place))
+                .collect::<Result<_, _>>()?;
+            Ok(Page { tasks, next })
+        })
+    }
+}
+
+/// Tasks that will probably start before a ready one.
+pub(super) fn position(
+    db: &Connection,
+    memory: &Mutex<Memory>,
+    place: &Place,
+) -> rusqlite::Result<u64> {
+    let memory = || memory.lock().expect("nothing panics while it holds this lock");
+    let rank = usize::from(place.rank.min(4));
+    let (mut ahead, same): (u64, Vec<(NameId, u64)>) = {
+        let memory = memory();
+        let queues = || {
+            let tenants = memory.pools.get(&place.pool).map(|pool| &pool.tenants);
+            tenants.and_then(|t| t.get(&place.tenant)).into_iter().flat_map(|a| &a.queues)
+        };
+        let higher = queues().flat_map(|(_, q)| &q.ready[..rank]).sum();
+        let same = queues().map(|(model, q)| (*model, q.ready[rank]));
+        (higher, same.filter(|(_, count)| *count > 0).collect())
+    };
+    for (model, count) in same {
+        ahead += ahead_in(db, place, model, count)?;
+    }
+    Ok(memory().position(place, ahead))
+}
+
+/// Tasks of one model, of the same tenant and priority, that come first: counted where they are
+/// few, interpolated between the ends of the queue where they are many.
+fn ahead_in(
+    db: &Connection,
+    place: &Place,
+    model: NameId,
+    count: u64,
+) -> rusqlite::Result<u64> {
+    if count <= COUNTED {
+        return db
+            .prepare_cached(
+                "SELECT count(*) FROM tasks INDEXED BY tasks_ready WHERE slot = 1
+                 AND pool = ?1 AND tenant = ?2 AND model = ?3 AND rank = ?4 AND seq < ?5",
+            )?
+            .query_row(params![place.pool, place.tenant, model, place.rank, place.seq], |row| {
+                row.get(0).map(unsigned)
+            });
+    }
+    // Two lookups, one at each end of the index range.
+    let end = |order: &str| -> rusqlite::Result<Option<i64>> {
+        db.prepare_cached(&format!(
+            "SELECT seq FROM tasks INDEXED BY tasks_ready WHERE slot = 1
+             AND pool = ?1 AND tenant = ?2 AND model = ?3 AND rank = ?4
+             ORDER BY seq {order} LIMIT 1"
+        ))?
+        .query_row(params![place.pool, place.tenant, model, place.rank], |row| row.get(0))
+        .optional()
+    };
+    let (Some(first), Some(last)) = (end("ASC")?, end("DESC")?) else { return Ok(0) };
+    let span = u128::from(unsigned(last - first).max(1));
+    let passed = u128::from(unsigned(place.seq - first)).min(span);
+    Ok((u128::from(count) * passed / span) as u64)
+}

@@ -1,0 +1,144 @@
+//! The database file: its tables, its versions, and how a connection is set up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::Error;
+
+/// One step for each version; a file at version n has had the first n applied.
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+-- Names of tenants, pools and models, so that rows and index entries stay small.
+CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+-- Fair-share accounts. `floor_ms` is the pool's floor when the row was written.
+CREATE TABLE accounts (
+    pool INTEGER NOT NULL, tenant INTEGER NOT NULL,
+    virtual_ms INTEGER NOT NULL, floor_ms INTEGER NOT NULL,
+    PRIMARY KEY (pool, tenant)
+) WITHOUT ROWID;
+-- One row a task. `body` is the whole task as JSON; the columns are what indexes need.
+CREATE TABLE tasks (
+    seq INTEGER PRIMARY KEY,          -- order of submission
+    id BLOB NOT NULL,
+    tenant INTEGER NOT NULL, pool INTEGER NOT NULL, model INTEGER NOT NULL,
+    state INTEGER NOT NULL,           -- place in State::ALL
+    slot INTEGER NOT NULL,            -- 0 not queued, 1 ready, 2 in backoff
+    rank INTEGER NOT NULL,            -- 5 - priority: smaller is sooner
+    estimate_ms INTEGER NOT NULL,
+    not_before INTEGER NOT NULL,
+    deadline INTEGER,
+    key TEXT,                         -- idempotency key
+    avoid TEXT,                       -- worker that failed it last
+    graces INTEGER NOT NULL DEFAULT 0,-- starts of the server since the lease's last beat
+    created_at INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX tasks_id ON tasks (id);
+CREATE INDEX tasks_state ON tasks (tenant, state, seq);
+CREATE INDEX tasks_ready ON tasks (pool, tenant, model, rank, seq, estimate_ms) WHERE slot = 1;
+CREATE INDEX tasks_avoid ON tasks (avoid, pool, tenant) WHERE slot = 1 AND avoid IS NOT NULL;
+CREATE INDEX tasks_backoff ON tasks (not_before) WHERE slot = 2;
+CREATE INDEX tasks_deadline ON tasks (deadline) WHERE state = 0 AND deadline IS NOT NULL;
+CREATE INDEX tasks_running ON tasks (id) WHERE state = 1;
+CREATE UNIQUE INDEX tasks_key ON tasks (tenant, key) WHERE key IS NOT NULL;
+-- Deleted tasks whose idempotency key still counts.
+CREATE TABLE tombstones (
+    tenant INTEGER NOT NULL, key TEXT NOT NULL, until INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (tenant, key)
+) WITHOUT ROWID;
+-- Folders of the artifact store to delete.
+CREATE TABLE garbage (
+    id INTEGER PRIMARY KEY, folder TEXT NOT NULL, not_before INTEGER NOT NULL
+);
+CREATE TABLE workers (
+    name TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, pool TEXT NOT NULL, launch TEXT,
+    quarantine TEXT                   -- JSON: why, and the model to test with
+) WITHOUT ROWID;
+CREATE TABLE launches (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+"];
+
+/// The version this build writes.
+pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
+
+/// Opens the connection that writes, creating and migrating the file as needed.
+pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
+    // Before anything is written: is this ours, and do we know it?
+    let found: u32 =
+        db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    if found > VERSION {
+        return Err(Error::TooNew { found, known: VERSION });
+    }
+    configure(&db).map_err(failed)?;
+    // FULL: a commit is on the disk when it returns. Checkpoints are another thread's work.
+    db.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
+         PRAGMA cache_size = -16384;",
+    )
+    .map_err(failed)?;
+    for (index, step) in MIGRATIONS.iter().enumerate().skip(found as usize) {
+        let tx = db.transaction().map_err(failed)?;
+        tx.execute_batch(step).map_err(failed)?;
+        tx.pragma_update(None, "user_version", index as u32 + 1).map_err(failed)?;
+        tx.commit().map_err(failed)?;
+    }
+    db.set_prepared_statement_cache_capacity(64);
+    Ok(db)
+}
+
+/// Opens a connection that reads or checkpoints.
+pub(super) fn open_other(path: &Path, write: bool) -> Result<Connection, Error> {
+    let mode =
+        if write { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
+    let db = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .map_err(failed)?;
+    configure(&db).map_err(failed)?;
+    db.execute_batch("PRAGMA cache_size = -4096; PRAGMA synchronous = FULL;").map_err(failed)?;
+    db.set_prepared_statement_cache_capacity(32);
+    Ok(db)
+}
+
+fn configure(db: &Connection) -> rusqlite::Result<()> {
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;")
+}
+
+/// What a failure of SQLite means to whoever calls the store.
+pub(super) fn failed(error: rusqlite::Error) -> Error {
+    use rusqlite::Error as Sql;
+    match &error {
+        // A row or a body that we would never have written.
+        Sql::FromSqlConversionFailure(..)
+        | Sql::IntegralValueOutOfRange(..)
+        | Sql::InvalidColumnType(..) => Error::Corrupt(error.to_string()),
+        _ => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+                Error::Corrupt(error.to_string())
+            }
+            _ => Error::Unavailable(error.to_string()),
+        },
+    }
+}
+
+/// Must the connection be given up, because the disk or the file is at fault?
+pub(super) fn is_fatal(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::ReadOnly
+                | ErrorCode::CannotOpen
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::OutOfMemory
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+        )
+    )
+}

@@ -1,0 +1,13 @@
+//! The HTTP API over a real socket and a real store: every sentence of its documentation.
+
+mod client;
+mod content;
+mod docs;
+mod events;
+mod gate;
+mod outage;
+mod probes;
+mod refusals;
+mod tasks;
+mod uploads;
+mod worker;

@@ -1,0 +1,723 @@
+//! The reference: what a store should answer, in the simplest form that can be read and believed.
+//! Nothing is indexed, nothing is counted ahead; the next task is chosen among all.
+//!
+//! What is random in a store (incarnations, nonces, the jitter of a backoff) the model takes from
+//! the store's answer.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use rayreel_domain::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
+use rayreel_domain::lease::Fence;
+use rayreel_domain::schedule::{self, Candidate, Head, Rival, UNIT_WEIGHT};
+use rayreel_domain::task::{Claimant, Effect, End, Outcome, Refusal, State, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
+use rayreel_server::clock::Clock;
+use rayreel_server::store::{
+    Activity, Backlog, Claim, Claimed, Error, Identity, Launch, LeaseView, ListQuery, Registration,
+    WorkerView,
+};
+
+use super::Setup;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+#[derive(Debug)]
+pub(super) struct Model {
+    setup: Setup,
+    /// In the order of submission.
+    pub(super) tasks: Vec<Entry>,
+    submitted: u64,
+    /// Keys of deleted tasks: until when, and what was deleted.
+    tombstones: BTreeMap<(TenantName, String), (Timestamp, Task)>,
+    /// In the order in which they first had a task: this breaks ties.
+    tenants: Vec<TenantName>,
+    models: Vec<ModelName>,
+    virtual_ms: BTreeMap<(PoolName, TenantName), u64>,
+    floors: BTreeMap<PoolName, u64>,
+    pub(super) workers: BTreeMap<WorkerName, Worker>,
+    pub(super) leases: BTreeMap<TaskId, Held>,
+    garbage: Vec<(String, Timestamp)>,
+    pub(super) launches: BTreeMap<String, Launch>,
+    nonces: HashSet<Nonce>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) task: Task,
+    seq: u64,
+    /// Queued, and not waiting for its next try.
+    ready: bool,
+    /// Found by its idempotency key.
+    keyed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) incarnation: u64,
+    pool: PoolName,
+    launch: Option<String>,
+    last_seq: u64,
+    idle_since: Option<Duration>,
+    started: bool,
+    seen: Duration,
+    streak: Option<(ModelName, u32)>,
+    failures: Vec<Fence>,
+    pub(super) quarantine: Option<(ModelName, String)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) fence: Fence,
+    pub(super) worker: WorkerName,
+    pub(super) beats: u64,
+    graces: u32,
+    progress: Option<Progress>,
+    since: Duration,
+    before_ms: u64,
+}
+
+/// An answer to a claim that can be compared.
+#[derive(Debug, PartialEq)]
+pub(super) enum Told {
+    Task(Box<Task>),
+    Nothing { ready: bool },
+    Drain,
+    Quarantine { model: ModelName, message: String },
+}
+
+impl From<Claimed> for Told {
+    fn from(claimed: Claimed) -> Self {
+        match claimed {
+            Claimed::Task(task) => Self::Task(task),
+            Claimed::Nothing { ready } => Self::Nothing { ready },
+            Claimed::Drain => Self::Drain,
+            Claimed::Quarantine { model, message } => Self::Quarantine { model, message },
+        }
+    }
+}
+
+impl Model {
+    pub(super) fn new(setup: Setup) -> Self {
+        Self {
+            setup,
+            tasks: Vec::new(),
+            submitted: 0,
+            tombstones: BTreeMap::new(),
+            tenants: Vec::new(),
+            models: Vec::new(),
+            virtual_ms: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            garbage: Vec::new(),
+            launches: BTreeMap::new(),
+            nonces: HashSet::new(),
+        }
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.setup.clock.wall()
+    }
+
+    fn now(&self) -> Duration {
+        self.setup.clock.monotonic()
+    }
+
+    fn entry(&self, id: TaskId) -> Option<usize> {
+        self.tasks.iter().position(|entry| entry.task.id == id)
+    }
+
+    pub(super) fn submit(&mut self, task: &Task) -> Result<(Task, bool, Option<u64>), Error> {
+        if let Some(asked) = &task.idempotency {
+            let key = (task.tenant.clone(), asked.key.clone());
+            let same = |other: &Task| {
+                other.tenant == key.0 && other.idempotency.as_ref().is_some_and(|i| i.key == key.1)
+            };
+            let holder = self.tasks.iter().position(|entry| entry.keyed && same(&entry.task));
+            let found = match holder {
+                Some(index)
+                    if task.created_at.ms_since(self.tasks[index].task.created_at) < DAY_MS =>
+                {
+                    let entry = &self.tasks[index];
+                    Some((entry.task.clone(), self.position(entry)))
+                }
+                Some(index) => {
+                    self.tasks[index].keyed = false;
+                    None
+                }
+                None => self
+                    .tombstones
+                    .get(&key)
+                    .filter(|(until, _)| *until > task.created_at)
+                    .map(|(_, task)| (task.clone(), None)),
+            };
+            if let Some((found, position)) = found {
+                let same = found.idempotency.as_ref().is_some_and(|i| i.request == asked.request);
+                return if same {
+                    Ok((found, true, position))
+                } else {
+                    Err(Error::IdempotencyMismatch)
+                };
+            }
+        }
+        let queued = self.tasks.iter().filter(|e| e.task.state == State::Queued).count() as u64;
+        if queued >= self.setup.max_queued {
+            return Err(Error::QueueFull { queued });
+        }
+        if !self.tenants.contains(&task.tenant) {
+            self.tenants.push(task.tenant.clone());
+        }
+        if !self.models.contains(&task.model) {
+            self.models.push(task.model.clone());
+        }
+        let active = self.tasks.iter().any(|e| {
+            !e.task.state.is_terminal() && e.task.pool == task.pool && e.task.tenant == task.tenant
+        });
+        let floor = self.floors.get(&task.pool).copied().unwrap_or(0);
+        let account =
+            self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
+        if !active {
+            *account = (*account).max(floor);
+        }
+        self.submitted += 1;
+        self.tasks.push(Entry {
+            task: task.clone(),
+            seq: self.submitted,
+            ready: true,
+            keyed: task.idempotency.is_some(),
+        });
+        let position = self.position(&self.tasks[self.tasks.len() - 1]);
+        Ok((task.clone(), false, position))
+    }
+
+    fn account(&self, pool: &PoolName, tenant: &TenantName) -> u64 {
+        self.virtual_ms.get(&(pool.clone(), tenant.clone())).copied().unwrap_or(0)
+    }
+
+    fn ready_of<'a>(
+        &'a self,
+        pool: &'a PoolName,
+        tenant: &'a TenantName,
+    ) -> impl Iterator<Item = &'a Entry> {
+        self.tasks
+            .iter()
+            .filter(move |e| e.ready && e.task.pool == *pool && e.task.tenant == *tenant)
+    }
+
+    pub(super) fn position(&self, entry: &Entry) -> Option<u64> {
+        if !entry.ready {
+            return None;
+        }
+        let (pool, tenant) = (&entry.task.pool, &entry.task.tenant);
+        let sum = |entries: &[&Entry]| entries.iter().map(|e| e.task.estimate_ms).sum::<u64>();
+        let own: Vec<_> = self.ready_of(pool, tenant).collect();
+        let before = |e: &&&Entry| {
+            (std::cmp::Reverse(e.task.priority), e.seq)
+                < (std::cmp::Reverse(entry.task.priority), entry.seq)
+        };
+        let ahead = own.iter().filter(before).count() as u64;
+        let rivals: Vec<_> = self
+            .tenants
+            .iter()
+            .filter(|other| *other != tenant)
+            .map(|other| (other, self.ready_of(pool, other).collect::<Vec<_>>()))
+            .filter(|(_, ready)| !ready.is_empty())
+            .map(|(other, ready)| Rival {
+                virtual_ms: self.account(pool, other),
+                weight: UNIT_WEIGHT,
+                queued: ready.len() as u64,
+                queued_ms: sum(&ready),
+            })
+            .collect();
+        let each = sum(&own) / own.len() as u64;
+        let virtual_ms = self.account(pool, tenant);
+        Some(schedule::position(virtual_ms, UNIT_WEIGHT, ahead, ahead * each, &rivals))
+    }
+
+    /// A call of a registered worker.
+    fn caller(&mut self, by: &Identity) -> Result<&mut Worker, Error> {
+        let now = self.now();
+        let worker = self.workers.get_mut(&by.worker).ok_or(Error::StaleWorker)?;
+        if worker.incarnation != by.incarnation {
+            return Err(Error::StaleWorker);
+        }
+        worker.seen = now;
+        Ok(worker)
+    }
+
+    pub(super) fn lease_of(&self, worker: &WorkerName) -> Option<&Held> {
+        self.leases.values().find(|held| held.worker == *worker)
+    }
+
+    pub(super) fn register(&mut self, worker: &Registration, incarnation: u64) {
+        let kept = self
+            .workers
+            .get(&worker.worker)
+            .filter(|old| old.pool == worker.pool)
+            .and_then(|old| old.quarantine.clone());
+        let record = Worker {
+            incarnation,
+            pool: worker.pool.clone(),
+            launch: worker.launch.clone(),
+            last_seq: 0,
+            idle_since: None,
+            started: self.lease_of(&worker.worker).is_some(),
+            seen: self.now(),
+            streak: None,
+            failures: Vec::new(),
+            quarantine: kept,
+        };
+        self.workers.insert(worker.worker.clone(), record);
+    }
+
+    pub(super) fn deregister(&mut self, by: &Identity) {
+        if self.caller(by).is_err() {
+            return;
+        }
+        if let Some(fence) = self.lease_of(&by.worker).map(|held| held.fence) {
+            self.finish(fence, End::Vanish, 0).expect("a live lease");
+        }
+        self.workers.remove(&by.worker);
+    }
+
+    /// Workers of the pool that are alive and healthy.
+    fn counted(&self, pool: &PoolName) -> Vec<(&WorkerName, &Worker)> {
+        let now = self.now();
+        let silence = Duration::from_millis(self.setup.worker_silence_ms);
+        self.workers
+            .iter()
+            .filter(|(_, w)| w.pool == *pool && w.quarantine.is_none() && now - w.seen < silence)
+            .collect()
+    }
+
+    /// `nonce` is the store's, if it has given a task.
+    pub(super) fn claim(&mut self, claim: &Claim, nonce: Option<Nonce>) -> Result<Told, Error> {
+        let now = self.now();
+        let name = &claim.by.worker;
+        let worker = self.caller(&claim.by)?;
+        if claim.seq < worker.last_seq {
+            return Ok(Told::Nothing { ready: false });
+        }
+        worker.last_seq = claim.seq;
+        let held = self.lease_of(name).map(|held| held.fence);
+        if let Some(fence) = held {
+            if claim.holding.contains(&fence) {
+                return Ok(Told::Nothing { ready: false });
+            }
+            let task = &self.tasks[self.entry(fence.task).expect("leased")].task;
+            let lease = task.lease.as_ref().expect("leased");
+            if (lease.incarnation, lease.seq) == (claim.by.incarnation, claim.seq) {
+                return Ok(Told::Task(Box::new(task.clone())));
+            }
+            self.finish(fence, End::Vanish, 0).expect("a live lease");
+        }
+        let worker = self.caller(&claim.by)?;
+        worker.started = true;
+        worker.idle_since.get_or_insert(now);
+        let pool = worker.pool.clone();
+        if let Some((model, message)) = worker.quarantine.clone() {
+            if claim.self_test != Some(SelfTest::Passed) {
+                return Ok(Told::Quarantine { model, message });
+            }
+            worker.quarantine = None;
+        }
+        if let Some(id) = self.choose(claim, &pool) {
+            return Ok(Told::Task(Box::new(self.assign(claim, id, nonce))));
+        }
+        let ready = self.tasks.iter().any(|e| e.ready && e.task.pool == pool);
+        let idle: Vec<_> =
+            self.counted(&pool).into_iter().filter_map(|(_, worker)| worker.idle_since).collect();
+        let longest = idle.iter().min() == self.workers[name].idle_since.as_ref();
+        let surplus = claim.target.is_some_and(|t| self.counted(&pool).len() > t as usize);
+        if surplus && longest && !ready {
+            self.deregister(&claim.by);
+            return Ok(Told::Drain);
+        }
+        Ok(Told::Nothing { ready })
+    }
+
+    fn choose(&mut self, claim: &Claim, pool: &PoolName) -> Option<TaskId> {
+        let name = &claim.by.worker;
+        let others = self.counted(pool).iter().any(|(other, _)| *other != name);
+        // A task that this worker has just failed is for others, if there are any.
+        let allowed = |task: &Task| {
+            let last = task.attempts.last().filter(|a| a.outcome == Some(Outcome::Failed));
+            !(others && last.is_some_and(|a| a.worker == *name))
+        };
+        let number = |model: &ModelName| self.models.iter().position(|m| m == model);
+        let heads: Vec<Vec<Head<usize>>> = self
+            .tenants
+            .iter()
+            .map(|tenant| {
+                let mut ready: Vec<_> =
+                    self.ready_of(pool, tenant).filter(|e| allowed(&e.task)).collect();
+                ready.sort_by_key(|e| (std::cmp::Reverse(e.task.priority), e.seq));
+                let mut heads: Vec<Head<usize>> = Vec::new();
+                for entry in ready {
+                    let model = number(&entry.task.model).expect("submitted");
+                    if !heads.iter().any(|head| head.model == model) {
+                        let priority = entry.task.priority;
+                        heads.push(Head { model, priority, seq: entry.seq });
+                    }
+                }
+                heads
+            })
+            .collect();
+        let candidates: Vec<_> = (0..self.tenants.len())
+            .map(|tenant| Candidate {
+                tenant,
+                virtual_ms: self.account(pool, &self.tenants[tenant]),
+                heads: &heads[tenant],
+            })
+            .collect();
+        let loaded = claim.loaded.as_ref().and_then(number);
+        let streak = match &self.workers[name].streak {
+            Some((model, times)) if Some(model) == claim.loaded.as_ref() => *times,
+            _ => 0,
+        };
+        let choice = schedule::choose(&candidates, loaded, streak, self.setup.locality)?;
+        // The floor: the largest counter that was ever the smallest of those with work.
+        let smallest = self
+            .tenants
+            .iter()
+            .filter(|tenant| self.ready_of(pool, tenant).next().is_some())
+            .map(|tenant| self.account(pool, tenant))
+            .min();
+        let floor = self.floors.entry(pool.clone()).or_default();
+        *floor = (*floor).max(smallest.unwrap_or(0));
+        self.tasks.iter().find(|e| e.seq == choice.head.seq).map(|e| e.task.id)
+    }
+
+    fn assign(&mut self, claim: &Claim, id: TaskId, nonce: Option<Nonce>) -> Task {
+        let (now, wall) = (self.now(), self.wall());
+        let fresh = nonce.is_none_or(|nonce| self.nonces.insert(nonce));
+        assert!(fresh, "a nonce is never used twice");
+        let by = Claimant {
+            worker: claim.by.worker.clone(),
+            incarnation: claim.by.incarnation,
+            seq: claim.seq,
+        };
+        let index = self.entry(id).expect("chosen");
+        let effect = self.tasks[index].task.claim(by, nonce.unwrap_or(Nonce(0)), wall);
+        let effect = effect.expect("queued");
+        self.apply(index, effect);
+        let task = self.tasks[index].task.clone();
+        let fence = task.fence().expect("running");
+        self.leases.insert(
+            id,
+            Held {
+                fence,
+                worker: claim.by.worker.clone(),
+                beats: 0,
+                graces: 0,
+                progress: None,
+                since: now,
+                before_ms: 0,
+            },
+        );
+        let worker = self.caller(&claim.by).expect("checked");
+        worker.idle_since = None;
+        worker.streak = match worker.streak.take() {
+            Some((model, times)) if model == task.model => Some((model, times + 1)),
+            _ => Some((task.model.clone(), 1)),
+        };
+        task
+    }
+
+    /// What follows from a transition.
+    fn apply(&mut self, index: usize, effect: Effect) {
+        let wall = self.wall();
+        let entry = &mut self.tasks[index];
+        let task = &entry.task;
+        entry.ready = task.state == State::Queued && task.not_before == Timestamp::ZERO;
+        let account = self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
+        *account = account.saturating_add_signed(effect.charge_ms);
+        if task.state != State::Running {
+            self.leases.remove(&task.id);
+        }
+        if let Some(fence) = effect.garbage {
+            self.garbage.push((fence.folder(), wall.plus_ms(self.setup.garbage_after_ms)));
+        }
+    }
+
+    fn held_ms(&self, id: TaskId) -> u64 {
+        let now = self.now();
+        self.leases.get(&id).map_or(0, |h| (now - h.since).as_millis() as u64 + h.before_ms)
+    }
+
+    pub(super) fn beat(
+        &mut self,
+        by: &Identity,
+        fence: Fence,
+        progress: Option<Progress>,
+    ) -> Result<Beaten, Error> {
+        self.caller(by)?;
+        let Some(held) = self.leases.get_mut(&fence.task).filter(|held| held.fence == fence) else {
+            return Ok(self.held(fence));
+        };
+        held.beats += 1;
+        held.graces = 0;
+        held.progress = progress.or(held.progress.take());
+        let index = self.entry(fence.task).expect("leased");
+        self.tasks[index].task.confirm(fence).expect("leased");
+        Ok(Beaten::Continue)
+    }
+
+    pub(super) fn held(&self, fence: Fence) -> Beaten {
+        match self.entry(fence.task).map(|index| self.tasks[index].task.check(fence)) {
+            Some(Ok(())) => Beaten::Continue,
+            Some(Err(Refusal::Stale { cancelled: true })) => Beaten::Cancelled,
+            _ => Beaten::Lost,
+        }
+    }
+
+    pub(super) fn leased(&self, fence: Fence) -> Result<Task, Error> {
+        match self.held(fence) {
+            Beaten::Continue => Ok(self.tasks[self.entry(fence.task).expect("held")].task.clone()),
+            beaten => Err(Error::StaleLease { cancelled: beaten == Beaten::Cancelled }),
+        }
+    }
+
+    /// `not_before` is the store's, if the task goes back into the queue.
+    pub(super) fn end(
+        &mut self,
+        by: &Identity,
+        fence: Fence,
+        end: End,
+        not_before: Option<Timestamp>,
+    ) -> Result<Task, Error> {
+        self.caller(by)?;
+        let jitter = self.jitter(fence, not_before);
+        self.finish(fence, end, jitter)
+    }
+
+    pub(super) fn reclaim(&mut self, fence: Fence, beats: u64, end: End) -> bool {
+        let live = self.leases.get(&fence.task).filter(|held| held.fence == fence);
+        if live.is_none_or(|held| held.beats > beats) {
+            return false;
+        }
+        self.finish(fence, end, 0).expect("a live lease");
+        true
+    }
+
+    /// The jitter with which a failure of this task gives that time, if there is one: the upper
+    /// half of the backoff.
+    fn jitter(&self, fence: Fence, not_before: Option<Timestamp>) -> u64 {
+        let (Some(at), Some(index)) = (not_before, self.entry(fence.task)) else { return 0 };
+        let failures = self.tasks[index].task.failures;
+        let rules = &self.setup.rules;
+        let full = (rules.backoff_ms << failures.min(20)).min(rules.max_backoff_ms);
+        at.ms_since(self.wall()).saturating_sub(full / 2)
+    }
+
+    fn finish(&mut self, fence: Fence, end: End, jitter: u64) -> Result<Task, Error> {
+        let stale = Error::StaleLease { cancelled: false };
+        let index = self.entry(fence.task).ok_or(stale.clone())?;
+        let (wall, held) = (self.wall(), self.held_ms(fence.task));
+        let lease = self.tasks[index].task.lease.clone();
+        let succeeded = matches!(end, End::Commit(_));
+        let blamed = match &end {
+            End::Fail(failure) if failure.code.blames_engine() => Some(failure.message.clone()),
+            _ => None,
+        };
+        let rules = self.setup.rules;
+        match self.tasks[index].task.end(fence, end, &rules, held, jitter, wall) {
+            Ok(effect) => self.apply(index, effect),
+            Err(Refusal::Repeated) => return Ok(self.tasks[index].task.clone()),
+            Err(Refusal::Stale { cancelled }) => return Err(Error::StaleLease { cancelled }),
+            Err(Refusal::State(_)) => return Err(stale),
+        }
+        let answer = self.tasks[index].task.clone();
+        let Some(worker) = lease.and_then(|lease| self.workers.get_mut(&lease.worker)) else {
+            return Ok(answer);
+        };
+        if succeeded {
+            worker.failures.clear();
+        }
+        if let Some(message) = blamed {
+            worker.failures.retain(|failed| failed.task != fence.task);
+            worker.failures.push(fence);
+            if worker.failures.len() >= 3 && worker.quarantine.is_none() {
+                worker.quarantine = Some((answer.model.clone(), message));
+                for failed in std::mem::take(&mut worker.failures) {
+                    if let Some(index) = self.entry(failed.task) {
+                        self.tasks[index].task.recount(failed);
+                    }
+                }
+            }
+        }
+        // What the caller is told is the task after everything.
+        Ok(self.tasks[index].task.clone())
+    }
+
+    /// The task, cancelled?, deleted?
+    pub(super) fn cancel(
+        &mut self,
+        tenant: &TenantName,
+        id: TaskId,
+        delete: bool,
+    ) -> Result<(Task, bool, bool), Error> {
+        let index = self.entry(id).filter(|i| self.tasks[*i].task.tenant == *tenant);
+        let index = index.ok_or(Error::NotFound)?;
+        let (wall, held) = (self.wall(), self.held_ms(id));
+        if let Ok(effect) = self.tasks[index].task.cancel(held, wall) {
+            self.apply(index, effect);
+            return Ok((self.tasks[index].task.clone(), true, false));
+        }
+        if !delete {
+            return Ok((self.tasks[index].task.clone(), false, false));
+        }
+        let Entry { task, keyed, .. } = self.tasks.remove(index);
+        if let Some(idempotency) = task.idempotency.as_ref().filter(|_| keyed) {
+            let key = (tenant.clone(), idempotency.key.clone());
+            let until = task.created_at.plus_ms(DAY_MS);
+            self.tombstones.insert(key, (until, task.clone()));
+        }
+        // Once now, and once more when no upload can be under way any longer.
+        self.garbage.push((id.to_string(), wall));
+        self.garbage.push((id.to_string(), wall.plus_ms(self.setup.garbage_after_ms)));
+        Ok((task, false, true))
+    }
+
+    pub(super) fn advance(&mut self) -> Option<Timestamp> {
+        let now = self.wall();
+        let horizon = now.plus_ms(self.setup.rules.max_backoff_ms);
+        for index in 0..self.tasks.len() {
+            let entry = &mut self.tasks[index];
+            let at = entry.task.not_before;
+            let waits = entry.task.state == State::Queued && !entry.ready;
+            // No backoff lasts longer than the longest, even if the clock has gone back.
+            entry.ready |= waits && (at <= now || at > horizon);
+            if entry.task.state == State::Queued && entry.task.deadline.is_some_and(|d| d <= now) {
+                let effect = entry.task.expire(now).expect("queued and late");
+                self.apply(index, effect);
+            }
+        }
+        self.tombstones.retain(|_, (until, _)| *until > now);
+        self.tasks
+            .iter()
+            .filter(|e| e.task.state == State::Queued)
+            .flat_map(|e| [(!e.ready).then_some(e.task.not_before), e.task.deadline])
+            .flatten()
+            .min()
+    }
+
+    /// What a stop of the server forgets: beats, and what workers were at.
+    pub(super) fn restart(&mut self) {
+        let (now, wall) = (self.now(), self.wall());
+        for held in self.leases.values_mut() {
+            let task = self.tasks.iter().find(|e| e.task.id == held.fence.task).expect("leased");
+            let started = task.task.started_at.expect("running");
+            held.beats = 0;
+            held.graces += 1;
+            held.progress = None;
+            held.since = now;
+            held.before_ms = wall.ms_since(started).min(DAY_MS);
+        }
+        for (name, worker) in &mut self.workers {
+            let held = self.leases.values().find(|held| held.worker == *name);
+            let lease = held.and_then(|held| {
+                let entry = self.tasks.iter().find(|e| e.task.id == held.fence.task)?;
+                entry.task.lease.as_ref()
+            });
+            worker.started = lease.is_some();
+            worker.idle_since = None;
+            worker.seen = now;
+            worker.streak = None;
+            worker.failures.clear();
+            worker.last_seq = lease
+                .filter(|lease| lease.incarnation == worker.incarnation)
+                .map_or(0, |lease| lease.seq);
+        }
+    }
+
+    pub(super) fn progress(&self, id: TaskId) -> Option<Progress> {
+        self.leases.get(&id).and_then(|held| held.progress.clone())
+    }
+
+    /// Newest first.
+    pub(super) fn list(&self, query: &ListQuery) -> Vec<&Entry> {
+        self.tasks
+            .iter()
+            .rev()
+            .filter(|e| e.task.tenant == query.tenant)
+            .filter(|e| query.state.is_none_or(|state| e.task.state == state))
+            .filter(|e| query.model.as_ref().is_none_or(|model| e.task.model == *model))
+            .filter(|e| query.created_from.is_none_or(|from| e.task.created_at >= from))
+            .filter(|e| query.created_before.is_none_or(|before| e.task.created_at < before))
+            .collect()
+    }
+
+    pub(super) fn lease_views(&self) -> Vec<LeaseView> {
+        let view = |held: &Held| LeaseView {
+            fence: held.fence,
+            worker: held.worker.clone(),
+            beats: held.beats,
+            confirmed: self
+                .leased(held.fence)
+                .is_ok_and(|task| task.lease.as_ref().is_some_and(|lease| lease.confirmed)),
+            graces: held.graces,
+            held_ms: self.held_ms(held.fence.task),
+        };
+        self.leases.values().map(view).collect()
+    }
+
+    pub(super) fn worker_views(&self) -> Vec<WorkerView> {
+        let now = self.now();
+        let ms = |since: Duration| (now - since).as_millis() as u64;
+        let view = |(name, worker): (&WorkerName, &Worker)| WorkerView {
+            by: Identity { worker: name.clone(), incarnation: worker.incarnation },
+            pool: worker.pool.clone(),
+            launch: worker.launch.clone(),
+            silent_ms: ms(worker.seen),
+            activity: match worker.idle_since {
+                Some(since) => Activity::Idle { for_ms: ms(since) },
+                None if worker.started => Activity::Busy,
+                None => Activity::Starting,
+            },
+            quarantined: worker.quarantine.is_some(),
+        };
+        self.workers.iter().map(view).collect()
+    }
+
+    pub(super) fn backlog(&self) -> Vec<Backlog> {
+        let mut pools: BTreeMap<PoolName, Backlog> = BTreeMap::new();
+        for entry in self.tasks.iter().filter(|e| !e.task.state.is_terminal()) {
+            let task = &entry.task;
+            let backlog = pools.entry(task.pool.clone()).or_insert_with(|| Backlog {
+                pool: task.pool.clone(),
+                ready: 0,
+                ready_ms: 0,
+                delayed: 0,
+                running: 0,
+            });
+            if entry.ready {
+                backlog.ready += 1;
+                backlog.ready_ms += task.estimate_ms;
+            } else if task.state == State::Queued {
+                backlog.delayed += 1;
+            } else {
+                backlog.running += 1;
+            }
+        }
+        pools.into_values().collect()
+    }
+
+    /// Folders that may go now, sorted.
+    pub(super) fn due_garbage(&self) -> Vec<String> {
+        let now = self.wall();
+        let due = self.garbage.iter().filter(|(_, at)| *at <= now);
+        let mut folders: Vec<_> = due.map(|(folder, _)| folder.clone()).collect();
+        folders.sort();
+        folders
+    }
+
+    /// A folder is deleted: one of its entries that are due is forgotten.
+    pub(super) fn collected(&mut self, folder: &str) {
+        let now = self.wall();
+        let index = self.garbage.iter().position(|(f, at)| f == folder && *at <= now);
+        self.garbage.remove(index.expect("it was due"));
+    }
+}

@@ -1,0 +1,237 @@
+//! How many workers there are, with a provider that only keeps count.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rayreel_domain::task::State;
+use rayreel_server::fleet::{Death, Fleet, Provider};
+use rayreel_server::store::{Claim, Claimed, Identity, Launch, Registration, Store};
+
+use crate::world::World;
+
+/// Processes that exist only here.
+#[derive(Default)]
+struct Fake {
+    alive: Mutex<HashMap<String, Result<(), Death>>>,
+    launched: Mutex<Vec<String>>,
+    dies_at_once: Mutex<bool>,
+}
+
+impl Fake {
+    fn launched(&self) -> Vec<String> {
+        self.launched.lock().unwrap().clone()
+    }
+
+    fn kill(&self, id: &str, clean: bool) {
+        let death = Death { reason: "signal: 9".to_owned(), clean };
+        self.alive.lock().unwrap().insert(id.to_owned(), Err(death));
+    }
+}
+
+#[async_trait]
+impl Provider for Fake {
+    async fn launch(&self, launch: Launch, _server: &str) -> Result<Launch, String> {
+        self.launched.lock().unwrap().push(launch.id.clone());
+        let state = match *self.dies_at_once.lock().unwrap() {
+            true => Err(Death { reason: "exit status: 1: no GPU".to_owned(), clean: false }),
+            false => Ok(()),
+        };
+        self.alive.lock().unwrap().insert(launch.id.clone(), state);
+        Ok(Launch { pid: Some(1), ..launch })
+    }
+
+    async fn probe(&self, launch: &Launch) -> Result<(), Death> {
+        let unknown = Err(Death { reason: "unknown".to_owned(), clean: false });
+        self.alive.lock().unwrap().get(&launch.id).cloned().unwrap_or(unknown)
+    }
+
+    async fn stop(&self, launch: &Launch, _at_once: bool) {
+        self.kill(&launch.id, true);
+    }
+
+    async fn forget(&self, launch: &Launch) {
+        self.alive.lock().unwrap().remove(&launch.id);
+    }
+}
+
+struct Pool {
+    world: World,
+    provider: Arc<Fake>,
+    fleet: Fleet,
+}
+
+impl Pool {
+    fn new(settings: &[(&str, &str)]) -> Self {
+        let provider = Arc::new(Fake::default());
+        let world = World::with_provider(settings, Arc::clone(&provider) as Arc<dyn Provider>);
+        let fleet = Fleet::new(Arc::clone(&world.app), "http://127.0.0.1:1".to_owned());
+        Self { world, provider, fleet }
+    }
+
+    async fn look(&mut self) {
+        self.fleet.look().await.unwrap();
+    }
+
+    fn store(&self) -> &dyn Store {
+        &*self.world.app.components.store
+    }
+
+    async fn register(&self, id: &str) -> Identity {
+        let worker: rayreel_domain::WorkerName = id.parse().unwrap();
+        let registration = Registration {
+            worker: worker.clone(),
+            pool: "local".parse().unwrap(),
+            launch: Some(id.to_owned()),
+        };
+        let incarnation = self.store().register(registration).await.unwrap();
+        Identity { worker, incarnation }
+    }
+
+    async fn claim(&self, by: &Identity, seq: u64) -> Claimed {
+        let target = self.world.app.targets.of(&"local".parse().unwrap());
+        let claim = Claim {
+            by: by.clone(),
+            seq,
+            holding: vec![],
+            loaded: None,
+            self_test: None,
+            target,
+        };
+        self.store().claim(claim).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn no_worker_exists_until_the_first_task() {
+    let mut pool = Pool::new(&[]);
+    pool.look().await;
+    assert!(pool.provider.launched().is_empty());
+    pool.world.submit("first").await;
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1);
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1, "a worker that is starting counts");
+}
+
+#[tokio::test]
+async fn an_idle_worker_is_told_to_go_after_its_timeout_and_not_before() {
+    let mut pool = Pool::new(&[("RAYREEL_POOLS__LOCAL__IDLE_TIMEOUT_SECONDS", "10")]);
+    let task = pool.world.submit("first").await;
+    pool.look().await;
+    let by = pool.register(&pool.provider.launched()[0]).await;
+    let Claimed::Task(claimed) = pool.claim(&by, 1).await else { panic!("a task") };
+    assert_eq!(claimed.id, task);
+    pool.store().cancel(&"default".parse().unwrap(), task).await.unwrap();
+    assert!(matches!(pool.claim(&by, 2).await, Claimed::Nothing { .. }));
+    pool.world.clock.advance(Duration::from_secs(9));
+    pool.look().await;
+    assert!(matches!(pool.claim(&by, 3).await, Claimed::Nothing { .. }));
+    pool.world.clock.advance(Duration::from_secs(1));
+    pool.look().await;
+    assert!(matches!(pool.claim(&by, 4).await, Claimed::Drain));
+    assert!(pool.store().workers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_minimum_is_started_without_a_task_and_stays() {
+    let mut pool = Pool::new(&[
+        ("RAYREEL_POOLS__LOCAL__MIN", "1"),
+        ("RAYREEL_POOLS__LOCAL__IDLE_TIMEOUT_SECONDS", "10"),
+    ]);
+    pool.look().await;
+    let by = pool.register(&pool.provider.launched()[0]).await;
+    assert!(matches!(pool.claim(&by, 1).await, Claimed::Nothing { .. }));
+    pool.world.clock.advance(Duration::from_secs(60));
+    pool.look().await;
+    assert!(matches!(pool.claim(&by, 2).await, Claimed::Nothing { .. }));
+    assert_eq!(pool.provider.launched().len(), 1);
+}
+
+#[tokio::test]
+async fn never_more_than_the_maximum() {
+    let mut pool = Pool::new(&[
+        ("RAYREEL_POOLS__LOCAL__MAX", "3"),
+        ("RAYREEL_POOLS__LOCAL__TARGET_WAIT_SECONDS", "0.1"),
+    ]);
+    for number in 0..20 {
+        pool.world.submit(&format!("task {number}")).await;
+    }
+    pool.look().await;
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 3);
+}
+
+#[tokio::test]
+async fn a_dead_worker_gives_its_task_back_at_once_and_uncharged_and_is_replaced() {
+    let mut pool = Pool::new(&[]);
+    let task = pool.world.submit("first").await;
+    pool.look().await;
+    let first = pool.provider.launched()[0].clone();
+    let by = pool.register(&first).await;
+    let Claimed::Task(claimed) = pool.claim(&by, 1).await else { panic!("a task") };
+    pool.store().beat(&by, claimed.fence().unwrap(), None).await.unwrap();
+    pool.look().await;
+    pool.provider.kill(&first, false);
+    pool.look().await;
+    let view = pool.world.get(task).await;
+    assert_eq!(view.task.state, State::Queued);
+    assert_eq!((view.task.failures, view.task.losses, view.task.releases), (0, 0, 1));
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 2, "the next one is started");
+}
+
+#[tokio::test]
+async fn a_crash_loop_backs_off_and_says_why() {
+    let mut pool = Pool::new(&[]);
+    *pool.provider.dies_at_once.lock().unwrap() = true;
+    pool.world.submit("first").await;
+    let local = "local".parse().unwrap();
+    let mut waits = Vec::new();
+    for tries in 1..=4 {
+        pool.look().await;
+        assert_eq!(pool.provider.launched().len(), tries);
+        // The look after the death counts it.
+        let mut waited = Duration::ZERO;
+        loop {
+            pool.look().await;
+            if pool.provider.launched().len() > tries {
+                break;
+            }
+            let reason = pool.world.app.targets.blocked(&local).expect("says why");
+            assert!(reason.contains("no GPU"), "{reason}");
+            pool.world.clock.advance(Duration::from_millis(500));
+            waited += Duration::from_millis(500);
+        }
+        waits.push(waited.as_secs());
+        if tries == 3 {
+            break;
+        }
+        // That look has launched the next one already.
+        pool.provider.launched.lock().unwrap().truncate(tries + 1);
+    }
+    assert_eq!(waits, [1, 2, 60]);
+}
+
+#[tokio::test]
+async fn a_worker_that_never_asks_for_work_is_ended() {
+    let mut pool = Pool::new(&[("RAYREEL_POOLS__LOCAL__START_TIMEOUT_SECONDS", "5")]);
+    pool.world.submit("first").await;
+    pool.look().await;
+    pool.world.clock.advance(Duration::from_secs(5));
+    pool.look().await;
+    let reason = pool.world.app.targets.blocked(&"local".parse().unwrap()).expect("says why");
+    assert!(reason.contains("within 5 s"), "{reason}");
+}
+
+#[tokio::test]
+async fn launches_survive_a_restart_of_the_server() {
+    let mut pool = Pool::new(&[]);
+    pool.world.submit("first").await;
+    pool.look().await;
+    // Another fleet over the same rows, as after a restart.
+    let mut again = Fleet::new(Arc::clone(&pool.world.app), "http://127.0.0.1:2".to_owned());
+    again.look().await.unwrap();
+    assert_eq!(pool.provider.launched().len(), 1, "found again, not started again");
+}

@@ -1,0 +1,133 @@
+//! A server's parts over a real store in a folder of their own, with a clock that stands still.
+
+use std::sync::Arc;
+
+use rayreel_domain::request::Request;
+use rayreel_domain::task::{Priority, Record, State, Task};
+use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::api::SubmitBody;
+use rayreel_domain::{ModelName, TaskId};
+use rayreel_server::artifacts::Artifacts;
+use rayreel_server::clock::{Clock, ManualClock, Random};
+use rayreel_server::config::{Settings, Sources};
+use rayreel_server::estimate::Estimates;
+use rayreel_server::feed::Feed;
+use rayreel_server::fleet::{Death, Provider, Targets};
+use rayreel_server::store::sqlite::{Options, SqliteStore};
+use rayreel_server::store::{Launch, View};
+use rayreel_server::{App, Components};
+
+pub struct World {
+    pub app: Arc<App>,
+    pub clock: Arc<ManualClock>,
+    _folder: tempfile::TempDir,
+}
+
+/// For tests in which no worker may be started.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl Provider for Nobody {
+    async fn launch(&self, _: Launch, _: &str) -> Result<Launch, String> {
+        Err("no worker in this test".to_owned())
+    }
+
+    async fn probe(&self, _: &Launch) -> Result<(), Death> {
+        Err(Death { reason: "never started".to_owned(), clean: true })
+    }
+
+    async fn stop(&self, _: &Launch, _: bool) {}
+
+    async fn forget(&self, _: &Launch) {}
+}
+
+impl World {
+    /// Settings are given as environment variables.
+    pub fn new(settings: &[(&str, &str)]) -> Self {
+        Self::with_provider(settings, Arc::new(Nobody))
+    }
+
+    pub fn with_provider(settings: &[(&str, &str)], provider: Arc<dyn Provider>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources {
+            data: Some(folder.path().to_owned()),
+            directory: folder.path().to_owned(),
+            variables: settings.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            ..Sources::default()
+        };
+        let settings = Settings::load(&sources).unwrap();
+        let clock = Arc::new(ManualClock::at(Timestamp(1_800_000_000_000)));
+        let random = Arc::new(Random::from_seed(1));
+        let feed = Arc::new(Feed::default());
+        let options = Options {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            random: Arc::clone(&random),
+            feed: Arc::clone(&feed),
+            rules: settings.rules(),
+            locality: settings.locality(),
+            max_queued: settings.max_queued,
+            garbage_after_ms: settings.garbage_after_seconds.ms(),
+            worker_silence_ms: rayreel_server::fleet::SILENT_MS,
+        };
+        let store = SqliteStore::open(folder.path().join("tasks.db"), options).unwrap();
+        let components = Components {
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            random,
+            store: Arc::new(store),
+            feed,
+            artifacts: Artifacts::open(folder.path().join("artifacts")).unwrap(),
+            provider,
+            worker_token: "secret".to_owned(),
+        };
+        let app = App {
+            estimates: Estimates::new(&settings),
+            targets: Targets::default(),
+            metrics: rayreel_server::metrics::Metrics::default(),
+            stopping: tokio_util::sync::CancellationToken::new(),
+            settings,
+            components,
+        };
+        Self { app: Arc::new(app), clock, _folder: folder }
+    }
+
+    /// Queues a task of the default model.
+    pub async fn submit(&self, prompt: &str) -> TaskId {
+        let components = &self.app.components;
+        let model: ModelName = self.app.settings.default_model.clone();
+        let spec = self.app.settings.model_spec(&model).unwrap();
+        let body = SubmitBody { prompt: Some(prompt.to_owned()), ..SubmitBody::default() };
+        let now = components.clock.wall();
+        let task = Task::new(Record {
+            id: components.random.task_id(now),
+            tenant: "default".parse().unwrap(),
+            pool: spec.pool.clone(),
+            model,
+            request: Request::resolve(&body, &spec, 1).unwrap(),
+            priority: Priority::default(),
+            idempotency: None,
+            estimate_ms: 1_000,
+            created_at: now,
+            deadline: None,
+            state: State::Queued,
+            not_before: Timestamp::ZERO,
+            attempt: 0,
+            lease: None,
+            failures: 0,
+            losses: 0,
+            releases: 0,
+            attempts: vec![],
+            history: vec![],
+            outputs: vec![],
+            test_pattern: false,
+            error: None,
+            started_at: None,
+            finished_at: None,
+        });
+        components.store.submit(task).await.unwrap().task.id
+    }
+
+    pub async fn get(&self, id: TaskId) -> View {
+        let tenant = "default".parse().unwrap();
+        self.app.components.store.get(&tenant, id).await.unwrap().expect("the task exists")
+    }
+}
