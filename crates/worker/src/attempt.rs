@@ -1,0 +1,542 @@
+//! One attempt, from its assignment to its end.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use rayreel_domain::request::Input;
+use rayreel_domain::task::Failure;
+use rayreel_domain::wire::engine::{EngineRequest, Format, Generate};
+use rayreel_domain::wire::worker::{
+    Assignment, Done, Fail, ModelSetup, Progress, Release, SelfTest,
+};
+use rayreel_domain::{Code, Fence};
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::Signals;
+use crate::api::{self, Server};
+use crate::backoff::Outage;
+use crate::claim::Worker;
+use crate::engine::Host;
+use crate::keeper::{Ended, Hold};
+use crate::outputs;
+use crate::scratch::{Desk, Scratch};
+use crate::upload::{self, Delivery, Product};
+
+/// How long the last call of a worker that was told twice to go may take.
+const LAST_CALL: Duration = Duration::from_millis(500);
+/// How long a worker that gives its task back tries to say so.
+const RELEASE: Duration = Duration::from_secs(5);
+/// Most figures that are passed on, and the longest name of one.
+const MAX_METRICS: usize = 64;
+/// How long a self-test may take, the load of the model included.
+const SELF_TEST: Duration = Duration::from_secs(30 * 60);
+/// How long the image of a task may take to arrive.
+const INPUT: Duration = Duration::from_secs(300);
+/// How often a damaged image is fetched.
+const INPUT_TRIES: u32 = 3;
+
+/// What is left to do after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// The next claim.
+    Claim,
+    /// Deregister and exit: the grace period of the first signal is over.
+    Leave,
+    /// Exit.
+    Abort,
+    /// Another worker has this one's name.
+    Replaced,
+}
+
+/// Why an attempt stops before its end.
+#[derive(Debug)]
+enum Stop {
+    Ended(Ended),
+    Failed(Failure),
+    /// `max_run` is over.
+    OutOfTime,
+    /// The grace period of the first signal is over.
+    GraceOver,
+    Aborted,
+}
+
+impl From<api::Error> for Stop {
+    fn from(error: api::Error) -> Self {
+        match error {
+            api::Error::StaleLease => Self::Ended(Ended::Lost),
+            api::Error::StaleWorker => Self::Ended(Ended::Replaced),
+            // Passing, but for longer than the worker's patience.
+            error if error.is_passing() => Self::Ended(Ended::Abandoned),
+            error => Self::Failed(upload::undelivered(&error)),
+        }
+    }
+}
+
+/// Works on a task until it is delivered, has failed, or is somebody else's.
+pub(crate) async fn run(worker: &mut Worker, assignment: Assignment) -> After {
+    let started = Instant::now();
+    let fence = assignment.fence;
+    let hold = worker.keeper.hold(fence);
+    tracing::info!(task = %fence.task, attempt = fence.attempt, model = %assignment.model.name, "task started");
+    let signals = worker.signals.clone();
+    let grace = worker.drain_grace;
+    let stop = async {
+        tokio::select! {
+            biased;
+            () = signals.abort.cancelled() => Stop::Aborted,
+            ended = hold.ended() => Stop::Ended(ended),
+            () = async { signals.drain.cancelled().await; sleep(grace).await } => Stop::GraceOver,
+        }
+    };
+    tokio::pin!(stop);
+    let ended = match work(worker, &assignment, &hold, started, stop.as_mut()).await {
+        Ok(()) => {
+            tracing::info!(task = %fence.task, attempt = fence.attempt, "task delivered");
+            return After::Claim;
+        }
+        Err(ended) => ended,
+    };
+    tracing::info!(task = %fence.task, attempt = fence.attempt, why = ?ended, "task stopped");
+    conclude(worker, fence, ended, stop).await
+}
+
+/// Makes the files and delivers them.
+async fn work(
+    worker: &mut Worker,
+    assignment: &Assignment,
+    hold: &Hold,
+    started: Instant,
+    mut stop: Pin<&mut impl Future<Output = Stop>>,
+) -> Result<(), Stop> {
+    let fence = assignment.fence;
+    let desk = worker
+        .scratch
+        .desk(&format!("{}-{}", fence.task, fence.attempt))
+        .map_err(|error| Stop::Failed(on_disk("the attempt's directory", &error)))?;
+    let run = sleep_until(started + Duration::from_millis(assignment.max_run_ms));
+    let product = tokio::select! {
+        biased;
+        made = make(&mut worker.host, &worker.server, &desk, assignment, hold) => made?,
+        why = stop.as_mut() => return Err(halted(worker, why, desk).await),
+        () = run => return Err(halted(worker, Stop::OutOfTime, desk).await),
+    };
+    let Worker {
+        server,
+        identity,
+        signals,
+        outage_keep,
+        ..
+    } = &*worker;
+    let delivery = Delivery {
+        server,
+        identity,
+        fence,
+        patience: *outage_keep,
+    };
+    let mut round = 1;
+    loop {
+        let refused = tokio::select! {
+            biased;
+            put = delivery.upload(&product, hold) => match put {
+                Err(error @ api::Error::Refused { .. }) if round < upload::ROUNDS => Some(error),
+                put => { put?; None }
+            },
+            why = stop.as_mut() => return Err(why),
+        };
+        let refused = match refused {
+            Some(error) => error,
+            None => match answered(delivery.commit(&product), stop.as_mut(), signals).await? {
+                Err(error)
+                    if error.code() == Some(Code::UploadMismatch) && round < upload::ROUNDS =>
+                {
+                    error
+                }
+                answer => return Ok(answer?),
+            },
+        };
+        tracing::warn!(task = %fence.task, error = %refused, "delivery refused, trying again");
+        round += 1;
+    }
+}
+
+/// Stops the engine's work for a reason that came from outside.
+async fn halted(worker: &mut Worker, why: Stop, desk: Desk) -> Stop {
+    let abort = worker.signals.abort.clone();
+    let go_on = matches!(why, Stop::Ended(ended) if ended != Ended::Replaced);
+    let why = if go_on || matches!(why, Stop::OutOfTime) {
+        tokio::select! {
+            biased;
+            () = abort.cancelled() => Stop::Aborted,
+            () = worker.host.halt() => why,
+        }
+    } else {
+        // The worker is about to exit: its engine has nothing to stay warm for.
+        why
+    };
+    if matches!(why, Stop::GraceOver | Stop::Ended(Ended::Replaced)) {
+        worker.host.kill().await;
+    }
+    // Only now: the engine may have been writing.
+    drop(desk);
+    why
+}
+
+/// Tells the server how an attempt ended that did not succeed.
+async fn conclude(
+    worker: &mut Worker,
+    fence: Fence,
+    why: Stop,
+    stop: Pin<&mut impl Future<Output = Stop>>,
+) -> After {
+    match why {
+        Stop::Ended(Ended::Replaced) => After::Replaced,
+        // Nothing of it is ours to report.
+        Stop::Ended(Ended::Cancelled | Ended::Lost | Ended::Abandoned) => After::Claim,
+        Stop::Failed(failure) => fail(worker, fence, failure, stop).await,
+        Stop::OutOfTime => {
+            let message = "the attempt took longer than it may, and was stopped";
+            fail(
+                worker,
+                fence,
+                Failure::new(Code::MaxRunExceeded, message),
+                stop,
+            )
+            .await
+        }
+        Stop::GraceOver => {
+            let release = release(worker, fence);
+            tokio::select! {
+                biased;
+                () = worker.signals.abort.cancelled() => After::Abort,
+                given = worker.server.insist::<_, Done>("release", &release, RELEASE) => {
+                    log_release(fence, given);
+                    After::Leave
+                }
+            }
+        }
+        Stop::Aborted => {
+            let release = release(worker, fence);
+            let Worker { host, server, .. } = worker;
+            let call = server.call::<_, Done>("release", &release, LAST_CALL);
+            let (given, _) = tokio::join!(call, tokio::time::timeout(LAST_CALL, host.kill()));
+            log_release(fence, given);
+            After::Abort
+        }
+    }
+}
+
+async fn fail(
+    worker: &mut Worker,
+    fence: Fence,
+    failure: Failure,
+    stop: Pin<&mut impl Future<Output = Stop>>,
+) -> After {
+    tracing::warn!(
+        task = %fence.task, attempt = fence.attempt, code = %failure.code,
+        message = failure.message, detail = failure.detail, "task failed",
+    );
+    let fail = Fail {
+        worker: worker.identity.worker.clone(),
+        incarnation: worker.identity.incarnation,
+        fence,
+        failure,
+    };
+    let call = worker
+        .server
+        .insist::<_, Done>("fail", &fail, worker.outage_keep);
+    match answered(call, stop, &worker.signals).await {
+        Ok(Err(api::Error::StaleWorker)) => After::Replaced,
+        Ok(told) => {
+            if let Err(error) = told {
+                tracing::warn!(task = %fence.task, %error, "the failure could not be reported");
+            }
+            After::Claim
+        }
+        // It could not be said in time; the farewell gives the task back.
+        Err(Stop::Aborted) => After::Abort,
+        Err(_) => After::Leave,
+    }
+}
+
+/// Waits for the answer to a call that ends the attempt. That the lease has ended is no reason not
+/// to: the call itself may have ended it, and its answer tells.
+async fn answered<T>(
+    call: impl Future<Output = T>,
+    mut stop: Pin<&mut impl Future<Output = Stop>>,
+    signals: &Signals,
+) -> Result<T, Stop> {
+    tokio::pin!(call);
+    tokio::select! {
+        biased;
+        answer = &mut call => return Ok(answer),
+        why = stop.as_mut() => match why {
+            Stop::Ended(_) => {}
+            why => return Err(why),
+        },
+    }
+    tokio::select! {
+        biased;
+        answer = &mut call => Ok(answer),
+        () = signals.abort.cancelled() => Err(Stop::Aborted),
+    }
+}
+
+fn release(worker: &Worker, fence: Fence) -> Release {
+    let identity = &worker.identity;
+    Release {
+        worker: identity.worker.clone(),
+        incarnation: identity.incarnation,
+        fence,
+    }
+}
+
+fn log_release(fence: Fence, given: Result<Done, api::Error>) {
+    match given {
+        Ok(_) => tracing::info!(task = %fence.task, attempt = fence.attempt, "task given back"),
+        // The server finds out by itself when the lease runs out.
+        Err(error) => {
+            tracing::warn!(task = %fence.task, %error, "the task could not be given back");
+        }
+    }
+}
+
+/// Has the engine make the files, and looks at them.
+async fn make(
+    host: &mut Host,
+    server: &Server,
+    desk: &Desk,
+    assignment: &Assignment,
+    hold: &Hold,
+) -> Result<Product, Stop> {
+    let Assignment {
+        fence,
+        request,
+        model,
+        ..
+    } = assignment;
+    let image = match &request.image {
+        Some(input) => {
+            hold.progress(Progress {
+                stage: "fetch".into(),
+                step: 0,
+                steps: 1,
+            });
+            Some(fetch(server, *fence, input, desk).await?)
+        }
+        None => None,
+    };
+    if host.loaded().as_ref() != Some(&model.name) {
+        hold.progress(Progress {
+            stage: "load".into(),
+            step: 0,
+            steps: 1,
+        });
+    }
+    let id = format!("{}/{}", fence.task, fence.attempt);
+    let image = image.map(|path| path.to_string_lossy().into_owned());
+    let request = request.for_engine(image);
+    generate(host, model, desk, id, request, |progress| {
+        hold.progress(progress)
+    })
+    .await
+    .map_err(Stop::Failed)
+}
+
+async fn generate(
+    host: &mut Host,
+    model: &ModelSetup,
+    desk: &Desk,
+    id: String,
+    request: EngineRequest,
+    progress: impl FnMut(Progress),
+) -> Result<Product, Failure> {
+    let engine = host.load(model).await?;
+    let format = request.format;
+    let output_dir = desk.out().to_string_lossy().into_owned();
+    let done = engine
+        .generate(
+            Generate {
+                id,
+                output_dir,
+                request,
+            },
+            progress,
+        )
+        .await?;
+    let beneath = desk
+        .beneath()
+        .try_clone()
+        .map_err(|error| on_disk("the output", &error))?;
+    let announced = done.files;
+    let found =
+        tokio::task::spawn_blocking(move || outputs::collect(&beneath, &announced, format)).await;
+    let files = match found {
+        Ok(Ok(files)) => files,
+        Ok(Err(message)) => {
+            return Err(engine.explained(retryable(Code::OutputInvalid, message)));
+        }
+        Err(error) => {
+            return Err(retryable(
+                Code::Internal,
+                format!("the files were not checked: {error}"),
+            ));
+        }
+    };
+    let metrics = done
+        .metrics
+        .into_iter()
+        .filter(|(name, figure)| name.len() <= MAX_METRICS && figure.is_finite())
+        .take(MAX_METRICS)
+        .collect();
+    Ok(Product {
+        files,
+        metrics,
+        test_pattern: done.test_pattern,
+    })
+}
+
+/// Fetches the image that a task starts from. Gives up only on a refusal or a damaged file: the
+/// keeper decides how long to hold on to the attempt.
+async fn fetch(server: &Server, fence: Fence, input: &Input, desk: &Desk) -> Result<PathBuf, Stop> {
+    let extension = if input.media_type == "image/png" {
+        "png"
+    } else {
+        "jpg"
+    };
+    let path = desk.beside(&format!("input.{extension}"));
+    let mut outage = Outage::new("inputs");
+    let mut tries = 0;
+    loop {
+        let damage = match download(server, fence, input, &path).await {
+            Ok(None) => {
+                outage.over();
+                return Ok(path);
+            }
+            Ok(Some(damage)) => damage,
+            Err(Download::Disk(error)) => {
+                return Err(Stop::Failed(on_disk("the image", &error)));
+            }
+            Err(Download::Call(error)) if error.is_passing() => {
+                sleep(outage.failed(&error)).await;
+                continue;
+            }
+            Err(Download::Call(error @ api::Error::Refused { .. })) => {
+                let message = format!("the task's image could not be fetched: {error}");
+                return Err(Stop::Failed(retryable(Code::Internal, message)));
+            }
+            Err(Download::Call(error)) => return Err(error.into()),
+        };
+        tries += 1;
+        if tries == INPUT_TRIES {
+            let message = format!("the task's image arrives damaged: {damage}");
+            return Err(Stop::Failed(retryable(Code::Internal, message)));
+        }
+    }
+}
+
+enum Download {
+    Call(api::Error),
+    Disk(io::Error),
+}
+
+impl From<reqwest::Error> for Download {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+/// Writes the image to a file; says what is wrong with it, if anything.
+async fn download(
+    server: &Server,
+    fence: Fence,
+    input: &Input,
+    path: &Path,
+) -> Result<Option<String>, Download> {
+    let mut response = server.input(fence, INPUT).await.map_err(Download::Call)?;
+    let mut file = File::create(path).map_err(Download::Disk)?;
+    let mut hash = Sha256::new();
+    let mut bytes = 0;
+    while let Some(chunk) = response.chunk().await? {
+        bytes += chunk.len() as u64;
+        if bytes > input.bytes {
+            return Ok(Some(format!("it is longer than its {} bytes", input.bytes)));
+        }
+        hash.update(&chunk);
+        file.write_all(&chunk).map_err(Download::Disk)?;
+    }
+    if bytes < input.bytes {
+        return Ok(Some(format!(
+            "it has {bytes} bytes instead of {}",
+            input.bytes
+        )));
+    }
+    let sha256 = outputs::hex(&hash.finalize());
+    Ok((sha256 != input.sha256).then(|| "its checksum is wrong".to_owned()))
+}
+
+/// Starts the engine afresh and has it make something small.
+pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelSetup) -> SelfTest {
+    host.leave().await;
+    let request = EngineRequest {
+        prompt: "self-test".into(),
+        negative_prompt: String::new(),
+        width: 64,
+        height: 64,
+        frames: 5,
+        fps: 8,
+        steps: 2,
+        guidance: None,
+        seed: 1,
+        format: Format::Mp4,
+        image: None,
+    };
+    let test = async {
+        let desk = scratch
+            .desk("self-test")
+            .map_err(|error| on_disk("the self-test's directory", &error))?;
+        generate(host, model, &desk, "self-test".into(), request, |_| {}).await
+    };
+    let failure = match tokio::time::timeout(SELF_TEST, test).await {
+        Ok(Ok(_)) => return SelfTest::Passed,
+        // The model does not do such requests, but it is loaded and answers.
+        Ok(Err(failure)) if failure.code == Code::EngineRefused => return SelfTest::Passed,
+        Ok(Err(failure)) => failure,
+        Err(_) => {
+            host.kill().await;
+            let minutes = SELF_TEST.as_secs() / 60;
+            Failure::new(
+                Code::MaxRunExceeded,
+                format!("no result within {minutes} minutes"),
+            )
+        }
+    };
+    let detail = failure
+        .detail
+        .map(|detail| format!("\n{detail}"))
+        .unwrap_or_default();
+    let message = format!("{}: {}{detail}", failure.code, failure.message);
+    SelfTest::Failed {
+        message: message
+            .chars()
+            .take(rayreel_domain::task::MAX_MESSAGE)
+            .collect(),
+    }
+}
+
+fn on_disk(what: &str, error: &io::Error) -> Failure {
+    retryable(
+        Code::Internal,
+        format!("{what} could not be written on the worker: {error}"),
+    )
+}
+
+fn retryable(code: Code, message: impl Into<String>) -> Failure {
+    Failure {
+        retryable: true,
+        ..Failure::new(code, message)
+    }
+}

@@ -1,0 +1,299 @@
+//! A task's way through a worker when nothing goes wrong, and what the engine gets to see.
+
+use rayreel_domain::wire::worker::{Assignment, Claimed};
+use rayreel_worker::{Error, Exit};
+use serde_json::Value;
+
+use crate::peer::{Call, Fault};
+use crate::rig::{GOOD, Rig, files_below, is_alive, request, wait_gone};
+
+/// Writes what the engine was told, and what it sees, into its file.
+const ECHO: &str = "
+load = ready()
+job = hear()
+done(job, json.dumps({'load': load, 'generate': job, 'env': dict(os.environ),
+                      'empty': os.listdir(job['output_dir']) == []}))
+hear()
+";
+
+#[test]
+fn a_task_goes_from_claim_to_commit() {
+    let mut rig = Rig::new();
+    let model = rig.model(
+        "
+load = ready()
+job = hear()
+step(job)
+done(job, 'abc')
+hear()
+",
+    );
+    let fence = rig.assign(&model);
+    rig.peer.wait_for("claim", 2);
+    let names: Vec<_> = rig.peer.see(|script| {
+        let names = script.calls.iter().map(Call::name);
+        names
+            .filter(|name| !["beat", "control"].contains(name))
+            .collect()
+    });
+    assert_eq!(
+        names,
+        ["register", "claim", "uploads", "put", "commit", "claim"]
+    );
+    rig.peer.see(|script| {
+        let commit = script.commits()[0];
+        assert_eq!((commit.fence, commit.incarnation), (fence, 7));
+        assert!(commit.test_pattern);
+        assert_eq!(commit.metrics["denoise_ms"], 1.5);
+        let output = &commit.manifest[0];
+        assert_eq!(
+            (output.index, output.bytes, output.width, output.fps),
+            (0, 3, 64, 8)
+        );
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(output.sha256, abc);
+        let Some(Call::Uploads(uploads)) = script.named("uploads").next() else {
+            panic!()
+        };
+        assert_eq!(uploads.manifest, commit.manifest);
+        assert_eq!(script.files(), [b"abc"]);
+        let Some(Call::Put {
+            path,
+            bearer,
+            signed,
+            ..
+        }) = script.named("put").next()
+        else {
+            panic!()
+        };
+        assert_eq!(bearer.as_deref(), Some("Bearer the-worker-token"));
+        assert_eq!(signed.as_deref(), Some("signature-0"));
+        assert_eq!(*path, format!("{}/0", fence.folder()));
+        let Some(Call::Beat(beat)) = script.named("beat").next() else {
+            panic!("confirmed")
+        };
+        assert_eq!(beat.fence, fence);
+        let claims = script.claims();
+        assert_eq!((claims[0].seq, claims[0].loaded.as_ref()), (1, None));
+        assert_eq!(
+            (claims[1].seq, claims[1].loaded.as_ref()),
+            (2, Some(&model.name))
+        );
+        assert!(claims.iter().all(|claim| claim.holding.is_empty()));
+    });
+    rig.finish();
+}
+
+#[test]
+fn the_engine_is_told_everything_and_sees_little() {
+    let mut rig = Rig::new();
+    let mut model = rig.model(ECHO);
+    model.checkpoint = Some("/models/some".into());
+    model.settings.insert("step_ms".into(), 10.into());
+    // Longer than a pipe holds.
+    let prompt = "雪".repeat(10_000);
+    let mut long = request(&prompt);
+    long.negative_prompt = prompt.clone();
+    let task = Assignment {
+        request: long,
+        ..rig.task(&model)
+    };
+    let fence = task.fence;
+    rig.peer.assign(task);
+    rig.peer.wait_for("commit", 1);
+    let told: Value = rig
+        .peer
+        .see(|script| serde_json::from_slice(script.files()[0]).unwrap());
+    assert_eq!(told["load"]["protocol"], 1);
+    assert_eq!(told["load"]["model"], model.name.as_str());
+    assert_eq!(told["load"]["checkpoint"], "/models/some");
+    assert_eq!(told["load"]["settings"]["step_ms"], 10);
+    let generate = &told["generate"];
+    assert_eq!(generate["id"], format!("{}/1", fence.task));
+    assert_eq!(generate["request"]["prompt"], prompt);
+    assert_eq!(generate["request"]["negative_prompt"], prompt);
+    assert_eq!(generate["request"]["seed"], 42);
+    let scratch = rig
+        .dir
+        .path()
+        .canonicalize()
+        .unwrap()
+        .join("scratch/worker-1");
+    let output_dir = generate["output_dir"].as_str().unwrap();
+    assert!(
+        output_dir.starts_with(scratch.to_str().unwrap()),
+        "{output_dir}"
+    );
+    assert!(told["empty"].as_bool().unwrap());
+
+    let seen = told["env"].as_object().unwrap();
+    assert!(seen.contains_key("PATH"));
+    let withheld = std::env::vars().any(|(name, _)| !seen.contains_key(&name));
+    assert!(withheld, "or this shows nothing");
+    let strange: Vec<_> = seen
+        .keys()
+        .filter(|name| name.starts_with("CARGO") || name.starts_with("RAYREEL"))
+        .collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    assert!(!told["env"].to_string().contains("the-worker-token"));
+    rig.finish();
+}
+
+#[test]
+fn an_engine_stays_warm_while_the_model_stays_the_same() {
+    let mut rig = Rig::new();
+    let model = rig.model(GOOD);
+    rig.assign(&model);
+    rig.assign(&model);
+    let mut patient = model.clone();
+    patient.silence_ms += 1;
+    rig.assign(&patient);
+    rig.peer.wait_for("commit", 3);
+    let pids = rig.peer.see(|script| script.files().concat());
+    let pid = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
+    assert_eq!(String::from_utf8(pids).unwrap(), pid.repeat(3));
+
+    let mut other = model.clone();
+    other.settings.insert("other".into(), true.into());
+    rig.assign(&other);
+    rig.peer.wait_for("commit", 4);
+    let fresh = String::from_utf8(rig.peer.see(|s| s.files()[3].to_vec())).unwrap();
+    assert_ne!(fresh, pid);
+    wait_gone(&pid);
+    rig.finish();
+    wait_gone(&fresh);
+}
+
+#[test]
+fn a_built_in_engine_is_the_workers_own_program() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("rayreel");
+    let script = dir.path().join("engine.py");
+    let mut rig = Rig::with(|options, _| options.engine_program.clone_from(&program));
+    let _ = rig.model(&format!(
+        "assert sys.argv[1:] == ['engine', 'scripted'], sys.argv\n{GOOD}"
+    ));
+    std::fs::copy(rig.dir.path().join("engine-1.py"), &script).unwrap();
+    let shell = format!(
+        "#!/bin/sh\nexec python3 -I -S {} \"$@\"\n",
+        script.display()
+    );
+    std::fs::write(&program, shell).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut model = rig.model(GOOD);
+    model.engine = rayreel_domain::wire::worker::EngineSetup::BuiltIn("scripted".into());
+    rig.assign(&model);
+    rig.peer.wait_for("commit", 1);
+    rig.finish();
+}
+
+#[test]
+fn the_image_of_a_task_is_fetched_for_the_engine() {
+    let mut rig = Rig::new();
+    let model = rig.model(
+        "
+load = ready()
+while True:
+    job = hear()
+    with open(job['request']['image']) as image:
+        done(job, job['request']['image'] + ':' + image.read())
+",
+    );
+    let mut task = rig.task(&model);
+    task.request.image = Some(rayreel_domain::request::Input {
+        sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into(),
+        media_type: "image/png".into(),
+        bytes: 3,
+    });
+    let fence = task.fence;
+    rig.peer
+        .set(|script| _ = script.inputs.insert(fence, b"abc".to_vec()));
+    rig.peer
+        .fault("input", Fault::Refused(503, "store_unavailable"));
+    rig.peer.assign(task.clone());
+    rig.peer.wait_for("commit", 1);
+    let made = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
+    assert!(made.ends_with("/input.png:abc"), "{made}");
+    assert!(
+        !made.contains("/out/"),
+        "it lies beside the engine's own files"
+    );
+
+    // Damaged on its way, again and again.
+    let mut damaged = rig.task(&model);
+    damaged.request.image = task.request.image;
+    rig.peer
+        .set(|script| _ = script.inputs.insert(damaged.fence, b"abd".to_vec()));
+    rig.peer.assign(damaged);
+    rig.peer.wait_for("fail", 1);
+    rig.peer.see(|script| {
+        let failure = script.failures()[0];
+        assert!(failure.message.contains("checksum is wrong"), "{failure:?}");
+        assert!(failure.retryable);
+    });
+    rig.finish();
+}
+
+#[test]
+fn scratch_holds_one_attempt_and_nothing_after_it() {
+    let mut rig = Rig::new();
+    let gate = rig.gate("gate");
+    let model = rig.model(&format!(
+        "
+load = ready()
+while True:
+    job = hear()
+    put(job, 'left over', 'stray.bin')
+    step(job)
+    gate({})
+    done(job)
+",
+        gate.path()
+    ));
+    let fence = rig.assign(&model);
+    rig.wait_progress(fence, 1);
+    let own = rig.dir.path().join("scratch/worker-1");
+    let name = own
+        .canonicalize()
+        .unwrap()
+        .join(format!("{}-1", fence.task));
+    assert_eq!(files_below(&own.canonicalize().unwrap()), [name]);
+    gate.open();
+    rig.peer.wait_for("claim", 2);
+    assert_eq!(files_below(&own).len(), 0);
+    rig.finish();
+}
+
+#[test]
+fn a_worker_that_is_not_needed_leaves() {
+    let mut rig = Rig::new();
+    let model = rig.model(GOOD);
+    rig.assign(&model);
+    rig.peer.set(|script| script.next.push_back(Claimed::Drain));
+    assert_eq!(rig.ended().unwrap(), Exit::Drained);
+    let pid = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
+    assert!(!is_alive(&pid));
+    assert_eq!(
+        rig.peer.see(|script| script.count("deregister")),
+        0,
+        "the server has done that"
+    );
+}
+
+#[test]
+fn a_wrong_token_is_a_clear_error() {
+    let rig = Rig::with(|options, _| options.token = "wrong".into());
+    let error = rig.ended().unwrap_err();
+    assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
+    assert!(!error.to_string().contains("wrong"), "{error}");
+}
+
+#[test]
+fn an_address_that_is_none_is_a_clear_error() {
+    for url in ["127.0.0.1:8088", "ftp://host", "http://", ""] {
+        let rig = Rig::with(|options, _| options.server = url.into());
+        let error = rig.ended().unwrap_err();
+        assert!(matches!(error, Error::Address { .. }), "{url}: {error}");
+    }
+}
