@@ -1,0 +1,390 @@
+//! The command line: what can be asked, and how it is explained.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use rayreel_domain::request::Size;
+use rayreel_domain::task::{Priority, State};
+use rayreel_domain::wire::engine::Format;
+use rayreel_domain::{PoolName, TaskId, WorkerName};
+
+const AFTER_HELP: &str = "\
+Without --server, a command talks to the server that runs on the data directory; if none does, it \
+runs one itself for as long as it takes.
+With --json, results are JSON on standard output and errors are JSON on standard error.
+The exit status tells what went wrong: 2 bad request, 4 no such task, 5 not allowed, 6 conflict, \
+7 try again later, 8 damaged data, 9 cancelled, 10 the task failed, 1 anything else.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "rayreel",
+    version,
+    about = "Video generation as a service, on your own GPUs",
+    after_help = AFTER_HELP,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Address of the server to use, such as http://127.0.0.1:8088
+    #[arg(
+        long,
+        global = true,
+        env = "RAYREEL_SERVER",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub server: Option<String>,
+    /// Data directory [env: RAYREEL_DATA] [default: the platform's, as in ~/.local/share/rayreel]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    pub data: Option<PathBuf>,
+    /// Configuration file [env: RAYREEL_CONFIG] [default: rayreel.toml here or in ~/.config/rayreel]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    pub config: Option<PathBuf>,
+    /// Print results and errors as JSON
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// Print no progress and no notes
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a video or a still: submit, follow to the end, save the file
+    #[command(after_help = "Ctrl-C cancels the task; a second Ctrl-C leaves at once.")]
+    Generate(Generate),
+    /// Run the server
+    Serve(Serve),
+    /// Queue a task and print its id
+    Submit(Request),
+    /// Show a task
+    Get(Task),
+    /// Follow a task to its end (Ctrl-C leaves; the task goes on)
+    Watch(Task),
+    /// List tasks, newest first
+    List(List),
+    /// Cancel a queued or running task; never deletes
+    Cancel(Task),
+    /// Delete a task that has ended, and its files
+    Delete(Task),
+    /// Save a task's result
+    Download(Download),
+    /// Run a worker: claim tasks of a pool, run the engine, deliver the files
+    Worker(Worker),
+    /// Check, show or explain the configuration
+    Config {
+        #[command(subcommand)]
+        command: Config,
+    },
+    /// Print the completions of a shell
+    Completions { shell: Shell },
+    /// Advanced: run a built-in engine on standard input and output
+    Engine {
+        #[command(subcommand)]
+        engine: Engine,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub request: Request,
+    /// Where to save [default: the task's id, in this directory]; `-` is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// What to generate. What is not given is the model's default.
+#[derive(Debug, Args)]
+pub(crate) struct Request {
+    /// What to show
+    pub prompt: String,
+    /// Name of a configured model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// What not to show
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// First frame: a PNG or JPEG file
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Width and height in pixels, such as 832x480
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<Size>,
+    /// Number of frames: 1, 5, 9 …
+    #[arg(long, value_name = "N", conflicts_with = "seconds")]
+    pub frames: Option<u32>,
+    /// Length; becomes the nearest number of frames that is allowed
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
+    /// Frames a second
+    #[arg(long, value_name = "N")]
+    pub fps: Option<u32>,
+    /// Denoising steps
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u32>,
+    /// Classifier-free guidance scale
+    #[arg(long, value_name = "X")]
+    pub guidance: Option<f64>,
+    /// The same seed and request give the same video [default: random]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// 1 (last) to 5 (first) among your own tasks
+    #[arg(long, value_name = "1-5", value_parser = priority)]
+    pub priority: Option<Priority>,
+    /// A video (mp4) or a still (png) [default: as the output file's name says, else mp4]
+    #[arg(long)]
+    pub format: Option<OutputFormat>,
+}
+
+fn priority(text: &str) -> Result<Priority, &'static str> {
+    text.parse()
+        .ok()
+        .and_then(Priority::new)
+        .ok_or("a priority is 1 to 5")
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    Mp4,
+    Png,
+}
+
+impl From<OutputFormat> for Format {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Mp4 => Self::Mp4,
+            OutputFormat::Png => Self::Png,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Address to listen on; port 0 takes a free one [env: RAYREEL_LISTEN] [default: 127.0.0.1:8088]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Task {
+    /// Id of the task
+    pub id: TaskId,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only tasks in this state
+    #[arg(long, value_parser = state)]
+    pub state: Option<State>,
+    /// Only tasks of this model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// How many at most, 1 to 100
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub limit: Option<u8>,
+    /// Go on where another list ended
+    #[arg(long)]
+    pub cursor: Option<String>,
+    /// Every task, not only the newest
+    #[arg(long, conflicts_with_all = ["limit", "cursor"])]
+    pub all: bool,
+}
+
+fn state(text: &str) -> Result<State, String> {
+    State::from_text(text).ok_or_else(|| {
+        let states = State::ALL.map(|state| state.as_str().to_ascii_lowercase());
+        format!("a state is one of {}", states.join(", "))
+    })
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Download {
+    /// Id of the task
+    pub id: TaskId,
+    /// Where to save [default: the task's id, in this directory]; `-` is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The thumbnail instead
+    #[arg(long)]
+    pub thumbnail: bool,
+}
+
+/// Its token comes from RAYREEL_WORKER_TOKEN, else from the data directory.
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// The pool whose tasks it takes
+    #[arg(long, default_value = "local")]
+    pub pool: PoolName,
+    /// A name that no other worker has [default: a random one]
+    #[arg(long)]
+    pub name: Option<WorkerName>,
+    /// The fleet's number of this start
+    #[arg(long, hide = true)]
+    pub launch: Option<String>,
+    /// Data directory in which the server's address is looked up again
+    #[arg(long, hide = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check every layer, and show what differs from the defaults
+    Check,
+    /// Print every setting that is in force, and where it comes from
+    Show,
+    /// Print the commented default file
+    Default,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Engine {
+    /// The test card
+    Testcard,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        let words = line.split_whitespace().map(|word| word.replace('_', " "));
+        Cli::try_parse_from(std::iter::once("rayreel".to_owned()).chain(words))
+    }
+
+    fn refused(line: &str) -> String {
+        let error = parse(line).expect_err("wrong");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_explains_itself() {
+        fn check(command: &clap::Command) {
+            for option in command.get_arguments() {
+                let named = matches!(option.get_id().as_str(), "shell");
+                assert!(
+                    named || option.get_help().is_some(),
+                    "{} {option}",
+                    command.get_name()
+                );
+            }
+            for command in command.get_subcommands() {
+                assert!(command.get_about().is_some(), "{}", command.get_name());
+                check(command);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn a_request_is_read_whole() {
+        let cli = parse(
+            "generate a_red_fox --model m --negative-prompt blur --size 64*80 --seconds 1.5 --fps 8 \
+             --steps 4 --guidance 3.5 --seed 7 --priority 5 --format png -o x.png --json",
+        )
+        .expect("right");
+        assert!(cli.global.json);
+        let Command::Generate(generate) = cli.command else {
+            panic!("{:?}", cli.command)
+        };
+        let request = generate.request;
+        assert_eq!(request.prompt, "a red fox");
+        assert_eq!(
+            request.size,
+            Some(Size {
+                width: 64,
+                height: 80
+            })
+        );
+        assert_eq!(
+            (request.seconds, request.fps, request.steps),
+            (Some(1.5), Some(8), Some(4))
+        );
+        assert_eq!((request.guidance, request.seed), (Some(3.5), Some(7)));
+        assert_eq!(request.priority.map(Priority::get), Some(5));
+        assert_eq!(request.format, Some(OutputFormat::Png));
+        assert_eq!(generate.output, Some(PathBuf::from("x.png")));
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        for line in [
+            "--data /d list --state RUNNING",
+            "list --state running --data /d",
+        ] {
+            let cli = parse(line).expect("right");
+            assert_eq!(cli.global.data, Some(PathBuf::from("/d")));
+            let Command::List(list) = cli.command else {
+                panic!("{:?}", cli.command)
+            };
+            assert_eq!(list.state, Some(State::Running));
+        }
+    }
+
+    #[test]
+    fn the_fleet_can_start_a_worker() {
+        let cli =
+            parse("worker --server http://127.0.0.1:1 --pool p --name p-1 --launch p-1 --home /d")
+                .expect("right");
+        assert_eq!(cli.global.server.as_deref(), Some("http://127.0.0.1:1"));
+        let Command::Worker(worker) = cli.command else {
+            panic!("{:?}", cli.command)
+        };
+        assert_eq!(worker.pool.as_str(), "p");
+        assert_eq!(worker.launch.as_deref(), Some("p-1"));
+        assert_eq!(worker.home, Some(PathBuf::from("/d")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_what_is_allowed() {
+        for (line, words) in [
+            ("generate", "<PROMPT>"),
+            ("generate x --size big", "write it as 832x480"),
+            ("generate x --frames 5 --seconds 1", "cannot be used with"),
+            ("generate x --priority 6", "a priority is 1 to 5"),
+            ("generate x --format gif", "mp4, png"),
+            ("generate x --step 3", "--steps"),
+            ("get fox", "a task id is `task_` and 32 hexadecimal digits"),
+            ("list --state done", "queued, running, succeeded"),
+            ("list --limit 0", "1..=100"),
+            ("list --limit 101", "1..=100"),
+            ("list --all --limit 5", "cannot be used with"),
+            (
+                "worker --name /x",
+                "the name of a worker is 1 to 64 letters",
+            ),
+            ("generat x", "generate"),
+        ] {
+            let message = refused(line);
+            assert!(message.contains(words), "{line}: {message}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Follows a task to its end, across lost connections, restarts and changes of server.
+
+use std::time::{Duration, Instant};
+
+use rayreel_domain::TaskId;
+use rayreel_domain::wire::api::{EventBody, TaskBody};
+use tokio::time::MissedTickBehavior;
+
+use crate::client::Events;
+use crate::failure::{Exit, Failure, INTERRUPTED};
+use crate::progress::Progress;
+use crate::session::Session;
+use crate::signals::Interrupts;
+
+/// How long to wait for a server that is away.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A server that is away for no longer is not worth a word.
+const HICCUP: Duration = Duration::from_secs(2);
+/// Between tries to connect again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How often to ask what the server expects.
+const ASK: Duration = Duration::from_secs(2);
+
+/// What the first Ctrl-C does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnInterrupt {
+    /// Cancel the task, and follow it to that end.
+    Cancel,
+    /// Leave it alone.
+    Leave,
+}
+
+/// What an open stream of events ended with.
+enum Ended {
+    /// The task has.
+    Task,
+    /// Only the stream.
+    Stream,
+    Interrupted,
+}
+
+/// Follows one task.
+pub(crate) struct Follower<'a> {
+    pub session: &'a mut Session,
+    pub id: TaskId,
+    pub progress: &'a mut Progress,
+    pub interrupts: &'a Interrupts,
+    pub on_interrupt: OnInterrupt,
+    /// Is told of every event, with its name.
+    pub on_event: &'a mut dyn FnMut(&str, &EventBody) -> Result<(), Exit>,
+    /// Position behind the last event that had one.
+    pub after: Option<String>,
+}
+
+impl Follower<'_> {
+    /// Gives the task as it is at its end.
+    pub(crate) async fn run(mut self) -> Result<TaskBody, Exit> {
+        let mut away: Option<Instant> = None;
+        let mut told = false;
+        let mut listening = true;
+        loop {
+            let interrupts = self.interrupts.clone();
+            let opened = tokio::select! {
+                opened = self.open() => opened,
+                () = interrupts.first(), if listening => {
+                    listening = false;
+                    self.interrupted().await?;
+                    continue;
+                }
+            };
+            let result = match opened {
+                Ok(events) => {
+                    away = None;
+                    if std::mem::take(&mut told) {
+                        self.progress.note("the server is back");
+                    }
+                    match self.listen(events, listening).await? {
+                        Ended::Interrupted => {
+                            listening = false;
+                            self.interrupted().await?;
+                            continue;
+                        }
+                        Ended::Task | Ended::Stream => self.look().await,
+                    }
+                }
+                Err(failure) => Err(failure),
+            };
+            match result {
+                Ok(task) if task.status.is_terminal() => return Ok(task),
+                Ok(_) => {}
+                Err(failure) if failure.is_lost() => {
+                    self.session.lost();
+                    let since = *away.get_or_insert_with(Instant::now);
+                    if since.elapsed() > HICCUP && !std::mem::replace(&mut told, true) {
+                        self.progress.note("the server is away; waiting for it");
+                    }
+                    if since.elapsed() > PATIENCE {
+                        return Err(failure.into());
+                    }
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn open(&mut self) -> Result<Events, Failure> {
+        let client = self.session.client().await?;
+        client.events(self.id, self.after.as_deref()).await
+    }
+
+    async fn look(&mut self) -> Result<TaskBody, Failure> {
+        let client = self.session.client().await?;
+        client.task(self.id).await
+    }
+
+    async fn listen(&mut self, mut events: Events, interruptible: bool) -> Result<Ended, Exit> {
+        let interrupts = self.interrupts.clone();
+        let mut ask = tokio::time::interval(ASK);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut state = None;
+        loop {
+            tokio::select! {
+                event = events.next() => {
+                    let Some(event) = event else { return Ok(Ended::Stream) };
+                    if event.id.is_some() {
+                        self.after = event.id;
+                    }
+                    let Ok(body) = serde_json::from_str::<EventBody>(&event.data) else {
+                        // Of a newer server: not for us.
+                        continue;
+                    };
+                    state = Some(body.status);
+                    self.progress.event(&body);
+                    (self.on_event)(&event.name, &body)?;
+                    if body.status.is_terminal() {
+                        return Ok(Ended::Task);
+                    }
+                }
+                _ = ask.tick(), if state.is_some() => {
+                    // The stream says if something is wrong.
+                    if let Ok(task) = self.look().await
+                        && Some(task.status) == state
+                    {
+                        self.progress.expect(&task);
+                    }
+                }
+                () = interrupts.first(), if interruptible => return Ok(Ended::Interrupted),
+            }
+        }
+    }
+
+    async fn interrupted(&mut self) -> Result<(), Exit> {
+        let id = self.id;
+        match self.on_interrupt {
+            OnInterrupt::Leave => {
+                self.progress.clear();
+                self.progress
+                    .note(&format!("left; {id} goes on: rayreel watch {id}"));
+                Err(Exit::Silent(INTERRUPTED))
+            }
+            OnInterrupt::Cancel => {
+                self.progress
+                    .note(&format!("cancelling {id}; Ctrl-C again leaves at once"));
+                let cancelled = self
+                    .session
+                    .call(|client| async move { client.cancel(id).await });
+                cancelled.await.map(drop).map_err(|failure| {
+                    let message = format!(
+                        "{id} may go on, it could not be cancelled: {}",
+                        failure.message
+                    );
+                    Failure { message, ..failure }.into()
+                })
+            }
+        }
+    }
+}

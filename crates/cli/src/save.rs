@@ -1,0 +1,373 @@
+//! Where a result goes: a file that appears whole or not at all, or standard output.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rayreel_domain::wire::api::TaskBody;
+use rayreel_domain::wire::engine::Format;
+use rayreel_domain::{Code, TaskId};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use crate::client::{Client, cause};
+use crate::failure::{Exit, Failure};
+use crate::out::Out;
+use crate::session::Session;
+
+/// Broken transfers are tried again so often.
+const TRIES: u32 = 5;
+
+/// Where to save, as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Destination {
+    Stdout,
+    /// A file named after the task.
+    In(PathBuf),
+    File(PathBuf),
+}
+
+impl Destination {
+    /// Checks what can be checked before anything costs time.
+    pub(crate) fn new(output: Option<&Path>, out: Out) -> Result<Self, Failure> {
+        let destination = match output {
+            None => Self::In(PathBuf::from(".")),
+            Some(path) if path == "-" => Self::Stdout,
+            Some(path) if path.is_dir() => Self::In(path.to_owned()),
+            Some(path) => Self::File(path.to_owned()),
+        };
+        match &destination {
+            Self::Stdout if out.json => {
+                return Err(Failure::value(
+                    "output",
+                    "`--output -` and `--json` both want standard output",
+                ));
+            }
+            Self::Stdout => {}
+            Self::In(directory) => drop(draft(directory)?),
+            // Through a link, it is the file behind it that is replaced.
+            Self::File(path) => match fs::canonicalize(path) {
+                Ok(real) if real.is_file() => drop(draft(&folder(&real))?),
+                Ok(_) => {}
+                Err(_) => drop(draft(&folder(path))?),
+            },
+        }
+        Ok(destination)
+    }
+
+    /// The format that the file's name asks for.
+    pub(crate) fn format(&self) -> Result<Option<Format>, Failure> {
+        let Self::File(path) = self else {
+            return Ok(None);
+        };
+        let Some(extension) = path.extension() else {
+            return Ok(None);
+        };
+        match extension.to_string_lossy().to_ascii_lowercase().as_str() {
+            "mp4" => Ok(Some(Format::Mp4)),
+            "png" => Ok(Some(Format::Png)),
+            other => Err(Failure::value(
+                "output",
+                format!(
+                    "`{}`: a result is .mp4 or .png, not .{other}; with --format, the name does not matter",
+                    path.display()
+                ),
+            )),
+        }
+    }
+
+    fn path(&self, id: TaskId, variant: &str, media_type: &str) -> Option<PathBuf> {
+        match self {
+            Self::Stdout => None,
+            Self::File(path) => Some(path.clone()),
+            Self::In(directory) => {
+                let extension = match media_type {
+                    "video/mp4" => "mp4",
+                    "video/webm" => "webm",
+                    "image/png" => "png",
+                    "image/jpeg" => "jpg",
+                    "image/webp" => "webp",
+                    _ => "bin",
+                };
+                let name = format!("{id}{variant}.{extension}");
+                let here = directory == Path::new(".");
+                Some(if here {
+                    PathBuf::from(name)
+                } else {
+                    directory.join(name)
+                })
+            }
+        }
+    }
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// A file beside the one that it will become.
+fn draft(directory: &Path) -> Result<NamedTempFile, Failure> {
+    tempfile::Builder::new()
+        .prefix(".rayreel-")
+        .suffix(".part")
+        // As any other file: the umask decides.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(|error| unwritable(directory, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::value(
+        "output",
+        format!("{} can't be written: {}", path.display(), cause(error)),
+    )
+}
+
+/// Gets the file of a task that has succeeded, and says where it is; none is standard output.
+pub(crate) async fn save(
+    session: &mut Session,
+    task: &TaskBody,
+    thumbnail: bool,
+    destination: &Destination,
+    out: Out,
+) -> Result<Option<PathBuf>, Exit> {
+    let id: TaskId = task
+        .id
+        .parse()
+        .map_err(|_| Failure::new(Code::Internal, format!("`{}` is not a task id", task.id)))?;
+    // The thumbnail's checksum is not told.
+    let sha256 = task
+        .result
+        .as_ref()
+        .filter(|_| !thumbnail)
+        .map(|result| result.sha256.as_str());
+    let mut tries = 1;
+    loop {
+        let transfer = Transfer {
+            id,
+            thumbnail,
+            sha256,
+            destination,
+            out,
+        };
+        let client = session.client().await?;
+        match transfer.run(&client).await {
+            Err(Exit::Failed(failure))
+                if failure.is_lost() && tries < TRIES && *destination != Destination::Stdout =>
+            {
+                tries += 1;
+                session.lost();
+            }
+            saved => return saved,
+        }
+    }
+}
+
+struct Transfer<'a> {
+    id: TaskId,
+    thumbnail: bool,
+    sha256: Option<&'a str>,
+    destination: &'a Destination,
+    out: Out,
+}
+
+impl Transfer<'_> {
+    async fn run(&self, client: &Client) -> Result<Option<PathBuf>, Exit> {
+        let mut response = client.content(self.id, self.thumbnail).await?;
+        let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
+        let media_type = media_type
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let variant = if self.thumbnail { "-thumbnail" } else { "" };
+        let path = self.destination.path(self.id, variant, media_type);
+        let mut sink = match &path {
+            None => Sink::Stdout(self.out),
+            Some(path) => Sink::open(path)?,
+        };
+        let mut hash = Sha256::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| {
+            Failure::new(
+                Code::ServerUnreachable,
+                format!(
+                    "the transfer from {} broke: {}",
+                    client.address(),
+                    cause(&error)
+                ),
+            )
+        })? {
+            hash.update(&piece);
+            sink.write(&piece)?;
+        }
+        let got: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if let Some(expected) = self.sha256
+            && *expected != got
+        {
+            let message = format!(
+                "the file that arrived is not the one that was announced: its SHA-256 is {got}, not {expected}"
+            );
+            return Err(Failure::new(Code::Internal, message).into());
+        }
+        sink.finish()?;
+        Ok(path)
+    }
+}
+
+/// What bytes are written to.
+enum Sink {
+    Stdout(Out),
+    Draft(NamedTempFile, PathBuf),
+    /// Not a regular file: there is nothing to replace.
+    Device(File, PathBuf),
+}
+
+impl Sink {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let real = fs::canonicalize(path);
+        match real {
+            Ok(real) if !real.is_file() => {
+                let file = OpenOptions::new().write(true).open(&real);
+                Ok(Self::Device(
+                    file.map_err(|error| unwritable(path, &error))?,
+                    real,
+                ))
+            }
+            Ok(real) => Ok(Self::Draft(draft(&folder(&real))?, real)),
+            Err(_) => Ok(Self::Draft(draft(&folder(path))?, path.to_owned())),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Exit> {
+        let (written, path) = match self {
+            Self::Stdout(out) => return out.raw(bytes),
+            Self::Draft(file, path) => (file.write_all(bytes), path),
+            Self::Device(file, path) => (file.write_all(bytes), path),
+        };
+        Ok(written.map_err(|error| unwritable(path, &error))?)
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        match self {
+            Self::Draft(file, path) => file
+                .persist(&path)
+                .map(drop)
+                .map_err(|error| unwritable(&path, &error.error)),
+            Self::Stdout(_) | Self::Device(..) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(output: Option<&Path>) -> Result<Destination, Failure> {
+        Destination::new(output, Out::new(false, true))
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("a directory");
+        entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .into_string()
+                    .expect("a name")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_name_of_the_file_says_the_format() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let format = |name: &str| {
+            new(Some(&directory.path().join(name)))
+                .expect("writable")
+                .format()
+        };
+        assert_eq!(format("x.png"), Ok(Some(Format::Png)));
+        assert_eq!(format("x.MP4"), Ok(Some(Format::Mp4)));
+        assert_eq!(format("x"), Ok(None));
+        let failure = format("x.gif").expect_err("not ours");
+        assert_eq!(failure.param.as_deref(), Some("output"));
+        assert!(
+            names(directory.path()).is_empty(),
+            "the check leaves nothing behind"
+        );
+    }
+
+    #[test]
+    fn a_directory_gets_a_file_named_after_the_task() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let id: TaskId = format!("task_{}", "0".repeat(32)).parse().expect("an id");
+        let destination = new(Some(directory.path())).expect("writable");
+        let expected = directory.path().join(format!("{id}-thumbnail.jpg"));
+        assert_eq!(
+            destination.path(id, "-thumbnail", "image/jpeg"),
+            Some(expected)
+        );
+        let here = new(None).expect("writable");
+        assert_eq!(
+            here.path(id, "", "video/mp4"),
+            Some(PathBuf::from(format!("{id}.mp4")))
+        );
+    }
+
+    #[test]
+    fn a_place_that_can_not_be_written_is_refused_before_anything_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let failure = new(Some(&directory.path().join("missing/x.mp4"))).expect_err("no folder");
+        assert_eq!(failure.code, Code::InvalidValue);
+        assert!(failure.message.contains("missing"), "{}", failure.message);
+        let both = Destination::new(Some(Path::new("-")), Out::new(true, false));
+        assert_eq!(both.expect_err("both").param.as_deref(), Some("output"));
+    }
+
+    #[test]
+    fn a_file_appears_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("x.mp4");
+        fs::write(&path, "old").expect("written");
+        let mut broken = Sink::open(&path).expect("opens");
+        broken.write(b"half").expect("written");
+        drop(broken);
+        assert_eq!(fs::read(&path).expect("there"), b"old");
+        assert_eq!(names(directory.path()), ["x.mp4"]);
+
+        let mut whole = Sink::open(&path).expect("opens");
+        whole.write(b"new").expect("written");
+        whole.finish().expect("renamed");
+        assert_eq!(fs::read(&path).expect("there"), b"new");
+        assert_eq!(names(directory.path()), ["x.mp4"]);
+    }
+
+    #[test]
+    fn a_link_stays_and_a_device_is_written_through() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (real, link) = (
+            directory.path().join("real.mp4"),
+            directory.path().join("link.mp4"),
+        );
+        fs::write(&real, "old").expect("written");
+        std::os::unix::fs::symlink(&real, &link).expect("linked");
+        let mut sink = Sink::open(&link).expect("opens");
+        sink.write(b"new").expect("written");
+        sink.finish().expect("renamed");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert_eq!(fs::read(&real).expect("there"), b"new");
+
+        let null = Path::new("/dev/null");
+        let mut sink = Sink::open(null).expect("opens");
+        sink.write(b"gone").expect("written");
+        sink.finish().expect("nothing to do");
+        assert!(!null.is_file(), "still a device");
+    }
+}

@@ -1,0 +1,158 @@
+//! Runs a server in this process, for `rayreel serve` and for commands that find none.
+
+use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use rayreel_domain::Code;
+use rayreel_server::Components;
+use rayreel_server::clock::Random;
+use rayreel_server::config::Settings;
+use rayreel_server::home::Home;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::args;
+use crate::failure::{Exit, Failure};
+use crate::log;
+use crate::out::Out;
+use crate::settings;
+use crate::signals::Interrupts;
+
+/// A server that runs in this process.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub url: String,
+    pub client_token: String,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), rayreel_server::Error>>,
+}
+
+impl Server {
+    /// Takes the data directory, listens, and tells clients of the same user where.
+    pub(crate) async fn start(settings: Settings, address: SocketAddr) -> Result<Self, Failure> {
+        // Locking comes first: whoever has the directory is told of by name, not by its port.
+        let directory = settings.data.clone();
+        let home = blocking(move || Ok(Home::open(&directory, &Random::from_system())?)).await?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Failure::new(
+                Code::InvalidConfig,
+                format!("{address} can't be listened on: {error}"),
+            )
+        })?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
+        let url = format!("http://{address}");
+        let (mut home, components, settings) = blocking(move || {
+            let components = Components::open(&settings, &home, worker_command()?)?;
+            Ok((home, components, settings))
+        })
+        .await?;
+        home.announce(&url)?;
+        let client_token = home.client_token().to_owned();
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        // Ends by `stop`, or with an error; whoever holds the handle learns of either.
+        let task = tokio::spawn(async move {
+            let ended = rayreel_server::run(settings, components, listener, stop).await;
+            // Only now may another server have the directory.
+            drop(home);
+            ended
+        });
+        Ok(Self {
+            url,
+            client_token,
+            shutdown,
+            task,
+        })
+    }
+
+    /// One on a free port, for this process and those that find it.
+    pub(crate) async fn start_embedded(settings: Settings) -> Result<Self, Failure> {
+        Self::start(settings, (Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Waits until the server has ended by itself, which is an error.
+    async fn ended(&mut self) -> Result<(), Failure> {
+        outcome((&mut self.task).await)
+    }
+
+    /// Lets requests end, releases what is idle, and gives the directory back.
+    pub(crate) async fn stop(self) -> Result<(), Failure> {
+        self.shutdown.cancel();
+        outcome(self.task.await)
+    }
+}
+
+fn outcome(
+    joined: Result<Result<(), rayreel_server::Error>, tokio::task::JoinError>,
+) -> Result<(), Failure> {
+    match joined {
+        Ok(ended) => Ok(ended?),
+        Err(error) => Err(Failure::new(
+            Code::Internal,
+            format!("the server panicked: {error}"),
+        )),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Failure::new(Code::Internal, error.to_string())))
+}
+
+/// Local workers are this program again.
+fn worker_command() -> Result<Vec<String>, Failure> {
+    let fail = |why: String| {
+        Failure::new(
+            Code::Internal,
+            format!("this program's own path is not known: {why}"),
+        )
+    };
+    let path = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+    let path = path.into_os_string().into_string();
+    Ok(vec![path.map_err(|path| {
+        fail(format!("{} is not UTF-8", path.display()))
+    })?])
+}
+
+/// `rayreel serve`.
+pub(crate) async fn run(
+    global: &args::Global,
+    arguments: args::Serve,
+    out: Out,
+) -> Result<(), Exit> {
+    let mut settings = settings::load(global, arguments.listen)?;
+    // A path through a link is still the same directory tomorrow.
+    settings.data = std::path::absolute(&settings.data).unwrap_or(settings.data);
+    log::to_stderr(settings.log.level, settings.log.format);
+    let interrupts = Interrupts::listen()?;
+    let data = settings.data.display().to_string();
+    let address = settings.listen;
+    let mut server = Server::start(settings, address).await?;
+    tracing::info!(url = server.url, data, "serving");
+    if out.json {
+        let pid = std::process::id();
+        out.json(&serde_json::json!({ "url": server.url, "data": data, "pid": pid }))?;
+    } else {
+        out.line(&format!("rayreel serves {}, data in {data}", server.url))?;
+        if std::io::stdout().is_terminal() {
+            out.note("Ctrl-C stops it; tasks that are queued stay so");
+        }
+    }
+    tokio::select! {
+        ended = server.ended() => return Ok(ended?),
+        () = interrupts.first() => {}
+    }
+    tracing::info!("stopping; a second signal ends at once");
+    interrupts.exit_on_second();
+    Ok(server.stop().await?)
+}
