@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 use rayreel_domain::Code;
+use rayreel_domain::task::MAX_MESSAGE;
 use rayreel_domain::wire::api::{ErrorBody, ErrorDetail, FailureBody, TaskBody};
 use rayreel_server::{config, home};
+
+use crate::text;
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,9 +80,11 @@ impl Failure {
     pub(crate) fn text(&self) -> String {
         let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
         let bold = Style::new().bold();
-        let mut text = format!("{red}error[{}]{red:#}: {}\n", self.code, self.message);
+        // What others have written must not write to the terminal.
+        let message = text::one_line(&self.message, MAX_MESSAGE);
+        let mut text = format!("{red}error[{}]{red:#}: {message}\n", self.code);
         for line in self.detail.iter().flat_map(|detail| detail.lines()) {
-            _ = writeln!(text, "  | {line}");
+            _ = writeln!(text, "  | {}", text::one_line(line, MAX_MESSAGE));
         }
         _ = writeln!(text, "  {bold}help{bold:#}: {}", self.code.entry().remedy);
         if let Some(id) = &self.request_id {
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn a_failure_names_its_code_and_what_helps() {
         let failure = Failure {
-            detail: Some("CUDA error\nbye".to_owned()),
+            detail: Some("\u{1b}[31mCUDA error\nbye".to_owned()),
             request_id: Some("req_1".to_owned()),
             ..Failure::new(
                 Code::EngineCrashed,
@@ -148,7 +153,7 @@ mod tests {
         assert_eq!(
             plain,
             "error[engine_crashed]: task_1: the engine ended with signal 9\n\
-             \x20 | CUDA error\n\
+             \x20 |  [31mCUDA error\n\
              \x20 | bye\n\
              \x20 help: See the engine's last lines; often a driver or a library.\n\
              \x20 request id: req_1\n"

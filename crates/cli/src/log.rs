@@ -12,12 +12,14 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::failure::Failure;
+
 /// The log of servers that run inside a command; a longer one is set aside.
 const EMBEDDED_LOG: &str = "embedded.log";
 const MAX_EMBEDDED_LOG: u64 = 1 << 20;
 
 /// Logs on standard error, for commands that are services.
-pub(crate) fn to_stderr(level: LogLevel, format: LogFormat) {
+pub(crate) fn to_stderr(level: LogLevel, format: LogFormat) -> Result<(), Failure> {
     let registry = tracing_subscriber::registry();
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let layer = tracing_subscriber::fmt::layer()
@@ -28,11 +30,12 @@ pub(crate) fn to_stderr(level: LogLevel, format: LogFormat) {
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
     // Only one command runs in a process, so nobody has been here before.
-    _ = registry.with(layer.with_filter(filter(level))).try_init();
+    _ = registry.with(layer.with_filter(filter(level)?)).try_init();
+    Ok(())
 }
 
 /// Logs into the data directory, for commands whose standard error is for people.
-pub(crate) fn to_file(directory: &Path, level: LogLevel) {
+pub(crate) fn to_file(directory: &Path, level: LogLevel) -> Result<(), Failure> {
     let file = LogFile {
         path: directory.join(EMBEDDED_LOG),
         file: None,
@@ -42,8 +45,9 @@ pub(crate) fn to_file(directory: &Path, level: LogLevel) {
         .with_ansi(false);
     // A command that starts a server again goes on with the same log.
     _ = tracing_subscriber::registry()
-        .with(layer.with_filter(filter(level)))
+        .with(layer.with_filter(filter(level)?))
         .try_init();
+    Ok(())
 }
 
 /// A file that is opened when there is something to write: by then its directory exists.
@@ -76,8 +80,8 @@ impl Write for LogFile {
     }
 }
 
-/// RAYREEL_LOG, if it can be read, else the level of the settings.
-fn filter(level: LogLevel) -> Targets {
+/// What RAYREEL_LOG says, else the level of the settings.
+fn filter(level: LogLevel) -> Result<Targets, Failure> {
     let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -89,8 +93,47 @@ fn filter(level: LogLevel) -> Targets {
     let usual = Targets::new()
         .with_default(level.min(LevelFilter::INFO))
         .with_targets(["rayreel", "rayreel_server", "rayreel_worker"].map(|ours| (ours, level)));
-    let asked = std::env::var("RAYREEL_LOG")
-        .ok()
-        .filter(|text| !text.is_empty());
-    asked.and_then(|text| text.parse().ok()).unwrap_or(usual)
+    match std::env::var("RAYREEL_LOG") {
+        Ok(text) if !text.is_empty() => read_filter(&text).ok_or_else(|| {
+            Failure::value(
+                "RAYREEL_LOG",
+                format!(
+                    "RAYREEL_LOG: `{text}` is not such as `debug` or `info,rayreel_server=debug`"
+                ),
+            )
+        }),
+        _ => Ok(usual),
+    }
+}
+
+/// Levels, for everything or for parts. A word that is no level would be read as the name of a
+/// part, so that a misspelt level silenced everything.
+fn read_filter(text: &str) -> Option<Targets> {
+    let is_right = |word: &str| {
+        !word.is_empty() && (word.contains('=') || word.parse::<LevelFilter>().is_ok())
+    };
+    text.split(',')
+        .all(is_right)
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for right in [
+            "debug",
+            "WARN",
+            "info,rayreel_server::fleet=debug",
+            "rayreel_worker=trace,off",
+        ] {
+            assert!(read_filter(right).is_some(), "{right}");
+        }
+        for wrong in ["dbug", "info,rayreel_server", "rayreel_server=dbug", ","] {
+            assert!(read_filter(wrong).is_none(), "{wrong}");
+        }
+    }
 }

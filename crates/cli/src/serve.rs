@@ -133,7 +133,7 @@ pub(crate) async fn run(
     let mut settings = settings::load(global, arguments.listen)?;
     // A path through a link is still the same directory tomorrow.
     settings.data = std::path::absolute(&settings.data).unwrap_or(settings.data);
-    log::to_stderr(settings.log.level, settings.log.format);
+    log::to_stderr(settings.log.level, settings.log.format)?;
     let interrupts = Interrupts::listen()?;
     let data = settings.data.display().to_string();
     let address = settings.listen;

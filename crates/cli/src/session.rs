@@ -124,7 +124,7 @@ impl Session {
     }
 
     async fn start(&mut self, settings: &Settings) -> Result<Client, Failure> {
-        log::to_file(&settings.data, settings.log.level);
+        log::to_file(&settings.data, settings.log.level)?;
         let server = Server::start_embedded(settings.clone()).await?;
         let client = Client::new(&server.url, Some(&server.client_token))?;
         self.embedded = Some(server);

@@ -14,7 +14,7 @@ use crate::signals::Interrupts;
 
 pub(crate) async fn run(global: &args::Global, arguments: args::Worker) -> Result<(), Exit> {
     let (options, level, format) = options(global, arguments)?;
-    log::to_stderr(level, format);
+    log::to_stderr(level, format)?;
     let interrupts = Interrupts::listen()?;
     let signals = Signals {
         drain: interrupts.first,
