@@ -175,7 +175,7 @@ codes! {
         "The engine wrote something on its standard output that is not a message."
         "An engine logs to standard error; standard output is for messages.";
     EngineSilent "engine_silent" Task 410 10 false
-        "The engine said nothing for longer than `engine_silence_seconds`, or did not stop when asked, and was killed."
+        "The engine said nothing for longer than the model's `silence_seconds`, or did not stop when asked, and was killed."
         "Raise the setting if a step of this model takes that long.";
     EngineLoadFailed "engine_load_failed" Task 410 10 false
         "The engine could not load the model."
@@ -225,10 +225,7 @@ impl Code {
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE
-            .iter()
-            .find(|entry| entry.name == name)
-            .map(|entry| entry.code)
+        TABLE.iter().find(|entry| entry.name == name).map(|entry| entry.code)
     }
 
     /// Does a failure with this code speak against the worker's engine rather than the task?
@@ -281,12 +278,7 @@ mod tests {
     fn the_table_is_indexed_by_its_own_codes() {
         for (index, entry) in TABLE.iter().enumerate() {
             assert_eq!(entry.code as usize, index);
-            assert_eq!(
-                Code::from_name(entry.name),
-                Some(entry.code),
-                "{} is unique",
-                entry.name
-            );
+            assert_eq!(Code::from_name(entry.name), Some(entry.code), "{} is unique", entry.name);
             assert!((400..=599).contains(&entry.status), "{}", entry.name);
             assert_ne!(entry.exit, 0, "{}", entry.name);
         }

@@ -196,10 +196,7 @@ mod tests {
     fn a_task_id_is_read_back_from_its_text() {
         let id = TaskId::new(1_700_000_000_000, [7; 10]);
         let text = id.to_string();
-        assert!(
-            text.starts_with("task_018bcfe568007"),
-            "{text} is a UUIDv7 of that time"
-        );
+        assert!(text.starts_with("task_018bcfe568007"), "{text} is a UUIDv7 of that time");
         assert_eq!(text.parse::<TaskId>(), Ok(id));
     }
 

@@ -33,9 +33,7 @@ impl Fence {
         hash.update(self.attempt.to_be_bytes());
         hash.update(self.nonce.0.to_be_bytes());
         let digest = hash.finalize();
-        let name = digest[..8]
-            .iter()
-            .fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+        let name = digest[..8].iter().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
         format!("{}/{name:016x}", self.task)
     }
 }
@@ -69,11 +67,7 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self {
-            lease_ms: 30_000,
-            first_ms: 5_000,
-            max_graces: 5,
-        }
+        Self { lease_ms: 30_000, first_ms: 5_000, max_graces: 5 }
     }
 }
 
@@ -97,40 +91,15 @@ mod tests {
     #[test]
     fn every_attempt_has_a_folder_of_its_own() {
         let task = TaskId::new(1, [1; 10]);
-        let fence = Fence {
-            task,
-            attempt: 1,
-            nonce: Nonce(7),
-        };
+        let fence = Fence { task, attempt: 1, nonce: Nonce(7) };
         let folder = fence.folder();
         assert!(folder.starts_with(&format!("{task}/")));
-        assert!(
-            !folder.contains("0000000000000007"),
-            "the nonce stays secret"
-        );
-        assert_ne!(
-            folder,
-            Fence {
-                attempt: 2,
-                ..fence
-            }
-            .folder()
-        );
-        assert_ne!(
-            folder,
-            Fence {
-                nonce: Nonce(8),
-                ..fence
-            }
-            .folder()
-        );
+        assert!(!folder.contains("0000000000000007"), "the nonce stays secret");
+        assert_ne!(folder, Fence { attempt: 2, ..fence }.folder());
+        assert_ne!(folder, Fence { nonce: Nonce(8), ..fence }.folder());
     }
 
-    const TERMS: Terms = Terms {
-        lease_ms: 30_000,
-        first_ms: 5_000,
-        max_graces: 5,
-    };
+    const TERMS: Terms = Terms { lease_ms: 30_000, first_ms: 5_000, max_graces: 5 };
 
     #[test]
     fn a_confirmed_lease_lives_for_its_full_length() {
@@ -152,10 +121,7 @@ mod tests {
 
     #[test]
     fn a_short_lease_is_never_lengthened_by_the_first_term() {
-        let terms = Terms {
-            lease_ms: 300,
-            ..TERMS
-        };
+        let terms = Terms { lease_ms: 300, ..TERMS };
         assert!(lost(terms, false, 0, 300));
     }
 }

@@ -47,26 +47,15 @@ pub fn plan(policy: Policy, now: &Snapshot) -> Plan {
     // A task needs one worker at most, and a queue that is not empty at least one.
     let wanted = by_wait.min(now.queued).max(u64::from(now.queued > 0));
     let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-    let needed = now
-        .busy
-        .saturating_add(wanted)
-        .max(policy.min)
-        .min(policy.max);
-    let keep_idle = now
-        .idle_ms
-        .iter()
-        .filter(|&&idle_ms| idle_ms < policy.idle_timeout_ms)
-        .count();
+    let needed = now.busy.saturating_add(wanted).max(policy.min).min(policy.max);
+    let keep_idle = now.idle_ms.iter().filter(|&&idle_ms| idle_ms < policy.idle_timeout_ms).count();
     let kept = now
         .busy
         .saturating_add(now.starting)
         .saturating_add(u32::try_from(keep_idle).unwrap_or(u32::MAX));
     // Busy workers above a lowered maximum finish their task: the target never goes below them.
     let target = needed.max(kept.min(policy.max)).max(now.busy);
-    Plan {
-        target,
-        launch: needed.saturating_sub(live),
-    }
+    Plan { target, launch: needed.saturating_sub(live) }
 }
 
 #[cfg(test)]
@@ -74,30 +63,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const POLICY: Policy = Policy {
-        min: 0,
-        max: 8,
-        target_wait_ms: 60_000,
-        idle_timeout_ms: 600_000,
-    };
+    const POLICY: Policy =
+        Policy { min: 0, max: 8, target_wait_ms: 60_000, idle_timeout_ms: 600_000 };
 
     fn queue(queued: u64, each_ms: u64) -> Snapshot {
-        Snapshot {
-            queued,
-            queued_ms: queued * each_ms,
-            ..Snapshot::default()
-        }
+        Snapshot { queued, queued_ms: queued * each_ms, ..Snapshot::default() }
     }
 
     #[test]
     fn nothing_to_do_needs_nobody() {
-        assert_eq!(
-            plan(POLICY, &Snapshot::default()),
-            Plan {
-                target: 0,
-                launch: 0
-            }
-        );
+        assert_eq!(plan(POLICY, &Snapshot::default()), Plan { target: 0, launch: 0 });
     }
 
     #[test]
@@ -109,52 +84,26 @@ mod tests {
     fn workers_grow_with_queued_work_over_target_wait() {
         assert_eq!(plan(POLICY, &queue(100, 3_000)).launch, 5);
         assert_eq!(plan(POLICY, &queue(100, 60_000)).launch, 8, "the maximum");
-        assert_eq!(
-            plan(POLICY, &queue(2, 900_000)).launch,
-            2,
-            "one worker a task is enough"
-        );
+        assert_eq!(plan(POLICY, &queue(2, 900_000)).launch, 2, "one worker a task is enough");
     }
 
     #[test]
     fn starting_workers_count() {
-        let now = Snapshot {
-            starting: 3,
-            ..queue(100, 3_000)
-        };
+        let now = Snapshot { starting: 3, ..queue(100, 3_000) };
         assert_eq!(plan(POLICY, &now).launch, 2);
     }
 
     #[test]
     fn only_what_was_idle_too_long_is_released() {
-        let now = Snapshot {
-            busy: 2,
-            idle_ms: alloc::vec![1_000, 600_000],
-            ..Snapshot::default()
-        };
-        assert_eq!(
-            plan(POLICY, &now),
-            Plan {
-                target: 3,
-                launch: 0
-            }
-        );
+        let now = Snapshot { busy: 2, idle_ms: alloc::vec![1_000, 600_000], ..Snapshot::default() };
+        assert_eq!(plan(POLICY, &now), Plan { target: 3, launch: 0 });
     }
 
     #[test]
     fn the_minimum_stays_warm() {
         let policy = Policy { min: 1, ..POLICY };
-        let now = Snapshot {
-            idle_ms: alloc::vec![700_000, 700_000],
-            ..Snapshot::default()
-        };
-        assert_eq!(
-            plan(policy, &now),
-            Plan {
-                target: 1,
-                launch: 0
-            }
-        );
+        let now = Snapshot { idle_ms: alloc::vec![700_000, 700_000], ..Snapshot::default() };
+        assert_eq!(plan(policy, &now), Plan { target: 1, launch: 0 });
         assert_eq!(plan(policy, &Snapshot::default()).launch, 1);
     }
 

@@ -31,10 +31,7 @@ pub struct Locality {
 
 impl Default for Locality {
     fn default() -> Self {
-        Self {
-            max_lead_ms: 60_000,
-            max_streak: 8,
-        }
+        Self { max_lead_ms: 60_000, max_streak: 8 }
     }
 }
 
@@ -75,10 +72,7 @@ pub fn choose<K: Copy + Ord>(
         .iter()
         .filter(|c| !c.heads.is_empty())
         .min_by_key(|c| (c.virtual_ms, c.tenant))?;
-    let global = Choice {
-        tenant: fair.tenant,
-        head: first(fair.heads)?,
-    };
+    let global = Choice { tenant: fair.tenant, head: first(fair.heads)? };
     let Some(model) = loaded.filter(|_| streak < locality.max_streak) else {
         return Some(global);
     };
@@ -89,27 +83,15 @@ pub fn choose<K: Copy + Ord>(
         .filter_map(|c| {
             // Priority is strict within a tenant, even against locality.
             let top = first(c.heads)?.priority;
-            let head = c
-                .heads
-                .iter()
-                .find(|h| h.model == model && h.priority == top)?;
-            Some((
-                (c.virtual_ms, c.tenant),
-                Choice {
-                    tenant: c.tenant,
-                    head: *head,
-                },
-            ))
+            let head = c.heads.iter().find(|h| h.model == model && h.priority == top)?;
+            Some(((c.virtual_ms, c.tenant), Choice { tenant: c.tenant, head: *head }))
         })
         .min_by_key(|(order, _)| *order);
     Some(near.map_or(global, |(_, choice)| choice))
 }
 
 fn first<K: Copy>(heads: &[Head<K>]) -> Option<Head<K>> {
-    heads
-        .iter()
-        .copied()
-        .min_by_key(|h| (core::cmp::Reverse(h.priority), h.seq))
+    heads.iter().copied().min_by_key(|h| (core::cmp::Reverse(h.priority), h.seq))
 }
 
 /// Queued work of another tenant, for [`position`].
@@ -139,19 +121,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(model: u32, priority: u8, seq: u64) -> Head<u32> {
-        Head {
-            model,
-            priority: Priority::new(priority).expect("1 to 5"),
-            seq,
-        }
+        Head { model, priority: Priority::new(priority).expect("1 to 5"), seq }
     }
 
     fn candidate(tenant: u32, virtual_ms: u64, heads: &[Head<u32>]) -> Candidate<'_, u32> {
-        Candidate {
-            tenant,
-            virtual_ms,
-            heads,
-        }
+        Candidate { tenant, virtual_ms, heads }
     }
 
     #[test]
@@ -166,45 +140,25 @@ mod tests {
     fn within_a_tenant_priority_then_age() {
         let heads = [head(1, 3, 1), head(2, 5, 9), head(3, 5, 8)];
         let candidates = [candidate(1, 0, &heads)];
-        assert_eq!(
-            choose(&candidates, None, 0, Locality::default()).map(|c| c.head.seq),
-            Some(8)
-        );
+        assert_eq!(choose(&candidates, None, 0, Locality::default()).map(|c| c.head.seq), Some(8));
     }
 
     #[test]
     fn priority_does_not_count_across_tenants() {
         let (a, b) = ([head(1, 5, 1)], [head(1, 1, 2)]);
         let candidates = [candidate(1, 10, &a), candidate(2, 9, &b)];
-        assert_eq!(
-            choose(&candidates, None, 0, Locality::default()).map(|c| c.tenant),
-            Some(2)
-        );
+        assert_eq!(choose(&candidates, None, 0, Locality::default()).map(|c| c.tenant), Some(2));
     }
 
     #[test]
     fn a_worker_keeps_its_model_while_the_lead_is_small_and_the_streak_short() {
         let (a, b) = ([head(1, 3, 5)], [head(2, 3, 1)]);
-        let locality = Locality {
-            max_lead_ms: 100,
-            max_streak: 3,
-        };
+        let locality = Locality { max_lead_ms: 100, max_streak: 3 };
         let near = [candidate(1, 100, &a), candidate(2, 0, &b)];
-        assert_eq!(
-            choose(&near, Some(1), 0, locality).map(|c| c.tenant),
-            Some(1)
-        );
-        assert_eq!(
-            choose(&near, Some(1), 3, locality).map(|c| c.tenant),
-            Some(2),
-            "streak over"
-        );
+        assert_eq!(choose(&near, Some(1), 0, locality).map(|c| c.tenant), Some(1));
+        assert_eq!(choose(&near, Some(1), 3, locality).map(|c| c.tenant), Some(2), "streak over");
         let far = [candidate(1, 101, &a), candidate(2, 0, &b)];
-        assert_eq!(
-            choose(&far, Some(1), 0, locality).map(|c| c.tenant),
-            Some(2),
-            "lead too large"
-        );
+        assert_eq!(choose(&far, Some(1), 0, locality).map(|c| c.tenant), Some(2), "lead too large");
     }
 
     #[test]
@@ -220,17 +174,9 @@ mod tests {
     #[test]
     fn a_position_counts_ones_own_and_what_others_may_run_before() {
         assert_eq!(position(0, UNIT_WEIGHT, 3, 3000, &[]), 3);
-        let rival = Rival {
-            virtual_ms: 0,
-            weight: UNIT_WEIGHT,
-            queued: 100,
-            queued_ms: 100_000,
-        };
+        let rival = Rival { virtual_ms: 0, weight: UNIT_WEIGHT, queued: 100, queued_ms: 100_000 };
         assert_eq!(position(0, UNIT_WEIGHT, 3, 3000, &[rival]), 6);
-        assert_eq!(
-            position(0, UNIT_WEIGHT, 0, 0, &[Rival { queued: 2, ..rival }]),
-            0
-        );
+        assert_eq!(position(0, UNIT_WEIGHT, 0, 0, &[Rival { queued: 2, ..rival }]), 0);
     }
 
     proptest! {

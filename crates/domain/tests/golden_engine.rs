@@ -48,10 +48,7 @@ fn read<T: DeserializeOwned>(file: &str) -> (T, Value) {
     let text = fs::read_to_string(directory().join(file).with_extension("json"))
         .unwrap_or_else(|error| panic!("{file}.json: {error}"));
     let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
-    (
-        message,
-        serde_json::from_str(&text).expect("it was JSON just now"),
-    )
+    (message, serde_json::from_str(&text).expect("it was JSON just now"))
 }
 
 /// Every file is the variant that it is named for, and writing the message gives the file again.
@@ -61,15 +58,8 @@ fn check<T: DeserializeOwned + Serialize>(
 ) {
     for file in all {
         let (message, value) = read::<T>(file);
-        assert!(
-            files_of(&message).contains(file),
-            "{file} holds another message"
-        );
-        assert_eq!(
-            serde_json::to_value(&message).expect("messages are JSON"),
-            value,
-            "{file}"
-        );
+        assert!(files_of(&message).contains(file), "{file} holds another message");
+        assert_eq!(serde_json::to_value(&message).expect("messages are JSON"), value, "{file}");
     }
 }
 
@@ -90,11 +80,7 @@ fn no_file_is_left_over() {
         .map(|entry| entry.expect("the directory can be listed").file_name())
         .map(|name| name.into_string().expect("names are ASCII"))
         .collect();
-    let named = TO_ENGINE
-        .iter()
-        .chain(FROM_ENGINE)
-        .map(|file| format!("{file}.json"))
-        .collect();
+    let named = TO_ENGINE.iter().chain(FROM_ENGINE).map(|file| format!("{file}.json")).collect();
     assert_eq!(found, named);
 }
 
@@ -102,25 +88,12 @@ fn no_file_is_left_over() {
 /// fields, so that a new one has to be thought of here.
 #[test]
 fn optional_fields_are_shown() {
-    let (ToEngine::Load(load), _) = read("load") else {
-        panic!("load")
-    };
-    let Load {
-        protocol: _,
-        model: _,
-        checkpoint,
-        settings,
-    } = load;
+    let (ToEngine::Load(load), _) = read("load") else { panic!("load") };
+    let Load { protocol: _, model: _, checkpoint, settings } = load;
     assert!(checkpoint.is_some() && !settings.is_empty());
 
-    let (ToEngine::Generate(generate), _) = read("generate") else {
-        panic!("generate")
-    };
-    let Generate {
-        id: _,
-        output_dir: _,
-        request,
-    } = generate;
+    let (ToEngine::Generate(generate), _) = read("generate") else { panic!("generate") };
+    let Generate { id: _, output_dir: _, request } = generate;
     #[rustfmt::skip]
     let EngineRequest {
         prompt: _, negative_prompt, width: _, height: _, frames: _, fps: _, steps: _, guidance,
@@ -128,30 +101,14 @@ fn optional_fields_are_shown() {
     } = request;
     assert!(!negative_prompt.is_empty() && guidance.is_some() && image.is_some());
 
-    let (FromEngine::Done(done), _) = read("done") else {
-        panic!("done")
-    };
-    let Done {
-        id: _,
-        files,
-        metrics,
-        test_pattern,
-    } = done;
+    let (FromEngine::Done(done), _) = read("done") else { panic!("done") };
+    let Done { id: _, files, metrics, test_pattern } = done;
     assert!(!files.is_empty() && !metrics.is_empty() && test_pattern);
 
-    let (FromEngine::Error(error), _) = read("error") else {
-        panic!("error")
-    };
-    let EngineError {
-        id,
-        code: _,
-        message: _,
-        retryable: _,
-    } = error;
+    let (FromEngine::Error(error), _) = read("error") else { panic!("error") };
+    let EngineError { id, code: _, message: _, retryable: _ } = error;
     assert!(id.is_some());
-    let (FromEngine::Error(error), _) = read("error_load") else {
-        panic!("error_load")
-    };
+    let (FromEngine::Error(error), _) = read("error_load") else { panic!("error_load") };
     assert!(error.id.is_none());
 }
 
@@ -168,15 +125,8 @@ fn choices_have_their_names_on_the_wire() {
             }
         };
     }
-    assert_names!(Format {
-        Mp4: "mp4",
-        Png: "png"
-    });
-    assert_names!(Role {
-        Video: "video",
-        Image: "image",
-        Thumbnail: "thumbnail"
-    });
+    assert_names!(Format { Mp4: "mp4", Png: "png" });
+    assert_names!(Role { Video: "video", Image: "image", Thumbnail: "thumbnail" });
     assert_names!(EngineErrorCode {
         Cancelled: "cancelled",
         OutOfMemory: "out_of_memory",
@@ -189,11 +139,7 @@ fn choices_have_their_names_on_the_wire() {
 /// A message with a field that nobody knows is refused: both sides speak the same version.
 #[test]
 fn unknown_fields_are_refused() {
-    for file in TO_ENGINE
-        .iter()
-        .chain(FROM_ENGINE)
-        .filter(|file| **file != "exit")
-    {
+    for file in TO_ENGINE.iter().chain(FROM_ENGINE).filter(|file| **file != "exit") {
         let (_, mut value) = read::<Value>(file);
         value["surprise"] = json!(1);
         let to = serde_json::from_value::<ToEngine>(value.clone());

@@ -5,11 +5,7 @@ use resize::px::RGB;
 pub(crate) type Color = RGB<u8>;
 
 pub(crate) const fn rgb(hex: u32) -> Color {
-    Color {
-        r: (hex >> 16) as u8,
-        g: (hex >> 8) as u8,
-        b: hex as u8,
-    }
+    Color { r: (hex >> 16) as u8, g: (hex >> 8) as u8, b: hex as u8 }
 }
 
 pub(crate) const WHITE: Color = rgb(0xff_ff_ff);
@@ -26,22 +22,12 @@ pub(crate) struct Rect {
 
 impl Rect {
     pub(crate) const fn new(x: i32, y: i32, width: i32, height: i32) -> Rect {
-        Rect {
-            x,
-            y,
-            width,
-            height,
-        }
+        Rect { x, y, width, height }
     }
 
     /// Smaller by `by` on every side.
     pub(crate) fn inset(self, by: i32) -> Rect {
-        Rect::new(
-            self.x + by,
-            self.y + by,
-            self.width - 2 * by,
-            self.height - 2 * by,
-        )
+        Rect::new(self.x + by, self.y + by, self.width - 2 * by, self.height - 2 * by)
     }
 
     pub(crate) fn center(self) -> (i32, i32) {
@@ -72,11 +58,7 @@ impl Canvas {
 
     pub(crate) fn from_pixels(width: usize, height: usize, pixels: Vec<Color>) -> Canvas {
         assert_eq!(pixels.len(), width * height, "one pixel for every place");
-        Canvas {
-            width,
-            height,
-            pixels,
-        }
+        Canvas { width, height, pixels }
     }
 
     pub(crate) fn width(&self) -> usize {
@@ -202,16 +184,10 @@ impl Canvas {
             *y = (((sum + 128) >> 8) + 16) as u8;
         }
         let rows = self.pixels.chunks_exact(2 * width);
-        let chroma = us
-            .chunks_exact_mut(width / 2)
-            .zip(vs.chunks_exact_mut(width / 2));
+        let chroma = us.chunks_exact_mut(width / 2).zip(vs.chunks_exact_mut(width / 2));
         for (rows, (us, vs)) in rows.zip(chroma) {
             let (above, below) = rows.split_at(width);
-            let blocks = above
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .zip(below.as_chunks::<2>().0);
+            let blocks = above.as_chunks::<2>().0.iter().zip(below.as_chunks::<2>().0);
             for (([a, b], [c, d]), (u, v)) in blocks.zip(us.iter_mut().zip(vs)) {
                 let sum = |part: fn(&Color) -> u8| -> i32 {
                     [a, b, c, d].into_iter().map(|p| i32::from(part(p))).sum()
@@ -231,11 +207,7 @@ pub(crate) fn mix(under: Color, over: Color, alpha: u8) -> Color {
     let part = |under: u8, over: u8| {
         ((u32::from(under) * (255 - alpha) + u32::from(over) * alpha + 127) / 255) as u8
     };
-    Color {
-        r: part(under.r, over.r),
-        g: part(under.g, over.g),
-        b: part(under.b, over.b),
-    }
+    Color { r: part(under.r, over.r), g: part(under.g, over.g), b: part(under.b, over.b) }
 }
 
 /// Length of an offset, without the care for overflow that makes [`f32::hypot`] slow.

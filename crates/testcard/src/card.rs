@@ -19,12 +19,8 @@ const MUTED: Color = rgb(0xad_b7_c2);
 const AMBER: Color = rgb(0xff_c1_4d);
 
 /// The bars of 75 % intensity, in the order of falling brightness, and the strip below them.
-const BARS: [u32; 7] = [
-    0xbfbfbf, 0xbfbf00, 0x00bfbf, 0x00bf00, 0xbf00bf, 0xbf0000, 0x0000bf,
-];
-const STRIP: [u32; 7] = [
-    0x0000bf, 0x131313, 0xbf00bf, 0x131313, 0x00bfbf, 0x131313, 0xbfbfbf,
-];
+const BARS: [u32; 7] = [0xbfbfbf, 0xbfbf00, 0x00bfbf, 0x00bf00, 0xbf00bf, 0xbf0000, 0x0000bf];
+const STRIP: [u32; 7] = [0x0000bf, 0x131313, 0xbf00bf, 0x131313, 0x00bfbf, 0x131313, 0xbfbfbf];
 
 /// One request's card: what stays the same is drawn once, [`Card::paint`] adds what moves.
 pub(crate) struct Card {
@@ -75,13 +71,7 @@ impl Card {
             }
         };
         let (counter, prompt_area) = draw_figures(&mut backdrop, &mut font, &layout, request);
-        draw_prompt(
-            &mut backdrop,
-            &mut font,
-            &layout,
-            prompt_area,
-            &request.prompt,
-        );
+        draw_prompt(&mut backdrop, &mut font, &layout, prompt_area, &request.prompt);
         Card {
             label: Label::new(&mut font, &layout),
             font,
@@ -101,8 +91,7 @@ impl Card {
         self.label.draw(canvas, &mut self.font);
         if let Some(counter) = &self.counter {
             let text = (counter.wording)(index, self.frames, self.fps);
-            self.font
-                .draw(canvas, counter.at, counter.scale, AMBER, &text);
+            self.font.draw(canvas, counter.at, counter.scale, AMBER, &text);
         }
         let mut passed = self.progress;
         passed.width = passed.width * (index as i32 + 1) / self.frames as i32;
@@ -130,11 +119,7 @@ impl Layout {
         let short = width.min(height);
         let scale = ((short + 120) / 240).clamp(1, 4);
         let upper = height * 62 / 100;
-        let (strip, ramp) = if image {
-            (0, 0)
-        } else {
-            (upper / 14, upper / 11)
-        };
+        let (strip, ramp) = if image { (0, 0) } else { (upper / 14, upper / 11) };
         let stage = Rect::new(0, 0, width, upper - strip - ramp);
         let strip = Rect::new(0, stage.bottom(), width, strip);
         let ramp = Rect::new(0, strip.bottom(), width, ramp);
@@ -157,12 +142,7 @@ impl Layout {
 
     /// The part of the panel in which text may stand.
     fn text_area(&self) -> Rect {
-        let Rect {
-            x,
-            y,
-            width,
-            height,
-        } = self.panel;
+        let Rect { x, y, width, height } = self.panel;
         let margin = self.margin;
         let height = height - self.progress.height - 2 * margin;
         Rect::new(x + 2 * margin, y + margin, width - 4 * margin, height)
@@ -244,11 +224,9 @@ fn draw_figures(
     let (scale, small) = (layout.scale, layout.small_scale());
 
     let wordings: [fn(u32, u32, u32) -> String; 3] = match request.format {
-        Format::Png => [
-            |_, _, _| "still image".into(),
-            |_, _, _| "still".into(),
-            |_, _, _| "".into(),
-        ],
+        Format::Png => {
+            [|_, _, _| "still image".into(), |_, _, _| "still".into(), |_, _, _| "".into()]
+        }
         Format::Mp4 => [
             |index, frames, fps| format!("frame {index:03}/{frames:03}  {}", timecode(index, fps)),
             |index, frames, fps| format!("{index:03}/{frames:03}  {}", timecode(index, fps)),
@@ -269,11 +247,7 @@ fn draw_figures(
     let counter_height = font::HEIGHT * counter_scale;
 
     let figures = figures(request);
-    let figures_width = figures
-        .iter()
-        .map(|line| font.width(line) * small)
-        .max()
-        .unwrap_or(0);
+    let figures_width = figures.iter().map(|line| font.width(line) * small).max().unwrap_or(0);
     let figures_height = figures.len() as i32 * font::HEIGHT * small;
     let beside = counter_width + 4 * layout.margin + figures_width <= area.width;
     let stacked = counter_height + layout.margin / 2 + figures_height;
@@ -301,11 +275,7 @@ fn draw_figures(
         Some(Place::Below) | None => top,
     };
     area.height = top - layout.margin - area.y;
-    let counter = Counter {
-        at: (area.x, counter_top),
-        scale: counter_scale,
-        wording,
-    };
+    let counter = Counter { at: (area.x, counter_top), scale: counter_scale, wording };
     (Some(counter), area)
 }
 
@@ -318,15 +288,7 @@ enum Place {
 
 /// The request's figures, in two lines.
 fn figures(request: &EngineRequest) -> [String; 2] {
-    let EngineRequest {
-        width,
-        height,
-        frames,
-        fps,
-        steps,
-        seed,
-        ..
-    } = request;
+    let EngineRequest { width, height, frames, fps, steps, seed, .. } = request;
     let size = match request.format {
         Format::Mp4 => format!("{width}x{height}  {frames} frames  {fps} fps"),
         Format::Png => format!("{width}x{height}"),
@@ -342,12 +304,7 @@ fn figures(request: &EngineRequest) -> [String; 2] {
 
 fn timecode(index: u32, fps: u32) -> String {
     let millis = index * 1000 / fps;
-    format!(
-        "{:02}:{:02}.{:03}",
-        millis / 60_000,
-        millis / 1000 % 60,
-        millis % 1000
-    )
+    format!("{:02}:{:02}.{:03}", millis / 60_000, millis / 1000 % 60, millis % 1000)
 }
 
 /// Writes the prompt as large as it fits into `area`, between the small and the normal size.
@@ -403,12 +360,7 @@ mod tests {
             for image in [None, Some(&image)] {
                 let label = Card::new(&request(width, height), image).label;
                 assert_eq!(label.text, text, "{width}x{height}");
-                let Rect {
-                    x,
-                    y,
-                    width: w,
-                    height: h,
-                } = label.area;
+                let Rect { x, y, width: w, height: h } = label.area;
                 assert!(x >= 0 && y >= 0 && x + w <= width as i32 && y + h <= height as i32);
             }
         }

@@ -39,11 +39,7 @@ const ENCODE_REPORTS: u32 = 10;
 /// `input` is read by a thread that outlives this call if the worker hasn't hung up: a process
 /// gives `BufReader::new(stdin())` and ends when this returns.
 pub fn run(input: impl BufRead + Send + 'static, output: impl Write) -> io::Result<()> {
-    let mut engine = Engine {
-        inbox: Inbox::open(input)?,
-        output,
-        settings: None,
-    };
+    let mut engine = Engine { inbox: Inbox::open(input)?, output, settings: None };
     while let Some(message) = engine.inbox.next()? {
         match message {
             ToEngine::Load(load) => engine.load(load)?,
@@ -85,9 +81,7 @@ impl Settings {
                 _ => return Err(format!("unknown setting {key:?}: {NAME} knows step_ms")),
             }
         }
-        Ok(Settings {
-            step: Duration::from_millis(step_ms),
-        })
+        Ok(Settings { step: Duration::from_millis(step_ms) })
     }
 }
 
@@ -187,21 +181,12 @@ impl<W: Write> Engine<W> {
     }
 
     fn generate(&mut self, generate: Generate) -> Result<(), Halt> {
-        let Generate {
-            id,
-            output_dir,
-            request,
-        } = generate;
+        let Generate { id, output_dir, request } = generate;
         let mut files = Files::new(output_dir.into());
         match self.make(&id, &request, &mut files) {
             Ok(metrics) => {
                 let files = files.keep();
-                self.say(&FromEngine::Done(Done {
-                    id,
-                    files,
-                    metrics,
-                    test_pattern: true,
-                }))?;
+                self.say(&FromEngine::Done(Done { id, files, metrics, test_pattern: true }))?;
             }
             Err(failure) => {
                 // Gone before the worker hears that there are none.
@@ -279,13 +264,7 @@ impl<W: Write> Engine<W> {
         mut card: Card,
         files: &mut Files,
     ) -> Result<(), Failure> {
-        let &EngineRequest {
-            width,
-            height,
-            frames,
-            fps,
-            ..
-        } = request;
+        let &EngineRequest { width, height, frames, fps, .. } = request;
         let mut canvas = Canvas::new(width as usize, height as usize);
         let path = files.add(OutputFile {
             path: "video.mp4".into(),
@@ -333,12 +312,7 @@ impl<W: Write> Engine<W> {
     }
 
     fn report(&mut self, id: &str, stage: &str, step: u32, steps: u32) -> io::Result<()> {
-        self.say(&FromEngine::Progress {
-            id: id.into(),
-            step,
-            steps,
-            stage: stage.into(),
-        })
+        self.say(&FromEngine::Progress { id: id.into(), step, steps, stage: stage.into() })
     }
 
     /// Hears out the worker until the deadline, at least all that it has said so far.
@@ -366,14 +340,7 @@ impl<W: Write> Engine<W> {
 
 /// Checks again what the server has checked: an engine doesn't rely on its callers.
 fn check(request: &EngineRequest) -> Result<(), String> {
-    let &EngineRequest {
-        width,
-        height,
-        frames,
-        fps,
-        steps,
-        ..
-    } = request;
+    let &EngineRequest { width, height, frames, fps, steps, .. } = request;
     for (name, value, range) in [
         ("width", width, SIDE),
         ("height", height, SIDE),
@@ -382,22 +349,14 @@ fn check(request: &EngineRequest) -> Result<(), String> {
         ("steps", steps, STEPS),
     ] {
         if !range.contains(&value) {
-            return Err(format!(
-                "{name} is {} to {}, not {value}",
-                range.start(),
-                range.end()
-            ));
+            return Err(format!("{name} is {} to {}, not {value}", range.start(), range.end()));
         }
     }
     if width % 2 != 0 || height % 2 != 0 {
-        return Err(format!(
-            "width and height are even, not {width} and {height}"
-        ));
+        return Err(format!("width and height are even, not {width} and {height}"));
     }
     if width * height > MAX_AREA {
-        return Err(format!(
-            "{width} by {height} is more than {MAX_AREA} pixels"
-        ));
+        return Err(format!("{width} by {height} is more than {MAX_AREA} pixels"));
     }
     if frames % 4 != 1 {
         return Err(format!("frames is 4n+1, not {frames}"));
@@ -434,18 +393,13 @@ struct Files {
 
 impl Files {
     fn new(directory: PathBuf) -> Files {
-        Files {
-            directory,
-            files: Vec::new(),
-        }
+        Files { directory, files: Vec::new() }
     }
 
     fn check(&self) -> Result<(), String> {
         if !self.directory.is_absolute() || !self.directory.is_dir() {
             let directory = self.directory.display();
-            return Err(format!(
-                "output_dir is no absolute path of a directory: {directory}"
-            ));
+            return Err(format!("output_dir is no absolute path of a directory: {directory}"));
         }
         // What is removed after a failure must be ours.
         match fs::read_dir(&self.directory).map(|mut entries| entries.next()) {

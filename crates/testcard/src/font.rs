@@ -32,9 +32,7 @@ struct Glyph {
 
 impl Font {
     pub(crate) fn new() -> Font {
-        Font {
-            glyphs: Unifont::open(),
-        }
+        Font { glyphs: Unifont::open() }
     }
 
     /// The glyph of a character, or the replacement character's if the font lacks it.
@@ -48,10 +46,7 @@ impl Font {
                 false => u16::from(bytes[y]) << 8,
             };
         }
-        Glyph {
-            width: if bitmap.is_wide() { 16 } else { 8 },
-            rows,
-        }
+        Glyph { width: if bitmap.is_wide() { 16 } else { 8 }, rows }
     }
 
     fn advance(&mut self, c: char) -> i32 {
@@ -162,11 +157,7 @@ impl Glyph {
                 for step in 0..area.width / 2 {
                     let width = area.width / 2 - step;
                     let x = if dx < 0 { area.x } else { area.right() - width };
-                    let y = if dy < 0 {
-                        area.y + step
-                    } else {
-                        area.bottom() - 1 - step
-                    };
+                    let y = if dy < 0 { area.y + step } else { area.bottom() - 1 - step };
                     canvas.fill(Rect::new(x, y, width, 1), color);
                 }
             }
@@ -207,10 +198,7 @@ fn readable(text: &str) -> String {
             break;
         }
     }
-    let end = shown
-        .char_indices()
-        .nth(MAX_CHARS)
-        .map_or(shown.len(), |(i, _)| i);
+    let end = shown.char_indices().nth(MAX_CHARS).map_or(shown.len(), |(i, _)| i);
     shown.truncate(end);
     shown
 }
@@ -278,23 +266,15 @@ mod tests {
 
     #[test]
     fn slants_are_smoothed_and_straight_strokes_stay_as_they_are() {
-        for (c, smoothed) in [
-            ('T', false),
-            ('+', false),
-            ('田', false),
-            ('X', true),
-            ('人', true),
-        ] {
+        for (c, smoothed) in [('T', false), ('+', false), ('田', false), ('X', true), ('人', true)]
+        {
             for scale in 2..=4 {
                 let (small, large) = (drawn(c, 1), drawn(c, scale));
                 let mut added = 0;
                 for (i, pixel) in large.pixels().iter().enumerate() {
                     let (x, y) = (i % large.width(), i / large.width());
                     let source = small.pixels()[y / scale as usize * 16 + x / scale as usize];
-                    assert!(
-                        source == rgb(0) || *pixel == source,
-                        "{c}: a pixel was lost"
-                    );
+                    assert!(source == rgb(0) || *pixel == source, "{c}: a pixel was lost");
                     added += usize::from(*pixel != source);
                 }
                 assert_eq!(added > 0, smoothed, "{c} at {scale}: {added} pixels added");

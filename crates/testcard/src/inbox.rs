@@ -20,9 +20,7 @@ impl Inbox {
     /// no message.
     pub(crate) fn open(input: impl BufRead + Send + 'static) -> io::Result<Inbox> {
         let (sender, messages) = sync_channel(WAITING);
-        thread::Builder::new()
-            .name("stdin".into())
-            .spawn(move || read_all(input, &sender))?;
+        thread::Builder::new().name("stdin".into()).spawn(move || read_all(input, &sender))?;
         Ok(Inbox { messages })
     }
 
@@ -35,9 +33,9 @@ impl Inbox {
     /// the deadline has passed.
     pub(crate) fn next_until(&self, deadline: Instant) -> io::Result<Heard> {
         let heard = match self.messages.try_recv() {
-            Err(TryRecvError::Empty) => self
-                .messages
-                .recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            Err(TryRecvError::Empty) => {
+                self.messages.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            }
             Err(TryRecvError::Disconnected) => Err(RecvTimeoutError::Disconnected),
             Ok(message) => Ok(message),
         };
@@ -68,9 +66,7 @@ fn read_all(mut input: impl BufRead, messages: &SyncSender<io::Result<ToEngine>>
 /// Reads one line; none at the end of the input.
 fn read_message(input: &mut impl BufRead) -> io::Result<Option<ToEngine>> {
     let mut line = Vec::new();
-    input
-        .take(MAX_LINE as u64 + 1)
-        .read_until(b'\n', &mut line)?;
+    input.take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Ok(None);
     }

@@ -68,10 +68,7 @@ impl Motion {
         let (stage, half) = (self.stage, self.stage.width as f32 * 0.12);
         // From where it is just out of sight on one side to the same on the other.
         let lean = stage.height as f32 * self.slope;
-        let (start, end) = (
-            -half - lean.max(0.0),
-            stage.width as f32 + half - lean.min(0.0),
-        );
+        let (start, end) = (-half - lean.max(0.0), stage.width as f32 + half - lean.min(0.0));
         let way = if self.slope < 0.0 { round } else { 1.0 - round };
         canvas.beam(stage, start + (end - start) * way, self.slope, half, WHITE);
 
@@ -139,11 +136,7 @@ fn from_hue(hue: f32) -> Color {
         let distance = ((hue + shift).rem_euclid(1.0) * 6.0 - 3.0).abs() - 1.0;
         (40.0 + 205.0 * distance.clamp(0.0, 1.0)) as u8
     };
-    Color {
-        r: part(0.0),
-        g: part(2.0 / 3.0),
-        b: part(1.0 / 3.0),
-    }
+    Color { r: part(0.0), g: part(2.0 / 3.0), b: part(1.0 / 3.0) }
 }
 
 #[cfg(test)]

@@ -47,9 +47,7 @@ pub(crate) enum ReadError {
 /// Reads a PNG or JPEG file; transparent parts become black.
 pub(crate) fn read(path: &Path) -> Result<Canvas, ReadError> {
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)?;
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(ReadError::TooManyBytes);
     }
@@ -74,9 +72,7 @@ fn read_png(bytes: &[u8]) -> Result<Canvas, ReadError> {
     let (width, height) = (header.width as usize, header.height as usize);
     check_size(width, height)?;
     let mut reader = decoder.read_info()?;
-    let size = reader
-        .output_buffer_size()
-        .ok_or(ReadError::TooManyPixels(width, height))?;
+    let size = reader.output_buffer_size().ok_or(ReadError::TooManyPixels(width, height))?;
     let mut samples = vec![0; size];
     let info = reader.next_frame(&mut samples)?;
     if info.bit_depth != BitDepth::Eight || (info.width, info.height) != reader.info().size() {
@@ -84,22 +80,15 @@ fn read_png(bytes: &[u8]) -> Result<Canvas, ReadError> {
     }
     let on_black = |color: Color, alpha: u8| mix(Color::default(), color, alpha);
     let pixels = match info.color_type {
-        ColorType::Rgb => samples
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&[r, g, b]| RGB { r, g, b })
-            .collect(),
+        ColorType::Rgb => samples.as_chunks().0.iter().map(|&[r, g, b]| RGB { r, g, b }).collect(),
         ColorType::Rgba => {
             let rgba = samples.as_chunks().0.iter();
-            rgba.map(|&[r, g, b, a]| on_black(RGB { r, g, b }, a))
-                .collect()
+            rgba.map(|&[r, g, b, a]| on_black(RGB { r, g, b }, a)).collect()
         }
         ColorType::Grayscale => samples.iter().map(|&l| RGB { r: l, g: l, b: l }).collect(),
         ColorType::GrayscaleAlpha => {
             let grey = samples.as_chunks().0.iter();
-            grey.map(|&[l, a]| on_black(RGB { r: l, g: l, b: l }, a))
-                .collect()
+            grey.map(|&[l, a]| on_black(RGB { r: l, g: l, b: l }, a)).collect()
         }
         ColorType::Indexed => return Err(ReadError::UnexpectedPixels),
     };
@@ -119,12 +108,7 @@ fn read_jpeg(bytes: &[u8]) -> Result<Canvas, ReadError> {
     if samples.len() != width * height * 3 {
         return Err(ReadError::UnexpectedPixels);
     }
-    let pixels = samples
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&[r, g, b]| RGB { r, g, b })
-        .collect();
+    let pixels = samples.as_chunks().0.iter().map(|&[r, g, b]| RGB { r, g, b }).collect();
     Ok(Canvas::from_pixels(width, height, pixels))
 }
 
@@ -138,18 +122,11 @@ pub(crate) fn cover(picture: &Canvas, width: usize, height: usize) -> Canvas {
     };
     let start = (from_height - part_height) / 2 * from_width + (from_width - part_width) / 2;
     let mut pixels = vec![Color::default(); width * height];
-    resize::new(
-        part_width,
-        part_height,
-        width,
-        height,
-        Pixel::RGB8,
-        Type::Triangle,
-    )
-    .and_then(|mut scaler| {
-        scaler.resize_stride(&picture.pixels()[start..], from_width, &mut pixels)
-    })
-    .expect("both pictures have pixels, and the part lies within the picture");
+    resize::new(part_width, part_height, width, height, Pixel::RGB8, Type::Triangle)
+        .and_then(|mut scaler| {
+            scaler.resize_stride(&picture.pixels()[start..], from_width, &mut pixels)
+        })
+        .expect("both pictures have pixels, and the part lies within the picture");
     Canvas::from_pixels(width, height, pixels)
 }
 
@@ -169,11 +146,7 @@ pub(crate) fn write(path: &Path, picture: &Canvas) -> Result<(), png::EncodingEr
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     let mut writer = encoder.write_header()?;
-    let samples: Vec<u8> = picture
-        .pixels()
-        .iter()
-        .flat_map(|p| [p.r, p.g, p.b])
-        .collect();
+    let samples: Vec<u8> = picture.pixels().iter().flat_map(|p| [p.r, p.g, p.b]).collect();
     writer.write_image_data(&samples)?;
     writer.finish()?;
     file.flush()?;

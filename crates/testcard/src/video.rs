@@ -65,11 +65,7 @@ impl Video {
             // More threads would cut the picture into slices by the number of cores, so that the
             // same request gave other bytes on another machine.
             .num_threads(1);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
         Ok(Video {
             encoder: Encoder::with_api_config(OpenH264API::from_source(), config)?,
             muxer: MuxerBuilder::new(BufWriter::new(file))
@@ -91,9 +87,7 @@ impl Video {
         let (u, v) = chroma.split_at(chroma.len() / 2);
         let planes = YUVSlices::new((luma, u, v), self.size, (width, width / 2, width / 2));
         let millis = u64::from(self.frames) * 1000 / u64::from(self.fps);
-        let encoded = self
-            .encoder
-            .encode_at(&planes, Timestamp::from_millis(millis))?;
+        let encoded = self.encoder.encode_at(&planes, Timestamp::from_millis(millis))?;
         let key = match encoded.frame_type() {
             FrameType::IDR => true,
             FrameType::I | FrameType::P => false,
@@ -109,17 +103,9 @@ impl Video {
 
     /// Writes the file and closes it.
     pub(crate) fn finish(self) -> Result<(), VideoError> {
-        let Video {
-            mut muxer,
-            fps,
-            frames,
-            ..
-        } = self;
+        let Video { mut muxer, fps, frames, .. } = self;
         muxer.finish_in_place()?;
-        let mut file = muxer
-            .into_writer()
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
+        let mut file = muxer.into_writer().into_inner().map_err(io::IntoInnerError::into_error)?;
         if frames == 1 {
             let mut mp4 = Vec::new();
             file.rewind()?;
@@ -140,11 +126,7 @@ fn set_duration_of_only_frame(mp4: &mut [u8], fps: u32) {
         (&[b"moov", b"mvhd"], 16, milliseconds),
         (&[b"moov", b"trak", b"tkhd"], 20, milliseconds),
         (&[b"moov", b"trak", b"mdia", b"mdhd"], 16, ticks),
-        (
-            &[b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"],
-            12,
-            ticks,
-        ),
+        (&[b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"], 12, ticks),
     ];
     for (path, offset, value) in fields {
         let payload = path
@@ -159,9 +141,7 @@ fn set_duration_of_only_frame(mp4: &mut [u8], fps: u32) {
 fn find_box(mp4: &[u8], inside: Range<usize>, name: &[u8; 4]) -> Option<Range<usize>> {
     let mut start = inside.start;
     loop {
-        let header = mp4
-            .get(start..start + 8)
-            .filter(|_| start + 8 <= inside.end)?;
+        let header = mp4.get(start..start + 8).filter(|_| start + 8 <= inside.end)?;
         let length = u32::from_be_bytes(header[..4].try_into().ok()?) as usize;
         if &header[4..] == name {
             return Some(start + 8..start + length);

@@ -42,27 +42,16 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, String> {
         text.split_once(['x', '*'])
-            .and_then(|(w, h)| {
-                Some(Self {
-                    width: side(w)?,
-                    height: side(h)?,
-                })
-            })
+            .and_then(|(w, h)| Some(Self { width: side(w)?, height: side(h)? }))
             .ok_or_else(|| {
-                format!(
-                    "`{}` is not a size; write it as 832x480 or 832*480",
-                    short(text)
-                )
+                format!("`{}` is not a size; write it as 832x480 or 832*480", short(text))
             })
     }
 }
 
 /// Digits only: `u32::from_str` would also take a sign.
 fn side(text: &str) -> Option<u32> {
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 fn short(text: &str) -> String {
@@ -126,10 +115,7 @@ pub struct Defaults {
 impl Default for Defaults {
     fn default() -> Self {
         Self {
-            size: Size {
-                width: 832,
-                height: 480,
-            },
+            size: Size { width: 832, height: 480 },
             frames: 49,
             fps: 16,
             steps: 20,
@@ -187,11 +173,7 @@ pub struct Invalid {
 }
 
 fn invalid(param: &'static str, message: impl Into<String>) -> Invalid {
-    Invalid {
-        code: Code::InvalidValue,
-        param,
-        message: message.into(),
-    }
+    Invalid { code: Code::InvalidValue, param, message: message.into() }
 }
 
 impl Request {
@@ -210,19 +192,14 @@ impl Request {
             Some(text) => checked_text("prompt", text)?,
         };
         if prompt.trim().is_empty() {
-            return Err(invalid(
-                "prompt",
-                "`prompt` is empty; say what the video should show",
-            ));
+            return Err(invalid("prompt", "`prompt` is empty; say what the video should show"));
         }
         let negative_prompt = match &body.negative_prompt {
             Some(text) => checked_text("negative_prompt", text)?,
             None => String::new(),
         };
         let size = match &body.size {
-            Some(text) => text
-                .parse()
-                .map_err(|message: String| invalid("size", message))?,
+            Some(text) => text.parse().map_err(|message: String| invalid("size", message))?,
             None => defaults.size,
         };
         check_size(size, limits)?;
@@ -275,9 +252,7 @@ impl Request {
     /// The amount of work, in megapixel-frame-steps rounded up: what running times are learned by.
     pub fn work(&self) -> u64 {
         let pixels = u64::from(self.size.width) * u64::from(self.size.height);
-        (pixels * u64::from(self.frames) * u64::from(self.steps))
-            .div_ceil(1_000_000)
-            .max(1)
+        (pixels * u64::from(self.frames) * u64::from(self.steps)).div_ceil(1_000_000).max(1)
     }
 }
 
@@ -311,10 +286,7 @@ fn checked_text(param: &'static str, text: &str) -> Result<String, Invalid> {
         ));
     }
     if text.contains('\0') {
-        return Err(invalid(
-            param,
-            format!("`{param}` contains a NUL character"),
-        ));
+        return Err(invalid(param, format!("`{param}` contains a NUL character")));
     }
     Ok(text.to_string())
 }
@@ -355,10 +327,9 @@ fn bounded(
     match asked {
         None => Ok(default),
         Some(value) if (min..=max).contains(&value) => Ok(value),
-        Some(value) => Err(invalid(
-            param,
-            format!("`{param}` is {value}; it must be from {min} to {max}"),
-        )),
+        Some(value) => {
+            Err(invalid(param, format!("`{param}` is {value}; it must be from {min} to {max}")))
+        }
     }
 }
 
@@ -372,14 +343,8 @@ fn frames(
     if format == Format::Png {
         return match (body.frames, body.seconds) {
             (None | Some(1), None) => Ok(1),
-            (None, Some(_)) => Err(invalid(
-                "seconds",
-                "a still (`format` png) has no `seconds`",
-            )),
-            (Some(_), _) => Err(invalid(
-                "frames",
-                "a still (`format` png) has exactly 1 frame",
-            )),
+            (None, Some(_)) => Err(invalid("seconds", "a still (`format` png) has no `seconds`")),
+            (Some(_), _) => Err(invalid("frames", "a still (`format` png) has exactly 1 frame")),
         };
     }
     match (body.frames, body.seconds) {
@@ -424,10 +389,7 @@ fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
     if metadata.len() > MAX_METADATA {
         return Err(invalid(
             "metadata",
-            format!(
-                "`metadata` has {} entries; at most {MAX_METADATA} are kept",
-                metadata.len()
-            ),
+            format!("`metadata` has {} entries; at most {MAX_METADATA} are kept", metadata.len()),
         ));
     }
     for (key, value) in metadata {

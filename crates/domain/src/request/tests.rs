@@ -24,23 +24,14 @@ fn refused(json: serde_json::Value) -> (&'static str, String) {
 fn a_prompt_alone_gets_the_models_defaults() {
     let request = resolve(serde_json::json!({"prompt": "a red fox"})).expect("valid");
     assert_eq!(request.size.to_string(), "832x480");
-    assert_eq!(
-        (request.frames, request.fps, request.steps, request.seed),
-        (49, 16, 20, 7)
-    );
+    assert_eq!((request.frames, request.fps, request.steps, request.seed), (49, 16, 20, 7));
 }
 
 #[test]
 fn sizes_are_written_with_x_or_star() {
     for text in ["640x360", "640*360"] {
         let request = resolve(serde_json::json!({"prompt": "p", "size": text})).expect("valid");
-        assert_eq!(
-            request.size,
-            Size {
-                width: 640,
-                height: 360
-            }
-        );
+        assert_eq!(request.size, Size { width: 640, height: 360 });
     }
     for text in [
         "640",
@@ -56,11 +47,7 @@ fn sizes_are_written_with_x_or_star() {
         "64x64x64",
         " 64x64",
     ] {
-        assert_eq!(
-            refused(serde_json::json!({"prompt": "p", "size": text})).0,
-            "size",
-            "{text}"
-        );
+        assert_eq!(refused(serde_json::json!({"prompt": "p", "size": text})).0, "size", "{text}");
     }
     assert!(resolve(serde_json::json!({"prompt": "p", "size": "1920x1088"})).is_ok());
     assert!(resolve(serde_json::json!({"prompt": "p", "size": "64x64"})).is_ok());
@@ -73,37 +60,21 @@ fn frames_are_4n_plus_1() {
         assert_eq!(resolve(json).expect("valid").frames, frames);
     }
     for frames in [0, 2, 4, 80, 325] {
-        assert_eq!(
-            refused(serde_json::json!({"prompt": "p", "frames": frames})).0,
-            "frames"
-        );
+        assert_eq!(refused(serde_json::json!({"prompt": "p", "frames": frames})).0, "frames");
     }
 }
 
 #[test]
 fn seconds_become_the_nearest_4n_plus_1_frames() {
-    for (seconds, frames) in [
-        (5.0, 81),
-        (3.0, 49),
-        (0.01, 1),
-        (0.2, 5),
-        (20.0, 321),
-        (20.1, 321),
-    ] {
+    for (seconds, frames) in [(5.0, 81), (3.0, 49), (0.01, 1), (0.2, 5), (20.0, 321), (20.1, 321)] {
         let json = serde_json::json!({"prompt": "p", "seconds": seconds});
         assert_eq!(resolve(json).expect("valid").frames, frames, "{seconds} s");
     }
     let (param, message) = refused(serde_json::json!({"prompt": "p", "seconds": 30}));
     assert_eq!(param, "seconds");
     assert!(message.contains("20.06"), "names the maximum: {message}");
-    assert_eq!(
-        refused(serde_json::json!({"prompt": "p", "seconds": 0})).0,
-        "seconds"
-    );
-    assert_eq!(
-        refused(serde_json::json!({"prompt": "p", "seconds": 1, "frames": 5})).0,
-        "seconds"
-    );
+    assert_eq!(refused(serde_json::json!({"prompt": "p", "seconds": 0})).0, "seconds");
+    assert_eq!(refused(serde_json::json!({"prompt": "p", "seconds": 1, "frames": 5})).0, "seconds");
 }
 
 #[test]
@@ -125,10 +96,7 @@ fn every_bound_is_named() {
         ("fps", serde_json::json!(61)),
         ("guidance", serde_json::json!(-1)),
         ("seed", serde_json::json!(MAX_SEED + 1)),
-        (
-            "negative_prompt",
-            serde_json::json!("x".repeat(MAX_PROMPT + 1)),
-        ),
+        ("negative_prompt", serde_json::json!("x".repeat(MAX_PROMPT + 1))),
         ("metadata", serde_json::json!({"": "x"})),
     ] {
         let mut body = serde_json::json!({"prompt": "p"});
@@ -137,14 +105,8 @@ fn every_bound_is_named() {
     }
     assert_eq!(refused(serde_json::json!({})).0, "prompt");
     assert_eq!(refused(serde_json::json!({"prompt": " \n"})).0, "prompt");
-    assert_eq!(
-        refused(serde_json::json!({"prompt": "a\u{0}b"})).0,
-        "prompt"
-    );
-    assert_eq!(
-        refused(serde_json::json!({"prompt": "字".repeat(MAX_PROMPT + 1)})).0,
-        "prompt"
-    );
+    assert_eq!(refused(serde_json::json!({"prompt": "a\u{0}b"})).0, "prompt");
+    assert_eq!(refused(serde_json::json!({"prompt": "字".repeat(MAX_PROMPT + 1)})).0, "prompt");
 }
 
 proptest! {

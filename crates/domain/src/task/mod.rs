@@ -63,9 +63,7 @@ impl Default for Rules {
 impl Rules {
     /// Exponential backoff with full jitter on its upper half; `jitter` is any random number.
     fn backoff(&self, failures: u32, jitter: u64) -> u64 {
-        let doubled = self
-            .backoff_ms
-            .saturating_mul(1 << failures.saturating_sub(1).min(20));
+        let doubled = self.backoff_ms.saturating_mul(1 << failures.saturating_sub(1).min(20));
         let full = doubled.min(self.max_backoff_ms);
         full / 2 + jitter % (full / 2 + 1)
     }
@@ -178,10 +176,7 @@ impl Task {
             charged_ms: task.estimate_ms,
         });
         task.note(now, None);
-        Ok(Effect {
-            charge_ms: i64::try_from(task.estimate_ms).unwrap_or(i64::MAX),
-            garbage: None,
-        })
+        Ok(Effect { charge_ms: i64::try_from(task.estimate_ms).unwrap_or(i64::MAX), garbage: None })
     }
 
     /// The first beat: the worker has the task.
@@ -212,13 +207,8 @@ impl Task {
             return Err(Refusal::Stale { cancelled: false });
         };
         let charged = i64::try_from(lease.charged_ms).unwrap_or(i64::MAX);
-        let settle = i64::try_from(held_ms)
-            .unwrap_or(i64::MAX)
-            .saturating_sub(charged);
-        let refund = Effect {
-            charge_ms: -charged,
-            garbage: Some(fence),
-        };
+        let settle = i64::try_from(held_ms).unwrap_or(i64::MAX).saturating_sub(charged);
+        let refund = Effect { charge_ms: -charged, garbage: Some(fence) };
         match end {
             End::Commit(commit) => {
                 task.close(Outcome::Succeeded, None, now);
@@ -228,10 +218,7 @@ impl Task {
                 task.outputs = commit.outputs;
                 task.test_pattern = commit.test_pattern;
                 task.finish(State::Succeeded, None, now);
-                Ok(Effect {
-                    charge_ms: settle,
-                    garbage: None,
-                })
+                Ok(Effect { charge_ms: settle, garbage: None })
             }
             End::Fail(failure) => {
                 let failure = failure.bounded();
@@ -243,10 +230,7 @@ impl Task {
                 } else {
                     task.finish(State::Failed, Some(failure), now);
                 }
-                Ok(Effect {
-                    charge_ms: settle,
-                    garbage: Some(fence),
-                })
+                Ok(Effect { charge_ms: settle, garbage: Some(fence) })
             }
             End::Lose if lease.confirmed => {
                 task.close(Outcome::Lost, None, now);
@@ -293,11 +277,8 @@ impl Task {
             State::Queued => {}
             State::Running => {
                 if let Some(lease) = task.lease.take() {
-                    effect.garbage = Some(Fence {
-                        task: task.id,
-                        attempt: task.attempt,
-                        nonce: lease.nonce,
-                    });
+                    effect.garbage =
+                        Some(Fence { task: task.id, attempt: task.attempt, nonce: lease.nonce });
                     effect.charge_ms = i64::try_from(held_ms)
                         .unwrap_or(i64::MAX)
                         .saturating_sub(i64::try_from(lease.charged_ms).unwrap_or(i64::MAX));
@@ -318,10 +299,7 @@ impl Task {
         if task.state != State::Queued || !due {
             return Err(Refusal::State(task.state));
         }
-        let failure = Failure::new(
-            Code::Expired,
-            "the deadline passed before a worker was free",
-        );
+        let failure = Failure::new(Code::Expired, "the deadline passed before a worker was free");
         task.finish(State::Expired, Some(failure), now);
         Ok(Effect::default())
     }
@@ -349,11 +327,7 @@ impl Task {
     /// The fence of the live attempt.
     pub fn fence(&self) -> Option<Fence> {
         let lease = self.lease.as_ref()?;
-        Some(Fence {
-            task: self.id,
-            attempt: self.attempt,
-            nonce: lease.nonce,
-        })
+        Some(Fence { task: self.id, attempt: self.attempt, nonce: lease.nonce })
     }
 
     /// Does this attempt hold the task?
@@ -372,10 +346,8 @@ impl Task {
 
     /// Was this end already applied for this fence? Then the worker missed the answer.
     fn repeats(&self, fence: Fence, end: &End) -> bool {
-        let Some(attempt) = self
-            .attempts
-            .iter()
-            .find(|a| a.number == fence.attempt && a.nonce == fence.nonce)
+        let Some(attempt) =
+            self.attempts.iter().find(|a| a.number == fence.attempt && a.nonce == fence.nonce)
         else {
             return false;
         };

@@ -61,9 +61,7 @@ impl State {
 
     /// Reads a state in upper or lower case.
     pub fn from_text(text: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str().eq_ignore_ascii_case(text))
+        Self::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text))
     }
 }
 
@@ -240,12 +238,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            detail: None,
-            retryable: false,
-        }
+        Self { code, message: message.into(), detail: None, retryable: false }
     }
 
     pub(super) fn bounded(mut self) -> Self {
@@ -273,10 +266,7 @@ fn truncate_start(text: &mut String, max: usize, keep_end: bool) {
 impl Record {
     /// Workers that failed this task: others are preferred for the next try.
     pub fn avoided(&self) -> impl Iterator<Item = &WorkerName> {
-        self.attempts
-            .iter()
-            .filter(|a| a.outcome == Some(Outcome::Failed))
-            .map(|a| &a.worker)
+        self.attempts.iter().filter(|a| a.outcome == Some(Outcome::Failed)).map(|a| &a.worker)
     }
 
     /// Sequence number of the newest change.
@@ -289,13 +279,7 @@ impl Record {
         if self.history.len() >= MAX_HISTORY {
             self.history.remove(0);
         }
-        self.history.push(Change {
-            seq,
-            at,
-            state: self.state,
-            attempt: self.attempt,
-            reason,
-        });
+        self.history.push(Change { seq, at, state: self.state, attempt: self.attempt, reason });
     }
 
     pub(super) fn close(&mut self, outcome: Outcome, error: Option<Failure>, now: Timestamp) {

@@ -22,10 +22,7 @@ fn queued() -> Task {
         request: Request {
             prompt: "p".into(),
             negative_prompt: String::new(),
-            size: Size {
-                width: 64,
-                height: 64,
-            },
+            size: Size { width: 64, height: 64 },
             frames: 1,
             fps: 16,
             steps: 1,
@@ -58,17 +55,10 @@ fn queued() -> Task {
 }
 
 fn claim(task: &mut Task) -> Fence {
-    let by = Claimant {
-        worker: "w".parse().expect("a name"),
-        incarnation: 1,
-        seq: 1,
-    };
+    let by = Claimant { worker: "w".parse().expect("a name"), incarnation: 1, seq: 1 };
     let nonce = Nonce(u64::from(task.attempt) + 100);
     let effect = task.claim(by, nonce, Timestamp(20)).expect("claimed");
-    assert_eq!(
-        effect.charge_ms, 500,
-        "the estimate is charged at the claim"
-    );
+    assert_eq!(effect.charge_ms, 500, "the estimate is charged at the claim");
     task.fence().expect("running")
 }
 
@@ -83,10 +73,7 @@ fn end(task: &mut Task, fence: Fence, end: End) -> Result<Effect, Refusal> {
 }
 
 fn failure(retryable: bool) -> End {
-    End::Fail(Failure {
-        retryable,
-        ..Failure::new(Code::EngineFailed, "no")
-    })
+    End::Fail(Failure { retryable, ..Failure::new(Code::EngineFailed, "no") })
 }
 
 fn commit() -> End {
@@ -113,23 +100,9 @@ fn a_task_runs_and_succeeds() {
     let fence = confirmed(&mut task);
     let effect = end(&mut task, fence, commit()).expect("committed");
     assert_eq!(task.state, State::Succeeded);
-    assert_eq!(
-        effect,
-        Effect {
-            charge_ms: 200,
-            garbage: None
-        },
-        "settled to the time held"
-    );
+    assert_eq!(effect, Effect { charge_ms: 200, garbage: None }, "settled to the time held");
     let states: Vec<_> = task.history.iter().map(|c| (c.seq, c.state)).collect();
-    assert_eq!(
-        states,
-        [
-            (1, State::Queued),
-            (2, State::Running),
-            (3, State::Succeeded)
-        ]
-    );
+    assert_eq!(states, [(1, State::Queued), (2, State::Running), (3, State::Succeeded)]);
 }
 
 #[test]
@@ -138,14 +111,9 @@ fn a_repeated_commit_finds_the_stored_success_and_another_one_is_stale() {
     let fence = confirmed(&mut task);
     end(&mut task, fence, commit()).expect("committed");
     assert_eq!(end(&mut task, fence, commit()), Err(Refusal::Repeated));
-    let End::Commit(mut other) = commit() else {
-        unreachable!("a commit")
-    };
+    let End::Commit(mut other) = commit() else { unreachable!("a commit") };
     other.outputs[0].sha256 = "11".into();
-    assert_eq!(
-        end(&mut task, fence, End::Commit(other)),
-        Err(Refusal::Stale { cancelled: false })
-    );
+    assert_eq!(end(&mut task, fence, End::Commit(other)), Err(Refusal::Stale { cancelled: false }));
 }
 
 #[test]
@@ -154,32 +122,14 @@ fn a_worker_from_the_dead_changes_nothing() {
     let old = confirmed(&mut task);
     end(&mut task, old, End::Lose).expect("lost");
     let before = task.clone();
-    for dead in [
-        commit(),
-        failure(true),
-        End::Release,
-        End::Lose,
-        End::Vanish,
-    ] {
-        assert_eq!(
-            end(&mut task, old, dead),
-            Err(Refusal::Stale { cancelled: false })
-        );
+    for dead in [commit(), failure(true), End::Release, End::Lose, End::Vanish] {
+        assert_eq!(end(&mut task, old, dead), Err(Refusal::Stale { cancelled: false }));
     }
     assert_eq!(task, before);
     let new = confirmed(&mut task);
-    assert_eq!(
-        end(&mut task, old, commit()),
-        Err(Refusal::Stale { cancelled: false })
-    );
-    let forged = Fence {
-        nonce: Nonce(0),
-        ..new
-    };
-    assert_eq!(
-        end(&mut task, forged, commit()),
-        Err(Refusal::Stale { cancelled: false })
-    );
+    assert_eq!(end(&mut task, old, commit()), Err(Refusal::Stale { cancelled: false }));
+    let forged = Fence { nonce: Nonce(0), ..new };
+    assert_eq!(end(&mut task, forged, commit()), Err(Refusal::Stale { cancelled: false }));
     assert!(end(&mut task, new, commit()).is_ok());
 }
 
@@ -190,21 +140,11 @@ fn failures_back_off_and_end_the_task_at_their_limit() {
     for _ in 0..2 {
         let fence = confirmed(&mut task);
         let effect = end(&mut task, fence, failure(true)).expect("failed");
-        assert_eq!(
-            effect,
-            Effect {
-                charge_ms: 200,
-                garbage: Some(fence)
-            }
-        );
+        assert_eq!(effect, Effect { charge_ms: 200, garbage: Some(fence) });
         assert_eq!(task.state, State::Queued);
         waits.push(task.not_before.ms_since(Timestamp(30)));
     }
-    assert_eq!(
-        waits,
-        [500, 1_000],
-        "half of 1 s, half of 2 s, without jitter"
-    );
+    assert_eq!(waits, [500, 1_000], "half of 1 s, half of 2 s, without jitter");
     let fence = confirmed(&mut task);
     end(&mut task, fence, failure(true)).expect("failed");
     assert_eq!(task.state, State::Failed);
@@ -227,10 +167,7 @@ fn a_failure_that_cannot_be_mended_by_trying_ends_the_task_at_once() {
     let fence = confirmed(&mut task);
     end(&mut task, fence, failure(false)).expect("failed");
     assert_eq!(task.state, State::Failed);
-    assert_eq!(
-        task.error.as_ref().map(|e| e.code),
-        Some(Code::EngineFailed)
-    );
+    assert_eq!(task.error.as_ref().map(|e| e.code), Some(Code::EngineFailed));
 }
 
 #[test]
@@ -238,17 +175,8 @@ fn losses_are_counted_apart_and_refunded() {
     let mut task = queued();
     let fence = confirmed(&mut task);
     let effect = end(&mut task, fence, End::Lose).expect("lost");
-    assert_eq!(
-        effect,
-        Effect {
-            charge_ms: -500,
-            garbage: Some(fence)
-        }
-    );
-    assert_eq!(
-        (task.failures, task.losses, task.state),
-        (0, 1, State::Queued)
-    );
+    assert_eq!(effect, Effect { charge_ms: -500, garbage: Some(fence) });
+    assert_eq!((task.failures, task.losses, task.state), (0, 1, State::Queued));
     let fence = confirmed(&mut task);
     end(&mut task, fence, End::Lose).expect("lost");
     assert_eq!(task.state, State::Failed);
@@ -264,10 +192,7 @@ fn an_unconfirmed_claim_costs_nothing_and_keeps_its_place() {
         let effect = end(&mut task, fence, End::Lose).expect("lost");
         assert_eq!(effect.charge_ms, -500);
     }
-    assert_eq!(
-        (task.losses, task.releases, task.state),
-        (0, 0, State::Queued)
-    );
+    assert_eq!((task.losses, task.releases, task.state), (0, 0, State::Queued));
     assert!(task.attempts.is_empty());
     assert!(task.history.len() <= 100, "the history is bounded");
 }
@@ -291,23 +216,11 @@ fn a_cancel_is_terminal_at_once_and_the_worker_learns_of_it() {
     let mut task = queued();
     let fence = confirmed(&mut task);
     let effect = task.cancel(700, Timestamp(40)).expect("cancelled");
-    assert_eq!(
-        effect,
-        Effect {
-            charge_ms: 200,
-            garbage: Some(fence)
-        }
-    );
+    assert_eq!(effect, Effect { charge_ms: 200, garbage: Some(fence) });
     assert_eq!(task.state, State::Cancelled);
     assert_eq!(task.check(fence), Err(Refusal::Stale { cancelled: true }));
-    assert_eq!(
-        end(&mut task, fence, commit()),
-        Err(Refusal::Stale { cancelled: true })
-    );
-    assert_eq!(
-        task.cancel(0, Timestamp(50)),
-        Err(Refusal::State(State::Cancelled))
-    );
+    assert_eq!(end(&mut task, fence, commit()), Err(Refusal::Stale { cancelled: true }));
+    assert_eq!(task.cancel(0, Timestamp(50)), Err(Refusal::State(State::Cancelled)));
 }
 
 #[test]
@@ -315,10 +228,7 @@ fn the_first_end_wins() {
     let mut task = queued();
     let fence = confirmed(&mut task);
     end(&mut task, fence, commit()).expect("committed");
-    assert_eq!(
-        task.cancel(0, Timestamp(50)),
-        Err(Refusal::State(State::Succeeded))
-    );
+    assert_eq!(task.cancel(0, Timestamp(50)), Err(Refusal::State(State::Succeeded)));
     assert_eq!(task.state, State::Succeeded);
 }
 
@@ -331,10 +241,7 @@ fn a_deadline_ends_what_still_waits_and_nothing_else() {
     assert!(task.expire(Timestamp(99)).is_err());
     let mut running = task.clone();
     let _ = claim(&mut running);
-    assert_eq!(
-        running.expire(Timestamp(100)),
-        Err(Refusal::State(State::Running))
-    );
+    assert_eq!(running.expire(Timestamp(100)), Err(Refusal::State(State::Running)));
     task.expire(Timestamp(100)).expect("expired");
     assert_eq!(task.state, State::Expired);
 }
@@ -362,13 +269,7 @@ fn what_an_engine_says_is_cut_to_a_bound() {
     end(&mut task, fence, End::Fail(failure)).expect("failed");
     let error = task.error.as_ref().expect("an error");
     assert_eq!(error.message.chars().count(), MAX_MESSAGE);
-    assert!(
-        error
-            .detail
-            .as_ref()
-            .expect("a detail")
-            .ends_with("the end")
-    );
+    assert!(error.detail.as_ref().expect("a detail").ends_with("the end"));
 }
 
 #[test]

@@ -72,11 +72,7 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<u64>,
     /// Up to 16 strings of your own, kept with the task.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "unique_strings"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -101,9 +97,7 @@ fn unique_strings<'de, D: Deserializer<'de>>(
             let mut entries = BTreeMap::new();
             while let Some((key, value)) = map.next_entry::<String, String>()? {
                 if entries.contains_key(&key) {
-                    return Err(serde::de::Error::custom(format_args!(
-                        "duplicate field `{key}`"
-                    )));
+                    return Err(serde::de::Error::custom(format_args!("duplicate field `{key}`")));
                 }
                 entries.insert(key, value);
             }
@@ -118,10 +112,7 @@ fn unique_strings<'de, D: Deserializer<'de>>(
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TaskBody {
-    #[cfg_attr(
-        feature = "openapi",
-        schema(example = "task_018bcfe5680070707070707070707070")
-    )]
+    #[cfg_attr(feature = "openapi", schema(example = "task_018bcfe5680070707070707070707070"))]
     pub id: String,
     /// The same as `id`.
     pub task_id: String,
@@ -422,10 +413,7 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_twice_is_refused() {
-        for body in [
-            r#"{"prompt":"a","prompt":"b"}"#,
-            r#"{"metadata":{"a":"1","a":"2"}}"#,
-        ] {
+        for body in [r#"{"prompt":"a","prompt":"b"}"#, r#"{"metadata":{"a":"1","a":"2"}}"#] {
             let error = serde_json::from_str::<SubmitBody>(body).expect_err("refused");
             assert!(error.to_string().contains("duplicate field"), "{error}");
         }
@@ -434,14 +422,7 @@ mod tests {
     #[test]
     fn progress_only_rises_through_the_stages() {
         let at = |stage: &str, step, steps| {
-            percent(
-                State::Running,
-                Some(&Progress {
-                    stage: stage.to_string(),
-                    step,
-                    steps,
-                }),
-            )
+            percent(State::Running, Some(&Progress { stage: stage.to_string(), step, steps }))
         };
         let seen = [
             at("load", 0, 0),
@@ -455,10 +436,6 @@ mod tests {
         assert!(seen.is_sorted(), "{seen:?}");
         assert_eq!(percent(State::Succeeded, None), 100);
         assert_eq!(percent(State::Failed, None), 0);
-        assert_eq!(
-            at("denoise", 9, 0),
-            2,
-            "nonsense from an engine does not panic"
-        );
+        assert_eq!(at("denoise", 9, 0), 2, "nonsense from an engine does not panic");
     }
 }

@@ -15,21 +15,13 @@ fn a_worker_loads_generates_and_says_goodbye() {
     let directory = tempfile::tempdir().unwrap();
     let engine = Engine::start();
     engine.load(&json!({}));
-    let FromEngine::Ready {
-        protocol,
-        engine: name,
-        version,
-    } = engine.hear()
-    else {
+    let FromEngine::Ready { protocol, engine: name, version } = engine.hear() else {
         panic!("not ready")
     };
     assert_eq!((protocol, name.as_str()), (PROTOCOL, "testcard"));
     assert_eq!(version, env!("CARGO_PKG_VERSION"));
 
-    let request = EngineRequest {
-        frames: 49,
-        ..video()
-    };
+    let request = EngineRequest { frames: 49, ..video() };
     engine.generate("task/1", directory.path(), request.clone());
     let (done, reports) = engine.hear_end();
     let denoising = (0..=3).map(|step| ("denoise".to_owned(), step, 3));
@@ -39,10 +31,7 @@ fn a_worker_loads_generates_and_says_goodbye() {
     let done = done.unwrap();
     assert_eq!(done.id, "task/1");
     assert!(done.test_pattern);
-    assert_eq!(
-        done.metrics.keys().collect::<Vec<_>>(),
-        ["denoise_ms", "encode_ms"]
-    );
+    assert_eq!(done.metrics.keys().collect::<Vec<_>>(), ["denoise_ms", "encode_ms"]);
     let video = OutputFile {
         path: "video.mp4".into(),
         role: Role::Video,
@@ -69,14 +58,8 @@ fn a_worker_loads_generates_and_says_goodbye() {
     assert_eq!(reports.last(), Some(&("encode".to_owned(), 1, 1)));
     let files = done.unwrap().files;
     assert_eq!(files.len(), 1);
-    assert_eq!(
-        (files[0].path.as_str(), files[0].role),
-        ("image.png", Role::Image)
-    );
-    assert_eq!(
-        (files[0].frames, files[0].media_type.as_str()),
-        (1, "image/png")
-    );
+    assert_eq!((files[0].path.as_str(), files[0].role), ("image.png", Role::Image));
+    assert_eq!((files[0].frames, files[0].media_type.as_str()), (1, "image/png"));
 
     engine.say(&ToEngine::Exit);
     engine.end().unwrap();
@@ -86,14 +69,7 @@ fn a_worker_loads_generates_and_says_goodbye() {
 fn steps_take_the_time_that_is_set() {
     let directory = tempfile::tempdir().unwrap();
     let engine = Engine::loaded(5);
-    engine.generate(
-        "one",
-        directory.path(),
-        EngineRequest {
-            steps: 4,
-            ..still()
-        },
-    );
+    engine.generate("one", directory.path(), EngineRequest { steps: 4, ..still() });
     let done = engine.hear_end().0.unwrap();
     assert!(done.metrics["denoise_ms"] >= 20.0, "{:?}", done.metrics);
 }
@@ -103,14 +79,7 @@ fn a_cancel_is_heard_within_a_step() {
     let directory = tempfile::tempdir().unwrap();
     let engine = Engine::loaded(600_000);
     engine.generate("one", directory.path(), video());
-    assert!(matches!(
-        engine.hear(),
-        FromEngine::Progress {
-            step: 0,
-            steps: 3,
-            ..
-        }
-    ));
+    assert!(matches!(engine.hear(), FromEngine::Progress { step: 0, steps: 3, .. }));
     engine.cancel("another");
     engine.cancel("one");
     let cancelled = error(Some("one"), EngineErrorCode::Cancelled, "cancelled");
@@ -120,14 +89,7 @@ fn a_cancel_is_heard_within_a_step() {
     // The engine lives on, and a cancel that comes too late means nothing.
     engine.cancel("one");
     engine.generate("one", directory.path(), video());
-    assert!(matches!(
-        engine.hear(),
-        FromEngine::Progress {
-            step: 0,
-            steps: 3,
-            ..
-        }
-    ));
+    assert!(matches!(engine.hear(), FromEngine::Progress { step: 0, steps: 3, .. }));
     engine.say(&ToEngine::Exit);
     engine.end().unwrap();
 }
@@ -136,12 +98,7 @@ fn a_cancel_is_heard_within_a_step() {
 fn a_cancel_is_heard_while_encoding_and_leaves_no_files() {
     let directory = tempfile::tempdir().unwrap();
     let engine = Engine::loaded(0);
-    let request = EngineRequest {
-        frames: 321,
-        width: 64,
-        height: 64,
-        ..video()
-    };
+    let request = EngineRequest { frames: 321, width: 64, height: 64, ..video() };
     engine.generate("one", directory.path(), request);
     loop {
         match engine.hear() {
@@ -170,12 +127,7 @@ fn an_orphaned_engine_ends_and_leaves_no_files() {
     assert_eq!(files_in(directory.path()), [""; 0]);
 
     let mut engine = Engine::loaded(0);
-    let request = EngineRequest {
-        frames: 321,
-        width: 64,
-        height: 64,
-        ..video()
-    };
+    let request = EngineRequest { frames: 321, width: 64, height: 64, ..video() };
     engine.generate("one", directory.path(), request);
     while !matches!(engine.hear(), FromEngine::Progress { stage, .. } if stage == "encode") {}
     engine.hang_up();
@@ -192,20 +144,10 @@ fn an_orphaned_engine_ends_and_leaves_no_files() {
 #[test]
 fn a_line_that_is_no_message_ends_the_engine_with_an_error() {
     let long = "x".repeat(MAX_LINE);
-    for line in [
-        "",
-        "hello",
-        "{\"type\":\"dance\"}",
-        "{\"type\":\"cancel\"}",
-        long.as_str(),
-    ] {
+    for line in ["", "hello", "{\"type\":\"dance\"}", "{\"type\":\"cancel\"}", long.as_str()] {
         let engine = Engine::start();
         engine.say_line(line);
-        assert_eq!(
-            engine.end().unwrap_err().kind(),
-            ErrorKind::InvalidData,
-            "{line:.40}"
-        );
+        assert_eq!(engine.end().unwrap_err().kind(), ErrorKind::InvalidData, "{line:.40}");
     }
 
     let directory = tempfile::tempdir().unwrap();
@@ -228,23 +170,12 @@ fn a_load_that_can_not_be_followed_says_why() {
         refused("the worker speaks version 2 of the engine protocol, testcard speaks version 1")
     );
     engine.load(&json!({ "step_ms": 10, "stepms": 10 }));
-    assert_eq!(
-        engine.hear_error(),
-        refused("unknown setting \"stepms\": testcard knows step_ms")
-    );
-    for value in [
-        json!(-1),
-        json!(600_001),
-        json!(1.5),
-        json!("10"),
-        json!(null),
-    ] {
+    assert_eq!(engine.hear_error(), refused("unknown setting \"stepms\": testcard knows step_ms"));
+    for value in [json!(-1), json!(600_001), json!(1.5), json!("10"), json!(null)] {
         engine.load(&json!({ "step_ms": value }));
         assert_eq!(
             engine.hear_error(),
-            refused(&format!(
-                "setting step_ms is a whole number from 0 to 600000, not {value}"
-            ))
+            refused(&format!("setting step_ms is a whole number from 0 to 600000, not {value}"))
         );
     }
     engine.load(&json!({ "step_ms": 600_000 }));
@@ -270,10 +201,7 @@ fn one_generation_runs_at_a_time() {
     engine.hear();
     engine.generate("two", second.path(), video());
     let refused = engine.hear_error();
-    assert_eq!(
-        (refused.id.as_deref(), refused.code),
-        (Some("two"), EngineErrorCode::Failed)
-    );
+    assert_eq!((refused.id.as_deref(), refused.code), (Some("two"), EngineErrorCode::Failed));
     engine.load(&json!({}));
     assert_eq!(engine.hear_error().code, EngineErrorCode::LoadFailed);
     engine.cancel("one");
@@ -296,26 +224,15 @@ fn a_request_beyond_the_limits_is_invalid() {
     for width in [0, 62, 1922, u32::MAX] {
         let message = refused(EngineRequest { width, ..video() });
         assert_eq!(message, format!("width is 64 to 1920, not {width}"));
-        let message = refused(EngineRequest {
-            height: width,
-            ..video()
-        });
+        let message = refused(EngineRequest { height: width, ..video() });
         assert_eq!(message, format!("height is 64 to 1920, not {width}"));
     }
     assert_eq!(
-        refused(EngineRequest {
-            width: 65,
-            height: 66,
-            ..video()
-        }),
+        refused(EngineRequest { width: 65, height: 66, ..video() }),
         "width and height are even, not 65 and 66"
     );
     assert_eq!(
-        refused(EngineRequest {
-            width: 1920,
-            height: 1090,
-            ..video()
-        }),
+        refused(EngineRequest { width: 1920, height: 1090, ..video() }),
         "1920 by 1090 is more than 2088960 pixels"
     );
     for frames in [0, 322, 325] {
@@ -335,10 +252,7 @@ fn a_request_beyond_the_limits_is_invalid() {
         assert_eq!(message, format!("steps is 1 to 100, not {steps}"));
     }
     assert_eq!(
-        refused(EngineRequest {
-            format: Format::Png,
-            ..video()
-        }),
+        refused(EngineRequest { format: Format::Png, ..video() }),
         "frames of a still is 1, not 5"
     );
 }
@@ -350,17 +264,11 @@ fn a_directory_that_can_not_be_used_fails_the_generation_alone() {
     let failed = |path: &std::path::Path| {
         engine.generate("one", path, still());
         let failed = engine.hear_error();
-        assert_eq!(
-            (failed.code, failed.retryable),
-            (EngineErrorCode::Failed, true)
-        );
+        assert_eq!((failed.code, failed.retryable), (EngineErrorCode::Failed, true));
         failed.message
     };
     let missing = directory.path().join("missing");
-    let message = format!(
-        "output_dir is no absolute path of a directory: {}",
-        missing.display()
-    );
+    let message = format!("output_dir is no absolute path of a directory: {}", missing.display());
     assert_eq!(failed(&missing), message);
     assert!(failed(std::path::Path::new("src")).contains("no absolute path"));
 

@@ -30,23 +30,11 @@ impl Engine {
         let (lines, input) = channel();
         let (asks, reads) = channel();
         let (sender, messages) = sync_channel(0);
-        let input = BufReader::new(Input {
-            lines: input,
-            rest: Vec::new(),
-            asks,
-        });
-        let output = Output {
-            line: Vec::new(),
-            messages: sender,
-        };
+        let input = BufReader::new(Input { lines: input, rest: Vec::new(), asks });
+        let output = Output { line: Vec::new(), messages: sender };
         let thread = thread::spawn(move || rayreel_testcard::run(input, output));
         reads.recv().expect("the engine reads its input");
-        Engine {
-            lines: Some(lines),
-            reads,
-            messages,
-            thread,
-        }
+        Engine { lines: Some(lines), reads, messages, thread }
     }
 
     /// An engine that has loaded and waits `step_ms` in each step.
@@ -60,9 +48,7 @@ impl Engine {
     /// Sends a line and waits until the engine asks for the next, or has stopped reading.
     fn say_line(&self, line: &str) {
         let lines = self.lines.as_ref().expect("not hung up");
-        lines
-            .send(format!("{line}\n").into_bytes())
-            .expect("the engine reads its input");
+        lines.send(format!("{line}\n").into_bytes()).expect("the engine reads its input");
         let _ = self.reads.recv();
     }
 
@@ -71,20 +57,13 @@ impl Engine {
     }
 
     fn load(&self, settings: &Value) {
-        let settings = settings
-            .as_object()
-            .cloned()
-            .expect("settings are an object");
+        let settings = settings.as_object().cloned().expect("settings are an object");
         self.say(&ToEngine::Load(load(PROTOCOL, settings)));
     }
 
     fn generate(&self, id: &str, output_dir: &Path, request: EngineRequest) {
         let output_dir = output_dir.to_str().expect("a UTF-8 path").into();
-        self.say(&ToEngine::Generate(Generate {
-            id: id.into(),
-            output_dir,
-            request,
-        }));
+        self.say(&ToEngine::Generate(Generate { id: id.into(), output_dir, request }));
     }
 
     fn cancel(&self, id: &str) {
@@ -107,9 +86,7 @@ impl Engine {
         let mut reports = Vec::new();
         loop {
             match self.hear() {
-                FromEngine::Progress {
-                    stage, step, steps, ..
-                } => {
+                FromEngine::Progress { stage, step, steps, .. } => {
                     reports.push((stage, step, steps));
                 }
                 FromEngine::Done(done) => return (Ok(done), reports),
@@ -170,25 +147,14 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         let line = std::mem::take(&mut self.line);
-        assert_eq!(
-            line.iter().position(|byte| *byte == b'\n'),
-            Some(line.len() - 1),
-            "one line"
-        );
+        assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "one line");
         let message = serde_json::from_slice(&line)?;
-        self.messages
-            .send(message)
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.messages.send(message).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 fn load(protocol: u32, settings: Map<String, Value>) -> Load {
-    Load {
-        protocol,
-        model: "testcard".into(),
-        checkpoint: None,
-        settings,
-    }
+    Load { protocol, model: "testcard".into(), checkpoint: None, settings }
 }
 
 /// A small video of five frames.
@@ -210,11 +176,7 @@ fn video() -> EngineRequest {
 
 /// A still of the same size.
 fn still() -> EngineRequest {
-    EngineRequest {
-        frames: 1,
-        format: Format::Png,
-        ..video()
-    }
+    EngineRequest { frames: 1, format: Format::Png, ..video() }
 }
 
 /// Generates one output with an engine of its own: the answer, and the bytes of its files.
@@ -234,19 +196,13 @@ fn generate(request: EngineRequest) -> (Done, Vec<Vec<u8>>) {
 fn files_in(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).expect("a directory");
     let name = |entry: io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name();
-    let mut names: Vec<_> = entries
-        .map(|entry| name(entry).into_string().expect("a UTF-8 name"))
-        .collect();
+    let mut names: Vec<_> =
+        entries.map(|entry| name(entry).into_string().expect("a UTF-8 name")).collect();
     names.sort();
     names
 }
 
 fn error(id: Option<&str>, code: EngineErrorCode, message: &str) -> EngineError {
     let retryable = code == EngineErrorCode::Failed;
-    EngineError {
-        id: id.map(String::from),
-        code,
-        message: message.into(),
-        retryable,
-    }
+    EngineError { id: id.map(String::from), code, message: message.into(), retryable }
 }

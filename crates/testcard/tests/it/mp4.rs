@@ -11,10 +11,7 @@ impl Mp4<'_> {
         let mut start = part.start;
         while start < part.end {
             let length = self.number(start) as usize;
-            assert!(
-                length >= 8 && start + length <= part.end,
-                "a box reaches over its parent"
-            );
+            assert!(length >= 8 && start + length <= part.end, "a box reaches over its parent");
             let name = String::from_utf8_lossy(&self.0[start + 4..start + 8]).into_owned();
             boxes.push((name, start + 8..start + length));
             start += length;
@@ -24,10 +21,7 @@ impl Mp4<'_> {
 
     /// Names of the outermost boxes, in their order.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.boxes_in(0..self.0.len())
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
+        self.boxes_in(0..self.0.len()).into_iter().map(|(name, _)| name).collect()
     }
 
     /// The payload of the box at this path of names.
@@ -35,9 +29,7 @@ impl Mp4<'_> {
         path.split('/').fold(0..self.0.len(), |part, wanted| {
             let boxes = self.boxes_in(part);
             let found = boxes.into_iter().find(|(name, _)| name == wanted);
-            found
-                .unwrap_or_else(|| panic!("no box {wanted} of {path}"))
-                .1
+            found.unwrap_or_else(|| panic!("no box {wanted} of {path}")).1
         })
     }
 

@@ -21,40 +21,23 @@ struct Picture {
 
 impl Picture {
     fn decode(bytes: &[u8]) -> Picture {
-        let mut reader = png::Decoder::new(Cursor::new(bytes))
-            .read_info()
-            .expect("a PNG file");
+        let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().expect("a PNG file");
         let mut samples = vec![0; reader.output_buffer_size().expect("its size")];
         let info = reader.next_frame(&mut samples).expect("its pixels");
-        assert_eq!(
-            (info.color_type, info.bit_depth),
-            (png::ColorType::Rgb, png::BitDepth::Eight)
-        );
-        Picture {
-            width: info.width as usize,
-            height: info.height as usize,
-            samples,
-        }
+        assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
+        Picture { width: info.width as usize, height: info.height as usize, samples }
     }
 
     fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
         let start = (y * self.width + x) * 3;
-        self.samples[start..start + 3]
-            .try_into()
-            .expect("three samples")
+        self.samples[start..start + 3].try_into().expect("three samples")
     }
 
     /// The rows in which two pictures of one size differ, as the first and the last.
     fn rows_that_differ(&self, other: &Picture) -> Option<(usize, usize)> {
         assert_eq!((self.width, self.height), (other.width, other.height));
-        let rows = self
-            .samples
-            .chunks(self.width * 3)
-            .zip(other.samples.chunks(self.width * 3));
-        let mut differ = rows
-            .enumerate()
-            .filter(|(_, (a, b))| a != b)
-            .map(|(y, _)| y);
+        let rows = self.samples.chunks(self.width * 3).zip(other.samples.chunks(self.width * 3));
+        let mut differ = rows.enumerate().filter(|(_, (a, b))| a != b).map(|(y, _)| y);
         let first = differ.next()?;
         Some((first, differ.next_back().unwrap_or(first)))
     }
@@ -65,10 +48,7 @@ fn picture(request: EngineRequest) -> Picture {
 }
 
 fn with_prompt(prompt: &str) -> EngineRequest {
-    EngineRequest {
-        prompt: prompt.into(),
-        ..still()
-    }
+    EngineRequest { prompt: prompt.into(), ..still() }
 }
 
 #[test]
@@ -76,18 +56,8 @@ fn the_same_request_gives_the_same_bytes_and_another_seed_others() {
     for request in [video(), still()] {
         let first = generate(request.clone()).1;
         assert!(first == generate(request.clone()).1, "same bytes");
-        let other = generate(EngineRequest {
-            seed: 43,
-            ..request
-        })
-        .1;
-        assert!(
-            first
-                .iter()
-                .zip(&other)
-                .all(|(first, other)| first != other),
-            "other bytes"
-        );
+        let other = generate(EngineRequest { seed: 43, ..request }).1;
+        assert!(first.iter().zip(&other).all(|(first, other)| first != other), "other bytes");
     }
 }
 
@@ -103,13 +73,7 @@ fn a_video_has_the_size_frames_and_length_that_were_asked_for() {
         (1920, 1088, 5, 30),
         (1088, 1920, 1, 60),
     ] {
-        let request = EngineRequest {
-            width,
-            height,
-            frames,
-            fps,
-            ..video()
-        };
+        let request = EngineRequest { width, height, frames, fps, ..video() };
         let (done, files) = generate(request);
         let asked = (width, height, frames, fps);
         let file = &done.files[0];
@@ -121,15 +85,9 @@ fn a_video_has_the_size_frames_and_length_that_were_asked_for() {
         let (each, whole) = mp4.durations();
         assert_eq!(each.len(), frames as usize);
         let seconds = 1.0 / f64::from(fps);
-        assert!(
-            each.iter().all(|each| (each - seconds).abs() < 2e-5),
-            "{asked:?}: {each:?}"
-        );
+        assert!(each.iter().all(|each| (each - seconds).abs() < 2e-5), "{asked:?}: {each:?}");
         let seconds = f64::from(frames) / f64::from(fps);
-        assert!(
-            whole.iter().all(|whole| (whole - seconds).abs() < 2e-3),
-            "{asked:?}: {whole:?}"
-        );
+        assert!(whole.iter().all(|whole| (whole - seconds).abs() < 2e-3), "{asked:?}: {whole:?}");
 
         let mut decoder = Decoder::new().expect("a decoder");
         let mut decoded = 0;
@@ -143,10 +101,7 @@ fn a_video_has_the_size_frames_and_length_that_were_asked_for() {
 
         let thumbnail = Picture::decode(&files[1]);
         let file = &done.files[1];
-        assert_eq!(
-            (file.width, file.height),
-            (thumbnail.width as u32, thumbnail.height as u32)
-        );
+        assert_eq!((file.width, file.height), (thumbnail.width as u32, thumbnail.height as u32));
         assert_eq!(file.width, width.min(320));
         assert_eq!(file.height, (height * file.width).div_ceil(width));
     }
@@ -154,10 +109,7 @@ fn a_video_has_the_size_frames_and_length_that_were_asked_for() {
 
 #[test]
 fn a_video_shows_what_the_still_shows_and_moves() {
-    let request = EngineRequest {
-        frames: 17,
-        ..video()
-    };
+    let request = EngineRequest { frames: 17, ..video() };
     let files = generate(request).1;
     let mut decoder = Decoder::new().unwrap();
     let mut lumas = Vec::new();
@@ -165,10 +117,7 @@ fn a_video_shows_what_the_still_shows_and_moves() {
         let picture = decoder.decode(&frame).unwrap().unwrap();
         let (stride, (width, height)) = (picture.strides().0, picture.dimensions());
         let rows = picture.y().chunks(stride).take(height);
-        lumas.push(
-            rows.flat_map(|row| row[..width].to_vec())
-                .collect::<Vec<u8>>(),
-        );
+        lumas.push(rows.flat_map(|row| row[..width].to_vec()).collect::<Vec<u8>>());
     }
     // The thumbnail is the first frame, before the encoder: at this width nothing is scaled.
     let thumbnail = Picture::decode(&files[1]);
@@ -179,18 +128,10 @@ fn a_video_shows_what_the_still_shows_and_moves() {
     let error: f64 = (0..192 * 320)
         .map(|i| (luma(thumbnail.pixel(i % 320, i / 320)) - f64::from(lumas[0][i])).powi(2))
         .sum();
-    assert!(
-        error / (192.0 * 320.0) < 10.0,
-        "mean square error {}",
-        error / (192.0 * 320.0)
-    );
+    assert!(error / (192.0 * 320.0) < 10.0, "mean square error {}", error / (192.0 * 320.0));
 
     for (index, pair) in lumas.windows(2).enumerate() {
-        let moved = pair[0]
-            .iter()
-            .zip(&pair[1])
-            .filter(|(a, b)| a.abs_diff(**b) > 16)
-            .count();
+        let moved = pair[0].iter().zip(&pair[1]).filter(|(a, b)| a.abs_diff(**b) > 16).count();
         assert!(moved > 100, "{moved} pixels moved after frame {index}");
     }
 }
@@ -201,41 +142,22 @@ fn the_prompt_can_be_read_off_in_chinese_too() {
     let english = picture(with_prompt("a red fox"));
     let chinese = picture(with_prompt("一只红色的狐狸在雪地里奔跑"));
     let other = picture(with_prompt("两只黑色的兔子在草原上睡觉"));
-    for (one, two) in [
-        (&without, &english),
-        (&without, &chinese),
-        (&english, &chinese),
-        (&chinese, &other),
-    ] {
+    for (one, two) in
+        [(&without, &english), (&without, &chinese), (&english, &chinese), (&chinese, &other)]
+    {
         let (first, last) = one.rows_that_differ(two).expect("other pictures");
-        assert!(
-            first > 192 * 6 / 10 && last < 192,
-            "rows {first} to {last}: outside the panel"
-        );
+        assert!(first > 192 * 6 / 10 && last < 192, "rows {first} to {last}: outside the panel");
     }
 }
 
 #[test]
 fn every_parameter_shows() {
-    let still = EngineRequest {
-        width: 832,
-        height: 480,
-        ..still()
-    };
+    let still = EngineRequest { width: 832, height: 480, ..still() };
     let plain = picture(still.clone());
     for request in [
-        EngineRequest {
-            steps: 4,
-            ..still.clone()
-        },
-        EngineRequest {
-            guidance: None,
-            ..still.clone()
-        },
-        EngineRequest {
-            guidance: Some(5.1),
-            ..still
-        },
+        EngineRequest { steps: 4, ..still.clone() },
+        EngineRequest { guidance: None, ..still.clone() },
+        EngineRequest { guidance: Some(5.1), ..still },
     ] {
         assert!(plain != picture(request.clone()), "{request:?}");
     }
@@ -244,10 +166,7 @@ fn every_parameter_shows() {
 #[test]
 fn no_prompt_is_too_odd() {
     let control: String = (0..=0x9f).map(char::from).collect();
-    let scripts: String = (0..0x2_ffff)
-        .step_by(37)
-        .filter_map(char::from_u32)
-        .collect();
+    let scripts: String = (0..0x2_ffff).step_by(37).filter_map(char::from_u32).collect();
     let marks = "\u{301}".repeat(10_000);
     let long = "雪".repeat(10_000);
     let word = "x".repeat(10_000);
@@ -265,24 +184,11 @@ fn no_prompt_is_too_odd() {
         &blank,
     ] {
         for (width, height) in [(64, 64), (96, 128), (832, 480), (64, 640)] {
-            generate(EngineRequest {
-                width,
-                height,
-                ..with_prompt(prompt)
-            });
+            generate(EngineRequest { width, height, ..with_prompt(prompt) });
         }
     }
-    let request = EngineRequest {
-        seed: u64::MAX,
-        guidance: Some(1e300),
-        steps: 100,
-        ..still()
-    };
-    generate(EngineRequest {
-        width: 832,
-        height: 480,
-        ..request
-    });
+    let request = EngineRequest { seed: u64::MAX, guidance: Some(1e300), steps: 100, ..still() };
+    generate(EngineRequest { width: 832, height: 480, ..request });
 }
 
 /// A PNG file whose left half has one colour and whose right half has another.
@@ -300,10 +206,7 @@ fn halves(path: &Path, width: u32, height: u32, left: [u8; 3], right: [u8; 3]) {
 
 fn with_image(path: &Path) -> EngineRequest {
     let path = path.to_str().expect("a UTF-8 path");
-    EngineRequest {
-        image: Some(path.into()),
-        ..still()
-    }
+    EngineRequest { image: Some(path.into()), ..still() }
 }
 
 #[test]
@@ -316,10 +219,7 @@ fn an_image_takes_the_place_of_the_bars() {
         halves(&path, width, height, left, right);
         let picture = picture(with_image(&path));
         // Where neither disc nor beam is in the first frame: the lower edge of the upper part.
-        assert_eq!(
-            (picture.pixel(4, 112), picture.pixel(315, 112)),
-            (left, right)
-        );
+        assert_eq!((picture.pixel(4, 112), picture.pixel(315, 112)), (left, right));
         // Under the text it shines through, darkened.
         let [r, _, b] = picture.pixel(2, 150);
         assert!(r > b && r < 60, "{:?}", picture.pixel(2, 150));
@@ -363,10 +263,5 @@ fn an_image_that_can_not_be_used_makes_the_request_invalid() {
 
     let missing = directory.path().join("missing.png");
     engine.generate("one", outputs.path(), with_image(&missing));
-    assert!(
-        engine
-            .hear_error()
-            .message
-            .starts_with("image can't be read: ")
-    );
+    assert!(engine.hear_error().message.starts_with("image can't be read: "));
 }
