@@ -45,20 +45,10 @@ pub(crate) struct Global {
     )]
     pub server: Option<String>,
     /// Data directory [env: RAYREEL_DATA] [default: the platform's, as in ~/.local/share/rayreel]
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub data: Option<PathBuf>,
     /// Configuration file [env: RAYREEL_CONFIG] [default: rayreel.toml here or in ~/.config/rayreel]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub config: Option<PathBuf>,
     /// Print results and errors as JSON
     #[arg(long, global = true, help_heading = "Global options")]
@@ -158,10 +148,7 @@ pub(crate) struct Request {
 }
 
 fn priority(text: &str) -> Result<Priority, &'static str> {
-    text.parse()
-        .ok()
-        .and_then(Priority::new)
-        .ok_or("a priority is 1 to 5")
+    text.parse().ok().and_then(Priority::new).ok_or("a priority is 1 to 5")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -290,11 +277,7 @@ mod tests {
         fn check(command: &clap::Command) {
             for option in command.get_arguments() {
                 let named = matches!(option.get_id().as_str(), "shell");
-                assert!(
-                    named || option.get_help().is_some(),
-                    "{} {option}",
-                    command.get_name()
-                );
+                assert!(named || option.get_help().is_some(), "{} {option}", command.get_name());
             }
             for command in command.get_subcommands() {
                 assert!(command.get_about().is_some(), "{}", command.get_name());
@@ -312,22 +295,11 @@ mod tests {
         )
         .expect("right");
         assert!(cli.global.json);
-        let Command::Generate(generate) = cli.command else {
-            panic!("{:?}", cli.command)
-        };
+        let Command::Generate(generate) = cli.command else { panic!("{:?}", cli.command) };
         let request = generate.request;
         assert_eq!(request.prompt, "a red fox");
-        assert_eq!(
-            request.size,
-            Some(Size {
-                width: 64,
-                height: 80
-            })
-        );
-        assert_eq!(
-            (request.seconds, request.fps, request.steps),
-            (Some(1.5), Some(8), Some(4))
-        );
+        assert_eq!(request.size, Some(Size { width: 64, height: 80 }));
+        assert_eq!((request.seconds, request.fps, request.steps), (Some(1.5), Some(8), Some(4)));
         assert_eq!((request.guidance, request.seed), (Some(3.5), Some(7)));
         assert_eq!(request.priority.map(Priority::get), Some(5));
         assert_eq!(request.format, Some(OutputFormat::Png));
@@ -336,15 +308,10 @@ mod tests {
 
     #[test]
     fn global_options_stand_before_or_after_the_command() {
-        for line in [
-            "--data /d list --state RUNNING",
-            "list --state running --data /d",
-        ] {
+        for line in ["--data /d list --state RUNNING", "list --state running --data /d"] {
             let cli = parse(line).expect("right");
             assert_eq!(cli.global.data, Some(PathBuf::from("/d")));
-            let Command::List(list) = cli.command else {
-                panic!("{:?}", cli.command)
-            };
+            let Command::List(list) = cli.command else { panic!("{:?}", cli.command) };
             assert_eq!(list.state, Some(State::Running));
         }
     }
@@ -355,9 +322,7 @@ mod tests {
             parse("worker --server http://127.0.0.1:1 --pool p --name p-1 --launch p-1 --home /d")
                 .expect("right");
         assert_eq!(cli.global.server.as_deref(), Some("http://127.0.0.1:1"));
-        let Command::Worker(worker) = cli.command else {
-            panic!("{:?}", cli.command)
-        };
+        let Command::Worker(worker) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!(worker.pool.as_str(), "p");
         assert_eq!(worker.launch.as_deref(), Some("p-1"));
         assert_eq!(worker.home, Some(PathBuf::from("/d")));
@@ -377,10 +342,7 @@ mod tests {
             ("list --limit 0", "1..=100"),
             ("list --limit 101", "1..=100"),
             ("list --all --limit 5", "cannot be used with"),
-            (
-                "worker --name /x",
-                "the name of a worker is 1 to 64 letters",
-            ),
+            ("worker --name /x", "the name of a worker is 1 to 64 letters"),
             ("generat x", "generate"),
         ] {
             let message = refused(line);

@@ -78,10 +78,7 @@ impl Client {
         let mut headers = HeaderMap::new();
         if let Some(token) = token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
-                Failure::value(
-                    "RAYREEL_TOKEN",
-                    "the token has characters that no token has",
-                )
+                Failure::value("RAYREEL_TOKEN", "the token has characters that no token has")
             })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
@@ -114,19 +111,13 @@ impl Client {
             .header(IDEMPOTENCY_KEY, key)
             .body(body);
         let response = self.send(call).await?;
-        let test_pattern = response
-            .headers()
-            .get(TEST_PATTERN)
-            .is_some_and(|value| value == "true");
-        Ok(Submitted {
-            task: self.read(response).await?,
-            test_pattern,
-        })
+        let test_pattern =
+            response.headers().get(TEST_PATTERN).is_some_and(|value| value == "true");
+        Ok(Submitted { task: self.read(response).await?, test_pattern })
     }
 
     pub(crate) async fn task(&self, id: TaskId) -> Result<TaskBody, Failure> {
-        self.answer(self.call(Method::GET, &format!("{TASKS_PATH}/{id}"))?)
-            .await
+        self.answer(self.call(Method::GET, &format!("{TASKS_PATH}/{id}"))?).await
     }
 
     pub(crate) async fn list(&self, filter: &Filter) -> Result<TaskList, Failure> {
@@ -147,14 +138,12 @@ impl Client {
     }
 
     pub(crate) async fn cancel(&self, id: TaskId) -> Result<CancelBody, Failure> {
-        self.answer(self.call(Method::POST, &format!("{TASKS_PATH}/{id}/cancel"))?)
-            .await
+        self.answer(self.call(Method::POST, &format!("{TASKS_PATH}/{id}/cancel"))?).await
     }
 
     /// Deletes a task that has ended; cancels one that has not.
     pub(crate) async fn delete(&self, id: TaskId) -> Result<CancelBody, Failure> {
-        self.answer(self.call(Method::DELETE, &format!("{TASKS_PATH}/{id}"))?)
-            .await
+        self.answer(self.call(Method::DELETE, &format!("{TASKS_PATH}/{id}"))?).await
     }
 
     /// What happens to a task, from the position after an event on.
@@ -164,11 +153,7 @@ impl Client {
             call = call.header(LAST_EVENT_ID, after);
         }
         let response = self.send(call).await?;
-        Ok(Events {
-            response,
-            parser: sse::Parser::default(),
-            ready: Vec::new().into_iter(),
-        })
+        Ok(Events { response, parser: sse::Parser::default(), ready: Vec::new().into_iter() })
     }
 
     /// The file of a task that has succeeded.
@@ -197,10 +182,7 @@ impl Client {
 
     /// Sends; an answer that is an error is one.
     async fn send(&self, call: RequestBuilder) -> Result<Response, Failure> {
-        let response = call
-            .send()
-            .await
-            .map_err(|error| self.unreachable(&error))?;
+        let response = call.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -217,10 +199,7 @@ impl Client {
             },
             Err(_) => Failure::new(
                 code_of(status),
-                format!(
-                    "{} answers {status}, and not as a rayreel server does",
-                    self.address()
-                ),
+                format!("{} answers {status}, and not as a rayreel server does", self.address()),
             ),
         })
     }
@@ -228,26 +207,17 @@ impl Client {
     async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
         let bytes = self.bytes(response).await?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            let text = format!(
-                "{} does not answer as a rayreel server does: {error}",
-                self.address()
-            );
+            let text =
+                format!("{} does not answer as a rayreel server does: {error}", self.address());
             Failure::new(Code::Internal, text)
         })
     }
 
     async fn bytes(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
-        while let Some(piece) = response
-            .chunk()
-            .await
-            .map_err(|error| self.unreachable(&error))?
-        {
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             if bytes.len() + piece.len() > MAX_ANSWER {
-                let text = format!(
-                    "{} answers with more than {MAX_ANSWER} bytes",
-                    self.address()
-                );
+                let text = format!("{} answers with more than {MAX_ANSWER} bytes", self.address());
                 return Err(Failure::new(Code::Internal, text));
             }
             bytes.extend_from_slice(&piece);
@@ -316,27 +286,13 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_refused() {
-        for address in [
-            "",
-            "localhost:8088",
-            "ftp://x",
-            "unix:/x",
-            "http://me:pw@x",
-            "http://",
-        ] {
+        for address in ["", "localhost:8088", "ftp://x", "unix:/x", "http://me:pw@x", "http://"] {
             let failure = Client::new(address, None).expect_err("wrong");
             assert_eq!(failure.code, Code::InvalidValue, "{address}");
-            assert!(
-                failure.message.contains("write it as"),
-                "{address}: {}",
-                failure.message
-            );
+            assert!(failure.message.contains("write it as"), "{address}: {}", failure.message);
         }
         assert_eq!(
-            Client::new("http://x", Some("a\nb"))
-                .expect_err("wrong")
-                .param
-                .as_deref(),
+            Client::new("http://x", Some("a\nb")).expect_err("wrong").param.as_deref(),
             Some("RAYREEL_TOKEN")
         );
     }
@@ -344,14 +300,8 @@ mod tests {
     #[test]
     fn a_server_may_live_below_a_path() {
         for (address, expected) in [
-            (
-                "http://127.0.0.1:8088",
-                "http://127.0.0.1:8088/v1/video/generations",
-            ),
-            (
-                "http://gpu.example/video/?x#y",
-                "http://gpu.example/video/v1/video/generations",
-            ),
+            ("http://127.0.0.1:8088", "http://127.0.0.1:8088/v1/video/generations"),
+            ("http://gpu.example/video/?x#y", "http://gpu.example/video/v1/video/generations"),
         ] {
             let client = Client::new(address, Some("t")).expect("right");
             assert_eq!(client.url(TASKS_PATH).expect("joins").as_str(), expected);

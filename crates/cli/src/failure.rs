@@ -39,31 +39,18 @@ pub(crate) const BROKEN_PIPE: u8 = 141;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            param: None,
-            request_id: None,
-            detail: None,
-        }
+        Self { code, message: message.into(), param: None, request_id: None, detail: None }
     }
 
     /// A value on the command line that is not allowed.
     pub(crate) fn value(param: &str, message: impl Into<String>) -> Self {
-        Self {
-            param: Some(param.to_owned()),
-            ..Self::new(Code::InvalidValue, message)
-        }
+        Self { param: Some(param.to_owned()), ..Self::new(Code::InvalidValue, message) }
     }
 
     /// What a task ended of, unless it succeeded.
     pub(crate) fn of_task(task: &TaskBody) -> Self {
         match &task.error {
-            Some(FailureBody {
-                code,
-                message,
-                detail,
-            }) => Self {
+            Some(FailureBody { code, message, detail }) => Self {
                 detail: detail.clone(),
                 ..Self::new(*code, format!("{}: {message}", task.id))
             },
@@ -71,9 +58,9 @@ impl Failure {
         }
     }
 
-    /// Is it that the server is not there, or about to go?
+    /// Is it that the server is not there?
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(self.code, Code::ServerUnreachable | Code::ShuttingDown)
+        self.code == Code::ServerUnreachable
     }
 
     /// For people: what, details, and what helps.
@@ -144,10 +131,7 @@ mod tests {
         let failure = Failure {
             detail: Some("\u{1b}[31mCUDA error\nbye".to_owned()),
             request_id: Some("req_1".to_owned()),
-            ..Failure::new(
-                Code::EngineCrashed,
-                "task_1: the engine ended with signal 9",
-            )
+            ..Failure::new(Code::EngineCrashed, "task_1: the engine ended with signal 9")
         };
         let plain = anstream::adapter::strip_str(&failure.text()).to_string();
         assert_eq!(

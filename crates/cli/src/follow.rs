@@ -155,21 +155,15 @@ impl Follower<'_> {
         match self.on_interrupt {
             OnInterrupt::Leave => {
                 self.progress.clear();
-                self.progress
-                    .note(&format!("left; {id} goes on: rayreel watch {id}"));
+                self.progress.note(&format!("left; {id} goes on: rayreel watch {id}"));
                 Err(Exit::Silent(INTERRUPTED))
             }
             OnInterrupt::Cancel => {
-                self.progress
-                    .note(&format!("cancelling {id}; Ctrl-C again leaves at once"));
-                let cancelled = self
-                    .session
-                    .call(|client| async move { client.cancel(id).await });
+                self.progress.note(&format!("cancelling {id}; Ctrl-C again leaves at once"));
+                let cancelled = self.session.call(|client| async move { client.cancel(id).await });
                 cancelled.await.map(drop).map_err(|failure| {
-                    let message = format!(
-                        "{id} may go on, it could not be cancelled: {}",
-                        failure.message
-                    );
+                    let message =
+                        format!("{id} may go on, it could not be cancelled: {}", failure.message);
                     Failure { message, ..failure }.into()
                 })
             }

@@ -63,10 +63,9 @@ async fn make(
     if submitted.test_pattern {
         out.note(&match &body.model {
             None => "no model configured: this is a test pattern".to_owned(),
-            Some(model) => format!(
-                "{} is no model: this is a test pattern",
-                text::one_line(model, 64)
-            ),
+            Some(model) => {
+                format!("{} is no model: this is a test pattern", text::one_line(model, 64))
+            }
         });
     }
     out.note(&format!("{id} submitted"));
@@ -108,9 +107,7 @@ pub(crate) async fn submit(session: &mut Session, body: &SubmitBody) -> Result<S
     let random = Random::from_system();
     let key = format!("rayreel-{:016x}{:016x}", random.number(), random.number());
     let key = key.as_str();
-    session
-        .call(|client| async move { client.submit(body, key).await })
-        .await
+    session.call(|client| async move { client.submit(body, key).await }).await
 }
 
 pub(crate) fn id(task: &TaskBody) -> Result<TaskId, Failure> {

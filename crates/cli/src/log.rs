@@ -36,17 +36,10 @@ pub(crate) fn to_stderr(level: LogLevel, format: LogFormat) -> Result<(), Failur
 
 /// Logs into the data directory, for commands whose standard error is for people.
 pub(crate) fn to_file(directory: &Path, level: LogLevel) -> Result<(), Failure> {
-    let file = LogFile {
-        path: directory.join(EMBEDDED_LOG),
-        file: None,
-    };
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(Mutex::new(file))
-        .with_ansi(false);
+    let file = LogFile { path: directory.join(EMBEDDED_LOG), file: None };
+    let layer = tracing_subscriber::fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
     // A command that starts a server again goes on with the same log.
-    _ = tracing_subscriber::registry()
-        .with(layer.with_filter(filter(level)?))
-        .try_init();
+    _ = tracing_subscriber::registry().with(layer.with_filter(filter(level)?)).try_init();
     Ok(())
 }
 
@@ -64,11 +57,8 @@ impl Write for LogFile {
                 if fs::metadata(&self.path).is_ok_and(|file| file.len() > MAX_EMBEDDED_LOG) {
                     fs::rename(&self.path, self.path.with_extension("log.1"))?;
                 }
-                let opened = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .mode(0o600)
-                    .open(&self.path)?;
+                let opened =
+                    OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?;
                 self.file.insert(opened)
             }
         };
@@ -112,10 +102,7 @@ fn read_filter(text: &str) -> Option<Targets> {
     let is_right = |word: &str| {
         !word.is_empty() && (word.contains('=') || word.parse::<LevelFilter>().is_ok())
     };
-    text.split(',')
-        .all(is_right)
-        .then(|| text.parse().ok())
-        .flatten()
+    text.split(',').all(is_right).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -124,12 +111,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused() {
-        for right in [
-            "debug",
-            "WARN",
-            "info,rayreel_server::fleet=debug",
-            "rayreel_worker=trace,off",
-        ] {
+        for right in
+            ["debug", "WARN", "info,rayreel_server::fleet=debug", "rayreel_worker=trace,off"]
+        {
             assert!(read_filter(right).is_some(), "{right}");
         }
         for wrong in ["dbug", "info,rayreel_server", "rayreel_server=dbug", ","] {

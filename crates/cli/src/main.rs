@@ -62,10 +62,10 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
             clap_complete::generate(shell, &mut Cli::command(), "rayreel", &mut script);
             out.raw(&script)
         }
-        Command::Engine {
-            engine: Engine::Testcard,
-        } => rayreel_testcard::run(BufReader::new(std::io::stdin()), std::io::stdout())
-            .map_err(|error| Failure::new(Code::EngineProtocol, error.to_string()).into()),
+        Command::Engine { engine: Engine::Testcard } => {
+            rayreel_testcard::run(BufReader::new(std::io::stdin()), std::io::stdout())
+                .map_err(|error| Failure::new(Code::EngineProtocol, error.to_string()).into())
+        }
         command => on_runtime(tasks::run(global, command, out)),
     }
 }
@@ -84,10 +84,7 @@ fn on_runtime(command: impl Future<Output = Result<(), Exit>>) -> Result<(), Exi
 
 /// Help that was asked for, or a command line that can't be read.
 fn misused(error: &clap::Error) -> ExitCode {
-    let asked = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    );
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if !asked && std::env::args_os().any(|word| word == "--json") {
         let message = error.to_string();
         let message = message.trim_start_matches("error: ").trim_end();

@@ -53,10 +53,7 @@ fn image(path: &Path) -> Result<String, Failure> {
     } else {
         return Err(fail("it is neither a PNG nor a JPEG file"));
     };
-    Ok(format!(
-        "data:{media_type};base64,{}",
-        STANDARD.encode(bytes)
-    ))
+    Ok(format!("data:{media_type};base64,{}", STANDARD.encode(bytes)))
 }
 
 #[cfg(test)]
@@ -88,10 +85,7 @@ mod tests {
     fn a_format_that_was_asked_for_beats_that_of_the_name() {
         let format = |line: &[&str], named| body(&request(line), named).expect("right").format;
         assert_eq!(format(&["x"], Some(Format::Png)), Some(Format::Png));
-        assert_eq!(
-            format(&["x", "--format", "mp4"], Some(Format::Png)),
-            Some(Format::Mp4)
-        );
+        assert_eq!(format(&["x", "--format", "mp4"], Some(Format::Png)), Some(Format::Mp4));
         assert_eq!(format(&["x"], None), None);
     }
 
@@ -101,9 +95,7 @@ mod tests {
         let path = directory.path().join("x.jpg");
         let word = path.to_str().expect("UTF-8");
         std::fs::write(&path, b"\xff\xd8\xff\xe0").expect("written");
-        let sent = body(&request(&["x", "--image", word]), None)
-            .expect("right")
-            .image;
+        let sent = body(&request(&["x", "--image", word]), None).expect("right").image;
         assert_eq!(sent.as_deref(), Some("data:image/jpeg;base64,/9j/4A=="));
 
         std::fs::write(&path, b"GIF89a").expect("written");

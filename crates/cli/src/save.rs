@@ -92,11 +92,7 @@ impl Destination {
                 };
                 let name = format!("{id}{variant}.{extension}");
                 let here = directory == Path::new(".");
-                Some(if here {
-                    PathBuf::from(name)
-                } else {
-                    directory.join(name)
-                })
+                Some(if here { PathBuf::from(name) } else { directory.join(name) })
             }
         }
     }
@@ -121,10 +117,7 @@ fn draft(directory: &Path) -> Result<NamedTempFile, Failure> {
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::value(
-        "output",
-        format!("{} can't be written: {}", path.display(), cause(error)),
-    )
+    Failure::value("output", format!("{} can't be written: {}", path.display(), cause(error)))
 }
 
 /// Gets the file of a task that has succeeded, and says where it is; none is standard output.
@@ -140,20 +133,10 @@ pub(crate) async fn save(
         .parse()
         .map_err(|_| Failure::new(Code::Internal, format!("`{}` is not a task id", task.id)))?;
     // The thumbnail's checksum is not told.
-    let sha256 = task
-        .result
-        .as_ref()
-        .filter(|_| !thumbnail)
-        .map(|result| result.sha256.as_str());
+    let sha256 = task.result.as_ref().filter(|_| !thumbnail).map(|result| result.sha256.as_str());
     let mut tries = 1;
     loop {
-        let transfer = Transfer {
-            id,
-            thumbnail,
-            sha256,
-            destination,
-            out,
-        };
+        let transfer = Transfer { id, thumbnail, sha256, destination, out };
         let client = session.client().await?;
         match transfer.run(&client).await {
             Err(Exit::Failed(failure))
@@ -179,9 +162,7 @@ impl Transfer<'_> {
     async fn run(&self, client: &Client) -> Result<Option<PathBuf>, Exit> {
         let mut response = client.content(self.id, self.thumbnail).await?;
         let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
-        let media_type = media_type
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
+        let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let variant = if self.thumbnail { "-thumbnail" } else { "" };
         let path = self.destination.path(self.id, variant, media_type);
         let mut sink = match &path {
@@ -192,21 +173,13 @@ impl Transfer<'_> {
         while let Some(piece) = response.chunk().await.map_err(|error| {
             Failure::new(
                 Code::ServerUnreachable,
-                format!(
-                    "the transfer from {} broke: {}",
-                    client.address(),
-                    cause(&error)
-                ),
+                format!("the transfer from {} broke: {}", client.address(), cause(&error)),
             )
         })? {
             hash.update(&piece);
             sink.write(&piece)?;
         }
-        let got: String = hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let got: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(expected) = self.sha256
             && *expected != got
         {
@@ -234,10 +207,7 @@ impl Sink {
         match real {
             Ok(real) if !real.is_file() => {
                 let file = OpenOptions::new().write(true).open(&real);
-                Ok(Self::Device(
-                    file.map_err(|error| unwritable(path, &error))?,
-                    real,
-                ))
+                Ok(Self::Device(file.map_err(|error| unwritable(path, &error))?, real))
             }
             Ok(real) => Ok(Self::Draft(draft(&folder(&real))?, real)),
             Err(_) => Ok(Self::Draft(draft(&folder(path))?, path.to_owned())),
@@ -255,10 +225,9 @@ impl Sink {
 
     fn finish(self) -> Result<(), Failure> {
         match self {
-            Self::Draft(file, path) => file
-                .persist(&path)
-                .map(drop)
-                .map_err(|error| unwritable(&path, &error.error)),
+            Self::Draft(file, path) => {
+                file.persist(&path).map(drop).map_err(|error| unwritable(&path, &error.error))
+            }
             Self::Stdout(_) | Self::Device(..) => Ok(()),
         }
     }
@@ -275,33 +244,21 @@ mod tests {
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).expect("a directory");
         entries
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .into_string()
-                    .expect("a name")
-            })
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
             .collect()
     }
 
     #[test]
     fn the_name_of_the_file_says_the_format() {
         let directory = tempfile::tempdir().expect("a directory");
-        let format = |name: &str| {
-            new(Some(&directory.path().join(name)))
-                .expect("writable")
-                .format()
-        };
+        let format =
+            |name: &str| new(Some(&directory.path().join(name))).expect("writable").format();
         assert_eq!(format("x.png"), Ok(Some(Format::Png)));
         assert_eq!(format("x.MP4"), Ok(Some(Format::Mp4)));
         assert_eq!(format("x"), Ok(None));
         let failure = format("x.gif").expect_err("not ours");
         assert_eq!(failure.param.as_deref(), Some("output"));
-        assert!(
-            names(directory.path()).is_empty(),
-            "the check leaves nothing behind"
-        );
+        assert!(names(directory.path()).is_empty(), "the check leaves nothing behind");
     }
 
     #[test]
@@ -310,15 +267,9 @@ mod tests {
         let id: TaskId = format!("task_{}", "0".repeat(32)).parse().expect("an id");
         let destination = new(Some(directory.path())).expect("writable");
         let expected = directory.path().join(format!("{id}-thumbnail.jpg"));
-        assert_eq!(
-            destination.path(id, "-thumbnail", "image/jpeg"),
-            Some(expected)
-        );
+        assert_eq!(destination.path(id, "-thumbnail", "image/jpeg"), Some(expected));
         let here = new(None).expect("writable");
-        assert_eq!(
-            here.path(id, "", "video/mp4"),
-            Some(PathBuf::from(format!("{id}.mp4")))
-        );
+        assert_eq!(here.path(id, "", "video/mp4"), Some(PathBuf::from(format!("{id}.mp4"))));
     }
 
     #[test]
@@ -352,10 +303,7 @@ mod tests {
     #[test]
     fn a_link_stays_and_a_device_is_written_through() {
         let directory = tempfile::tempdir().expect("a directory");
-        let (real, link) = (
-            directory.path().join("real.mp4"),
-            directory.path().join("link.mp4"),
-        );
+        let (real, link) = (directory.path().join("real.mp4"), directory.path().join("link.mp4"));
         fs::write(&real, "old").expect("written");
         std::os::unix::fs::symlink(&real, &link).expect("linked");
         let mut sink = Sink::open(&link).expect("opens");

@@ -35,10 +35,7 @@ impl Server {
         let directory = settings.data.clone();
         let home = blocking(move || Ok(Home::open(&directory, &Random::from_system())?)).await?;
         let listener = TcpListener::bind(address).await.map_err(|error| {
-            Failure::new(
-                Code::InvalidConfig,
-                format!("{address} can't be listened on: {error}"),
-            )
+            Failure::new(Code::InvalidConfig, format!("{address} can't be listened on: {error}"))
         })?;
         let address = listener
             .local_addr()
@@ -60,12 +57,7 @@ impl Server {
             drop(home);
             ended
         });
-        Ok(Self {
-            url,
-            client_token,
-            shutdown,
-            task,
-        })
+        Ok(Self { url, client_token, shutdown, task })
     }
 
     /// One on a free port, for this process and those that find it.
@@ -94,10 +86,7 @@ fn outcome(
 ) -> Result<(), Failure> {
     match joined {
         Ok(ended) => Ok(ended?),
-        Err(error) => Err(Failure::new(
-            Code::Internal,
-            format!("the server panicked: {error}"),
-        )),
+        Err(error) => Err(Failure::new(Code::Internal, format!("the server panicked: {error}"))),
     }
 }
 
@@ -112,16 +101,11 @@ async fn blocking<T: Send + 'static>(
 /// Local workers are this program again.
 fn worker_command() -> Result<Vec<String>, Failure> {
     let fail = |why: String| {
-        Failure::new(
-            Code::Internal,
-            format!("this program's own path is not known: {why}"),
-        )
+        Failure::new(Code::Internal, format!("this program's own path is not known: {why}"))
     };
     let path = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
     let path = path.into_os_string().into_string();
-    Ok(vec![path.map_err(|path| {
-        fail(format!("{} is not UTF-8", path.display()))
-    })?])
+    Ok(vec![path.map_err(|path| fail(format!("{} is not UTF-8", path.display())))?])
 }
 
 /// `rayreel serve`.

@@ -50,15 +50,9 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(global: &Global, workers: Workers) -> Result<Self, Failure> {
-        let place = match global
-            .server
-            .as_deref()
-            .filter(|address| !address.is_empty())
-        {
+        let place = match global.server.as_deref().filter(|address| !address.is_empty()) {
             Some(address) => {
-                let token = std::env::var("RAYREEL_TOKEN")
-                    .ok()
-                    .filter(|token| !token.is_empty());
+                let token = std::env::var("RAYREEL_TOKEN").ok().filter(|token| !token.is_empty());
                 Place::Named(Client::new(address, token.as_deref())?)
             }
             None => {
@@ -71,11 +65,7 @@ impl Session {
                 Place::Local(Box::new(settings))
             }
         };
-        Ok(Self {
-            place,
-            client: None,
-            embedded: None,
-        })
+        Ok(Self { place, client: None, embedded: None })
     }
 
     /// The server, which is found or started if need be.

@@ -18,18 +18,12 @@ impl Interrupts {
     pub(crate) fn listen() -> Result<Self, Failure> {
         let open = |kind| {
             signal(kind).map_err(|error| {
-                Failure::new(
-                    Code::Internal,
-                    format!("signals can't be listened to: {error}"),
-                )
+                Failure::new(Code::Internal, format!("signals can't be listened to: {error}"))
             })
         };
         let mut interrupt = open(SignalKind::interrupt())?;
         let mut terminate = open(SignalKind::terminate())?;
-        let heard = Self {
-            first: CancellationToken::new(),
-            second: CancellationToken::new(),
-        };
+        let heard = Self { first: CancellationToken::new(), second: CancellationToken::new() };
         let tell = heard.clone();
         // Lives as long as the runtime; can't fail.
         tokio::spawn(async move {

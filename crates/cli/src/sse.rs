@@ -76,21 +76,14 @@ mod tests {
     use super::*;
 
     fn event(name: &str, data: &str, id: Option<&str>) -> Event {
-        Event {
-            name: name.to_owned(),
-            data: data.to_owned(),
-            id: id.map(str::to_owned),
-        }
+        Event { name: name.to_owned(), data: data.to_owned(), id: id.map(str::to_owned) }
     }
 
     #[test]
     fn events_are_the_same_however_the_stream_is_cut() {
         let stream = ": hello\n\nid: 1-2\nevent: state\ndata: {\"a\":1}\n\n\
                       event: progress\r\ndata:x\r\ndata: ü\r\n\r\nretry: 5\n\n";
-        let expected = [
-            event("state", "{\"a\":1}", Some("1-2")),
-            event("progress", "x\nü", None),
-        ];
+        let expected = [event("state", "{\"a\":1}", Some("1-2")), event("progress", "x\nü", None)];
         for size in 1..=stream.len() {
             let mut parser = Parser::default();
             let events: Vec<Event> = stream

@@ -55,14 +55,8 @@ async fn submit(session: &mut Session, request: &args::Request, out: Out) -> Res
 }
 
 async fn get(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> {
-    let task = session
-        .call(|client| async move { client.task(id).await })
-        .await?;
-    if out.json {
-        out.json(&task)
-    } else {
-        out.line(&text::task(&task))
-    }
+    let task = session.call(|client| async move { client.task(id).await }).await?;
+    if out.json { out.json(&task) } else { out.line(&text::task(&task)) }
 }
 
 /// A line of `watch --json`.
@@ -77,9 +71,7 @@ async fn watch(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> 
     let interrupts = Interrupts::listen()?;
     interrupts.exit_on_second();
     // A task that does not exist is told at once, and without a bar.
-    session
-        .call(|client| async move { client.task(id).await })
-        .await?;
+    session.call(|client| async move { client.task(id).await }).await?;
     let mut progress = Progress::new(out, id);
     let follower = Follower {
         session,
@@ -88,11 +80,7 @@ async fn watch(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> 
         interrupts: &interrupts,
         on_interrupt: OnInterrupt::Leave,
         on_event: &mut |event, body| {
-            if out.json {
-                out.json(&Line { event, body })
-            } else {
-                Ok(())
-            }
+            if out.json { out.json(&Line { event, body }) } else { Ok(()) }
         },
         after: None,
     };
@@ -121,9 +109,7 @@ async fn list(session: &mut Session, asked: args::List, out: Out) -> Result<(), 
             // A list may begin anew with another server, but not go on.
             Err(failure) if failure.is_lost() && head => {
                 let filter = &filter;
-                session
-                    .call(|client| async move { client.list(filter).await })
-                    .await?
+                session.call(|client| async move { client.list(filter).await }).await?
             }
             page => page?,
         };
@@ -145,9 +131,7 @@ async fn list(session: &mut Session, asked: args::List, out: Out) -> Result<(), 
 }
 
 async fn cancel(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> {
-    let body = session
-        .call(|client| async move { client.cancel(id).await })
-        .await?;
+    let body = session.call(|client| async move { client.cancel(id).await }).await?;
     if out.json {
         return out.json(&body);
     }
@@ -159,28 +143,20 @@ async fn cancel(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit>
 }
 
 async fn delete(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> {
-    let task = session
-        .call(|client| async move { client.task(id).await })
-        .await?;
+    let task = session.call(|client| async move { client.task(id).await }).await?;
     if !task.status.is_terminal() {
         let message = format!("{id} is {}; cancel it before you delete it", task.status);
         return Err(Failure::new(Code::NotFinished, message).into());
     }
     // Once: a repetition could not tell that the first call has deleted it.
     let body = session.client().await?.delete(id).await?;
-    if out.json {
-        out.json(&body)
-    } else {
-        out.line(&format!("{id} deleted"))
-    }
+    if out.json { out.json(&body) } else { out.line(&format!("{id} deleted")) }
 }
 
 async fn download(session: &mut Session, asked: &args::Download, out: Out) -> Result<(), Exit> {
     let destination = Destination::new(asked.output.as_deref(), out)?;
     let id = asked.id;
-    let task = session
-        .call(|client| async move { client.task(id).await })
-        .await?;
+    let task = session.call(|client| async move { client.task(id).await }).await?;
     let path = save(session, &task, asked.thumbnail, &destination, out).await?;
     let file = path.map(|path| path.display().to_string());
     if out.json {

@@ -21,11 +21,7 @@ pub(crate) fn one_line(text: &str, most: usize) -> String {
 pub(crate) fn bytes(count: u64) -> String {
     let scaled = |unit: f64| {
         let value = count as f64 / unit;
-        if value < 10.0 {
-            format!("{value:.1}")
-        } else {
-            format!("{value:.0}")
-        }
+        if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
     };
     match count {
         0..1_000 => format!("{count} B"),
@@ -46,9 +42,7 @@ pub(crate) fn duration(seconds: u64) -> String {
 }
 
 fn age(since: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| now.as_secs());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     duration(now.saturating_sub(since))
 }
 
@@ -83,9 +77,7 @@ pub(crate) fn task(task: &TaskBody) -> String {
         1 => String::new(),
         frames => format!(", {frames} frames at {} a second", request.fps),
     };
-    let guidance = request
-        .guidance
-        .map_or(String::new(), |scale| format!(", guidance {scale}"));
+    let guidance = request.guidance.map_or(String::new(), |scale| format!(", guidance {scale}"));
     line(
         "request",
         format!(
@@ -95,9 +87,7 @@ pub(crate) fn task(task: &TaskBody) -> String {
     );
     line("created", format!("{} ago", age(task.created_at)));
     if task.status == State::Queued {
-        let before = task
-            .queue_position
-            .map_or("…".to_owned(), |before| before.to_string());
+        let before = task.queue_position.map_or("…".to_owned(), |before| before.to_string());
         line("before it", before);
     }
     if let Some(eta) = task.eta_seconds {
@@ -115,16 +105,10 @@ pub(crate) fn task(task: &TaskBody) -> String {
             (Some(outcome), None) => format!("{outcome:?}").to_lowercase(),
             (None, _) => "running".to_owned(),
         };
-        line(
-            "attempt",
-            format!("{} on {}: {ended}", attempt.attempt, attempt.worker),
-        );
+        line("attempt", format!("{} on {}: {ended}", attempt.attempt, attempt.worker));
     }
     if let Some(error) = &task.error {
-        line(
-            "error",
-            format!("{}: {}", error.code, one_line(&error.message, 500)),
-        );
+        line("error", format!("{}: {}", error.code, one_line(&error.message, 500)));
     }
     if let Some(body) = &task.result {
         line("result", format!("{} {}", body.media_type, result(body)));
@@ -174,13 +158,9 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
-        for (seconds, text) in [
-            (0, "0 s"),
-            (119, "119 s"),
-            (120, "2 min"),
-            (7_200, "2 h"),
-            (200_000, "2 d"),
-        ] {
+        for (seconds, text) in
+            [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_200, "2 h"), (200_000, "2 d")]
+        {
             assert_eq!(duration(seconds), text);
         }
     }
@@ -206,10 +186,7 @@ mod tests {
             fps: 16,
             test_pattern: true,
         };
-        assert_eq!(
-            result(&body),
-            "(832x480, 49 frames, 3.1 s, 300 kB) – test pattern"
-        );
+        assert_eq!(result(&body), "(832x480, 49 frames, 3.1 s, 300 kB) – test pattern");
         body.frames = 1;
         body.test_pattern = false;
         assert_eq!(result(&body), "(832x480, 300 kB)");

@@ -16,10 +16,7 @@ pub(crate) async fn run(global: &args::Global, arguments: args::Worker) -> Resul
     let (options, level, format) = options(global, arguments)?;
     log::to_stderr(level, format)?;
     let interrupts = Interrupts::listen()?;
-    let signals = Signals {
-        drain: interrupts.first,
-        abort: interrupts.second,
-    };
+    let signals = Signals { drain: interrupts.first, abort: interrupts.second };
     match rayreel_worker::run(options, signals).await {
         Ok(Ended::Drained | Ended::Orphaned) => Ok(()),
         Ok(Ended::Aborted) => Err(Exit::Silent(INTERRUPTED)),
@@ -31,9 +28,7 @@ fn options(
     global: &args::Global,
     arguments: args::Worker,
 ) -> Result<(Options, LogLevel, LogFormat), Failure> {
-    let token = std::env::var("RAYREEL_WORKER_TOKEN")
-        .ok()
-        .filter(|token| !token.is_empty());
+    let token = std::env::var("RAYREEL_WORKER_TOKEN").ok().filter(|token| !token.is_empty());
     let server = global.server.clone().filter(|address| !address.is_empty());
     // Whom the fleet starts is told everything, and must not fail on a changed configuration.
     let (data, level, format) = match &arguments.home {
@@ -52,10 +47,7 @@ fn options(
             running.url.clone()
         }
         (None, None) => {
-            let message = format!(
-                "no server runs on {}; name one with --server",
-                data.display()
-            );
+            let message = format!("no server runs on {}; name one with --server", data.display());
             return Err(Failure::new(Code::ServerUnreachable, message));
         }
     };
@@ -74,10 +66,7 @@ fn options(
         None => random_name()?,
     };
     let engine_program = std::env::current_exe().map_err(|error| {
-        Failure::new(
-            Code::Internal,
-            format!("this program's own path is not known: {error}"),
-        )
+        Failure::new(Code::Internal, format!("this program's own path is not known: {error}"))
     })?;
     let options = Options {
         server,

@@ -144,9 +144,6 @@ codes! {
     StorageFull "storage_full" Capacity 507 7 true
         "The artifact store has no room for the file."
         "Free space; the worker keeps the file and tries again.";
-    ShuttingDown "shutting_down" Capacity 503 7 true
-        "The server is about to stop."
-        "Try again in a moment.";
     ServerUnreachable "server_unreachable" Capacity 503 7 true
         "No server answers at the address."
         "Check `--server`, or start one with `rayreel serve`.";

@@ -238,7 +238,8 @@ mod tests {
         let by = Claimant { worker: "w".parse().expect("a name"), incarnation: 1, seq: 1 };
         task.claim(by, Nonce(1), Timestamp(2_000)).expect("queued");
         let denoise = |step| Progress { stage: "denoise".to_owned(), step, steps: 20 };
-        let eta = |progress: Option<&Progress>, now| eta_ms(&task, None, progress, 1, Timestamp(now));
+        let eta =
+            |progress: Option<&Progress>, now| eta_ms(&task, None, progress, 1, Timestamp(now));
         assert_eq!(eta(None, 5_000), Some(7_000));
         assert_eq!(eta(Some(&denoise(0)), 5_000), Some(7_000), "it has only begun");
         // Half of the steps are 46 per cent of the whole.

@@ -88,7 +88,7 @@ impl Feed {
     pub fn watch(self: &Arc<Self>, task: TaskId) -> Watch {
         let receiver =
             locked(&self.tasks).entry(task).or_insert_with(|| watch::channel(0).0).subscribe();
-        Watch { receiver, task, feed: Arc::clone(self) }
+        Watch { receiver: Some(receiver), task, feed: Arc::clone(self) }
     }
 
     /// Parks a claim until there may be work in the pool. The newest one is woken first: the others
@@ -191,7 +191,8 @@ impl Drop for Parked {
 /// Tells that a task has changed.
 #[derive(Debug)]
 pub struct Watch {
-    receiver: watch::Receiver<u64>,
+    /// There until it is dropped.
+    receiver: Option<watch::Receiver<u64>>,
     task: TaskId,
     feed: Arc<Feed>,
 }
@@ -199,19 +200,39 @@ pub struct Watch {
 impl Watch {
     /// Waits for the next change; several changes may come as one.
     pub async fn changed(&mut self) {
-        if self.receiver.changed().await.is_err() {
-            // Only the feed drops senders, and only when nobody watches.
-            std::future::pending::<()>().await;
+        if let Some(receiver) = &mut self.receiver
+            && receiver.changed().await.is_ok()
+        {
+            return;
         }
+        // Only the feed drops senders, and only when nobody watches.
+        std::future::pending::<()>().await;
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut tasks = locked(&self.feed.tasks);
-        // The last of the watchers: itself.
-        if tasks.get(&self.task).is_some_and(|sender| sender.receiver_count() <= 1) {
+        // Under the lock: of several watchers that go at once, one must see that it is the last.
+        self.receiver = None;
+        if tasks.get(&self.task).is_some_and(|sender| sender.receiver_count() == 0) {
             tasks.remove(&self.task);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_watcher_of_a_task_leaves_nothing_behind() {
+        let feed = Arc::new(Feed::default());
+        let task = TaskId::new(1, [1; 10]);
+        let (first, second) = (feed.watch(task), feed.watch(task));
+        drop(first);
+        assert_eq!(locked(&feed.tasks).len(), 1, "somebody still watches");
+        drop(second);
+        assert!(locked(&feed.tasks).is_empty());
     }
 }

@@ -31,11 +31,7 @@ pub enum Error {
     #[error("{} can't be the data directory: it, or one above it, is a file", path.display())]
     NotADirectory { path: PathBuf },
     #[error("{} can't be {doing}: {}", path.display(), reason(source))]
-    Io {
-        path: PathBuf,
-        doing: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("{} is damaged; delete it, and the next server makes a new one", path.display())]
     Damaged { path: PathBuf },
 }
@@ -65,11 +61,7 @@ fn reason(error: &io::Error) -> String {
 
 /// Names the file and the deed in an I/O error.
 fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io {
-        path: path.to_owned(),
-        doing,
-        source,
-    }
+    move |source| Error::Io { path: path.to_owned(), doing, source }
 }
 
 /// A secret of 256 random bits in hexadecimal.
@@ -83,11 +75,7 @@ impl Token {
     }
 
     fn new(random: &Random) -> Self {
-        Self(
-            (0..4)
-                .map(|_| format!("{:016x}", random.number()))
-                .collect(),
-        )
+        Self((0..4).map(|_| format!("{:016x}", random.number())).collect())
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -240,13 +228,8 @@ fn lock(directory: &Path) -> Result<File, Error> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let pid = read_bounded(file)
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
-            return Err(Error::InUse {
-                path: directory.to_owned(),
-                pid,
-            });
+            let pid = read_bounded(file).ok().and_then(|text| text.trim().parse().ok());
+            return Err(Error::InUse { path: directory.to_owned(), pid });
         }
         Err(TryLockError::Error(error)) => return Err(io_error(&path, "locked")(error)),
     }
@@ -258,9 +241,7 @@ fn lock(directory: &Path) -> Result<File, Error> {
 
 /// The token in a file; a new one if there is none yet.
 fn token(path: &Path, random: &Random) -> Result<Token, Error> {
-    let damaged = || Error::Damaged {
-        path: path.to_owned(),
-    };
+    let damaged = || Error::Damaged { path: path.to_owned() };
     match File::open(path).and_then(read_bounded) {
         Ok(text) => Token::parse(text.trim()).ok_or_else(damaged),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(damaged()),
@@ -285,9 +266,7 @@ fn make_directory(path: &Path) -> Result<(), Error> {
                 io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory
             ) =>
         {
-            Err(Error::NotADirectory {
-                path: path.to_owned(),
-            })
+            Err(Error::NotADirectory { path: path.to_owned() })
         }
         Err(error) => Err(io_error(path, "created")(error)),
     }
@@ -296,12 +275,7 @@ fn make_directory(path: &Path) -> Result<(), Error> {
 /// Opens files for this user alone.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600);
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
     options
 }
 
@@ -357,10 +331,7 @@ mod tests {
         let error = open(parent.path()).expect_err("in use");
         assert_eq!(error.code(), Code::DataDirectoryInUse);
         let pid = std::process::id();
-        assert!(
-            error.to_string().contains(&format!("process {pid},")),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("process {pid},")), "{error}");
         drop(first);
         hold(parent.path());
     }
@@ -369,10 +340,7 @@ mod tests {
     fn tokens_are_secret_and_outlive_the_server() {
         let parent = directory();
         let home = hold(parent.path());
-        let tokens = [
-            home.client_token().to_owned(),
-            home.worker_token().to_owned(),
-        ];
+        let tokens = [home.client_token().to_owned(), home.worker_token().to_owned()];
         assert_ne!(tokens[0], tokens[1]);
         assert_eq!(tokens[0].len(), 64);
         for name in ["client_token", "worker_token"] {
@@ -431,10 +399,7 @@ mod tests {
 
         let mut next = hold(parent.path());
         next.announce("http://127.0.0.1:2").expect("announced");
-        assert_eq!(
-            running(parent.path()).expect("runs").url,
-            "http://127.0.0.1:2"
-        );
+        assert_eq!(running(parent.path()).expect("runs").url, "http://127.0.0.1:2");
     }
 
     #[test]
@@ -488,10 +453,7 @@ mod tests {
         let parent = directory();
         // Even the superuser can make nothing there.
         let nowhere = Path::new("/proc/self/rayreel");
-        assert_eq!(
-            open(nowhere).expect_err("no").code(),
-            Code::StoreUnavailable
-        );
+        assert_eq!(open(nowhere).expect_err("no").code(), Code::StoreUnavailable);
 
         fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o500)).expect("set");
         let superuser = File::create(parent.path().join("try")).is_ok();
@@ -499,10 +461,7 @@ mod tests {
         assert_eq!(locked.is_ok(), superuser);
         if let Err(error) = locked {
             assert_eq!(error.code(), Code::StoreUnavailable);
-            assert!(
-                error.to_string().contains("this user may not do that"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("this user may not do that"), "{error}");
         }
         fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o700)).expect("set");
     }
@@ -514,10 +473,7 @@ mod tests {
                 io::ErrorKind::ReadOnlyFilesystem,
                 "/d can't be written to: the file system is read-only",
             ),
-            (
-                io::ErrorKind::StorageFull,
-                "/d can't be written to: the disk is full",
-            ),
+            (io::ErrorKind::StorageFull, "/d can't be written to: the disk is full"),
         ] {
             let error = io_error(Path::new("/d"), "written to")(kind.into());
             assert_eq!(error.to_string(), words);

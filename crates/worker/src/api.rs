@@ -39,11 +39,7 @@ pub(crate) enum Error {
     StaleWorker,
     /// The server has understood and says no; asking again will not help.
     #[error("refused with status {status}: {message}")]
-    Refused {
-        status: u16,
-        code: Option<Code>,
-        message: String,
-    },
+    Refused { status: u16, code: Option<Code>, message: String },
     #[error("the worker token is not accepted: {0}")]
     Unauthorized(String),
     /// The server answers, but can't do it now.
@@ -56,10 +52,7 @@ pub(crate) enum Error {
 impl Error {
     /// May the same call succeed later?
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Unauthorized(_) | Self::Unable { .. } | Self::Unreachable(_)
-        )
+        matches!(self, Self::Unauthorized(_) | Self::Unable { .. } | Self::Unreachable(_))
     }
 
     /// Why the server refuses for good, if it said so in our words.
@@ -102,13 +95,7 @@ impl Endpoint {
         let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
             .map_err(|_| "the token has characters that a header can't carry".to_owned())?;
         bearer.set_sensitive(true);
-        Ok((
-            Self {
-                base: url.trim_end_matches('/').to_owned(),
-                bearer,
-            },
-            parsed,
-        ))
+        Ok((Self { base: url.trim_end_matches('/').to_owned(), bearer }, parsed))
     }
 }
 
@@ -126,10 +113,7 @@ struct Announcement {
 
 impl Link {
     fn endpoint(&self) -> Endpoint {
-        self.endpoint
-            .read()
-            .expect("nothing panics while it holds this lock")
-            .clone()
+        self.endpoint.read().expect("nothing panics while it holds this lock").clone()
     }
 
     /// Reads again where the local server is. Whatever is wrong with the file, the address that is
@@ -138,10 +122,7 @@ impl Link {
         let Some(found) = self.announced() else {
             return;
         };
-        let mut endpoint = self
-            .endpoint
-            .write()
-            .expect("nothing panics while it holds this lock");
+        let mut endpoint = self.endpoint.write().expect("nothing panics while it holds this lock");
         if *endpoint != found {
             tracing::info!(url = found.base, "the server has a new address");
             *endpoint = found;
@@ -151,10 +132,7 @@ impl Link {
     fn announced(&self) -> Option<Endpoint> {
         let file = File::open(self.home.as_ref()?.join("server.json")).ok()?;
         // Its writer holds a lock until it dies. A dead one's port may be anybody's now.
-        if !matches!(
-            file.try_lock_shared(),
-            Err(std::fs::TryLockError::WouldBlock)
-        ) {
+        if !matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)) {
             return None;
         }
         let mut text = String::new();
@@ -175,16 +153,9 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(options: &Options) -> Result<Self, crate::Error> {
-        let (endpoint, url) = Endpoint::new(&options.server, &options.token).map_err(|reason| {
-            crate::Error::Address {
-                url: options.server.clone(),
-                reason,
-            }
-        })?;
-        let link = Link {
-            home: options.home.clone(),
-            endpoint: RwLock::new(endpoint),
-        };
+        let (endpoint, url) = Endpoint::new(&options.server, &options.token)
+            .map_err(|reason| crate::Error::Address { url: options.server.clone(), reason })?;
+        let link = Link { home: options.home.clone(), endpoint: RwLock::new(endpoint) };
         Ok(Self {
             link: Arc::new(link),
             http: http::client(&url).build()?,
@@ -195,10 +166,8 @@ impl Server {
     /// The same server over other connections, for another runtime: connections are served by the
     /// runtime that opened them, and must not stall with it.
     pub(crate) fn apart(&self) -> Result<Self, crate::Error> {
-        let (_, url) = Endpoint::new(&self.url(), "").map_err(|reason| crate::Error::Address {
-            url: self.url(),
-            reason,
-        })?;
+        let (_, url) = Endpoint::new(&self.url(), "")
+            .map_err(|reason| crate::Error::Address { url: self.url(), reason })?;
         Ok(Self {
             link: Arc::clone(&self.link),
             http: http::client(&url).build()?,
@@ -264,19 +233,10 @@ impl Server {
 
     /// The image that a task starts from, as a stream.
     pub(crate) async fn input(&self, fence: Fence, limit: Duration) -> Result<Response, Error> {
-        let Fence {
-            task,
-            attempt,
-            nonce,
-        } = fence;
+        let Fence { task, attempt, nonce } = fence;
         let endpoint = self.link.endpoint();
-        let url = format!(
-            "{}/v1/worker/inputs/{task}/{attempt}/{nonce}",
-            endpoint.base
-        );
-        let sent = self
-            .send(self.http.get(url).timeout(limit), &endpoint)
-            .await;
+        let url = format!("{}/v1/worker/inputs/{task}/{attempt}/{nonce}", endpoint.base);
+        let sent = self.send(self.http.get(url).timeout(limit), &endpoint).await;
         self.learn(sent)
     }
 
@@ -293,10 +253,7 @@ impl Server {
         let request = if on_server {
             self.http.put(format!("{}{}", endpoint.base, target.url))
         } else {
-            let url: Url = target
-                .url
-                .parse()
-                .map_err(|_| bad_target("its URL is none"))?;
+            let url: Url = target.url.parse().map_err(|_| bad_target("its URL is none"))?;
             self.storage()?.put(url)
         };
         let request = request
@@ -313,13 +270,7 @@ impl Server {
 
     async fn send(&self, request: RequestBuilder, endpoint: &Endpoint) -> Result<Response, Error> {
         let bearer = endpoint.bearer.clone();
-        answered(
-            request
-                .header(reqwest::header::AUTHORIZATION, bearer)
-                .send()
-                .await?,
-        )
-        .await
+        answered(request.header(reqwest::header::AUTHORIZATION, bearer).send().await?).await
     }
 
     /// After a failure that a move of the server explains, asks where it is.
@@ -341,11 +292,7 @@ impl Server {
 
 fn bad_target(why: &str) -> Error {
     let message = format!("the server named an upload target that can't be used: {why}");
-    Error::Refused {
-        status: 200,
-        code: None,
-        message,
-    }
+    Error::Refused { status: 200, code: None, message }
 }
 
 fn headers(target: &UploadTarget) -> Result<HeaderMap, Error> {
@@ -369,12 +316,8 @@ async fn answered(response: Response) -> Result<Response, Error> {
 }
 
 fn refusal(status: u16, body: &[u8]) -> Error {
-    let detail = serde_json::from_slice::<ErrorBody>(body)
-        .ok()
-        .map(|body| body.error);
-    let code = detail
-        .as_ref()
-        .and_then(|detail| Code::from_name(&detail.code));
+    let detail = serde_json::from_slice::<ErrorBody>(body).ok().map(|body| body.error);
+    let code = detail.as_ref().and_then(|detail| Code::from_name(&detail.code));
     let message = match detail {
         Some(detail) => detail.message,
         // Not ours: a proxy's page, or a storage service's XML.
@@ -385,11 +328,7 @@ fn refusal(status: u16, body: &[u8]) -> Error {
         (409, Some(Code::StaleWorker)) => Error::StaleWorker,
         (401, _) => Error::Unauthorized(message),
         (408 | 425 | 429 | 500.., _) => Error::Unable { status, message },
-        _ => Error::Refused {
-            status,
-            code,
-            message,
-        },
+        _ => Error::Refused { status, code, message },
     }
 }
 
@@ -412,10 +351,7 @@ mod tests {
 
     fn link(home: &std::path::Path) -> Link {
         let (endpoint, _) = Endpoint::new("http://127.0.0.1:1/", "old").unwrap();
-        Link {
-            home: Some(home.to_owned()),
-            endpoint: RwLock::new(endpoint),
-        }
+        Link { home: Some(home.to_owned()), endpoint: RwLock::new(endpoint) }
     }
 
     fn announce(home: &std::path::Path, text: &str) -> File {
@@ -446,11 +382,7 @@ mod tests {
         let good = r#"{"url":"http://127.0.0.1:2","worker_token":"new"}"#;
         drop(announce(home.path(), good));
         link.look_up();
-        assert_eq!(
-            link.endpoint().base,
-            "http://127.0.0.1:1",
-            "its writer is dead"
-        );
+        assert_eq!(link.endpoint().base, "http://127.0.0.1:1", "its writer is dead");
         for text in [
             "",
             "{}",
@@ -471,14 +403,8 @@ mod tests {
                 r#"{{"error":{{"code":"{code}","message":"m","param":null,"type":"t","request_id":"r"}}}}"#
             )
         };
-        assert!(matches!(
-            refusal(409, ours("stale_lease").as_bytes()),
-            Error::StaleLease
-        ));
-        assert!(matches!(
-            refusal(409, ours("stale_worker").as_bytes()),
-            Error::StaleWorker
-        ));
+        assert!(matches!(refusal(409, ours("stale_lease").as_bytes()), Error::StaleLease));
+        assert!(matches!(refusal(409, ours("stale_worker").as_bytes()), Error::StaleWorker));
         assert!(matches!(refusal(401, b""), Error::Unauthorized(_)));
         for status in [408, 429, 500, 503, 507] {
             assert!(refusal(status, b"").is_passing(), "{status}");
@@ -487,10 +413,7 @@ mod tests {
             panic!("422 is definite");
         };
         assert_eq!(code, Some(Code::UploadMismatch));
-        let Error::Refused {
-            status, message, ..
-        } = refusal(403, b"<html>no</html>")
-        else {
+        let Error::Refused { status, message, .. } = refusal(403, b"<html>no</html>") else {
             panic!("403 is definite");
         };
         assert_eq!((status, message.as_str()), (403, "<html>no</html>"));

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::time::Duration;
 
 use rayreel_domain::request::Input;
-use rayreel_domain::task::Failure;
+use rayreel_domain::task::{Failure, MAX_MESSAGE};
 use rayreel_domain::wire::engine::{EngineRequest, Format, Generate};
 use rayreel_domain::wire::worker::{
     Assignment, Done, Fail, ModelSetup, Progress, Release, SelfTest,
@@ -76,80 +75,107 @@ impl From<api::Error> for Stop {
     }
 }
 
-/// Works on a task until it is delivered, has failed, or is somebody else's.
-pub(crate) async fn run(worker: &mut Worker, assignment: Assignment) -> After {
-    let started = Instant::now();
-    let fence = assignment.fence;
-    let hold = worker.keeper.hold(fence);
-    tracing::info!(task = %fence.task, attempt = fence.attempt, model = %assignment.model.name, "task started");
-    let signals = worker.signals.clone();
-    let grace = worker.drain_grace;
-    let stop = async {
+/// What can end an attempt from outside. Asked again, it gives the same answer.
+struct Leash<'a> {
+    hold: &'a Hold,
+    signals: Signals,
+    grace: Duration,
+    /// End of the grace period, once the first signal has come.
+    until: Option<Instant>,
+}
+
+impl Leash<'_> {
+    /// Waits until the worker must stop because it must go.
+    async fn told(&mut self) -> Stop {
+        let Self { signals, grace, until, .. } = self;
+        let grace_over = async {
+            signals.drain.cancelled().await;
+            sleep_until(*until.get_or_insert_with(|| Instant::now() + *grace)).await;
+        };
         tokio::select! {
             biased;
             () = signals.abort.cancelled() => Stop::Aborted,
+            () = grace_over => Stop::GraceOver,
+        }
+    }
+
+    /// Waits until the worker must stop for that reason, or because the attempt is not its own.
+    async fn pulled(&mut self) -> Stop {
+        let hold = self.hold;
+        tokio::select! {
+            biased;
+            why = self.told() => why,
             ended = hold.ended() => Stop::Ended(ended),
-            () = async { signals.drain.cancelled().await; sleep(grace).await } => Stop::GraceOver,
         }
-    };
-    tokio::pin!(stop);
-    let ended = match work(worker, &assignment, &hold, started, stop.as_mut()).await {
+    }
+
+    /// Waits for the answer to a call that ends the attempt. That the lease has ended is no reason
+    /// not to: the call itself may have ended it, and its answer tells.
+    async fn answered<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Stop> {
+        tokio::select! {
+            biased;
+            answer = call => Ok(answer),
+            why = self.told() => Err(why),
+        }
+    }
+}
+
+/// Works on a task until it is delivered, has failed, or is somebody else's.
+pub(crate) async fn run(worker: &mut Worker, assignment: Assignment) -> After {
+    let Fence { task, attempt, .. } = assignment.fence;
+    let hold = worker.keeper.hold(assignment.fence);
+    tracing::info!(%task, attempt, model = %assignment.model.name, "task started");
+    let signals = worker.signals.clone();
+    let mut leash = Leash { hold: &hold, signals, grace: worker.drain_grace, until: None };
+    match work(worker, &assignment, &mut leash).await {
         Ok(()) => {
-            tracing::info!(task = %fence.task, attempt = fence.attempt, "task delivered");
-            return After::Claim;
+            tracing::info!(%task, attempt, "task delivered");
+            After::Claim
         }
-        Err(ended) => ended,
-    };
-    tracing::info!(task = %fence.task, attempt = fence.attempt, why = ?ended, "task stopped");
-    conclude(worker, fence, ended, stop).await
+        Err(why) => {
+            tracing::info!(%task, attempt, ?why, "task stopped");
+            conclude(worker, assignment.fence, why, &mut leash).await
+        }
+    }
 }
 
 /// Makes the files and delivers them.
 async fn work(
     worker: &mut Worker,
     assignment: &Assignment,
-    hold: &Hold,
-    started: Instant,
-    mut stop: Pin<&mut impl Future<Output = Stop>>,
+    leash: &mut Leash<'_>,
 ) -> Result<(), Stop> {
+    let run = sleep(Duration::from_millis(assignment.max_run_ms));
     let fence = assignment.fence;
     let desk = worker
         .scratch
         .desk(&format!("{}-{}", fence.task, fence.attempt))
         .map_err(|error| Stop::Failed(on_disk("the attempt's directory", &error)))?;
-    let run = sleep_until(started + Duration::from_millis(assignment.max_run_ms));
+    let hold = leash.hold;
     let product = tokio::select! {
         biased;
         made = make(&mut worker.host, &worker.server, &desk, assignment, hold) => made?,
-        why = stop.as_mut() => return Err(halted(worker, why, desk).await),
+        why = leash.pulled() => return Err(halted(worker, why, desk).await),
         () = run => return Err(halted(worker, Stop::OutOfTime, desk).await),
     };
-    let Worker {
-        server,
-        identity,
-        signals,
-        outage_keep,
-        ..
-    } = &*worker;
-    let delivery = Delivery {
-        server,
-        identity,
-        fence,
-        patience: *outage_keep,
-    };
+    let Worker { server, identity, outage_keep, .. } = &*worker;
+    let delivery = Delivery { server, identity, fence, patience: *outage_keep };
     let mut round = 1;
     loop {
         let refused = tokio::select! {
             biased;
+            why = leash.pulled() => return Err(why),
             put = delivery.upload(&product, hold) => match put {
-                Err(error @ api::Error::Refused { .. }) if round < upload::ROUNDS => Some(error),
-                put => { put?; None }
+                Err(error) if upload::may_help(&error) && round < upload::ROUNDS => Some(error),
+                put => {
+                    put?;
+                    None
+                }
             },
-            why = stop.as_mut() => return Err(why),
         };
         let refused = match refused {
             Some(error) => error,
-            None => match answered(delivery.commit(&product), stop.as_mut(), signals).await? {
+            None => match leash.answered(delivery.commit(&product)).await? {
                 Err(error)
                     if error.code() == Some(Code::UploadMismatch) && round < upload::ROUNDS =>
                 {
@@ -166,46 +192,39 @@ async fn work(
 /// Stops the engine's work for a reason that came from outside.
 async fn halted(worker: &mut Worker, why: Stop, desk: Desk) -> Stop {
     let abort = worker.signals.abort.clone();
-    let go_on = matches!(why, Stop::Ended(ended) if ended != Ended::Replaced);
-    let why = if go_on || matches!(why, Stop::OutOfTime) {
-        tokio::select! {
+    let why = match why {
+        // The worker is about to exit: its engine has nothing to stay warm for.
+        Stop::GraceOver | Stop::Ended(Ended::Replaced) => {
+            worker.host.kill().await;
+            why
+        }
+        // A load that takes so long would take the next task's time as well.
+        Stop::OutOfTime if worker.host.is_loading() => {
+            worker.host.kill().await;
+            why
+        }
+        Stop::Aborted => why,
+        why => tokio::select! {
             biased;
             () = abort.cancelled() => Stop::Aborted,
             () = worker.host.halt() => why,
-        }
-    } else {
-        // The worker is about to exit: its engine has nothing to stay warm for.
-        why
+        },
     };
-    if matches!(why, Stop::GraceOver | Stop::Ended(Ended::Replaced)) {
-        worker.host.kill().await;
-    }
     // Only now: the engine may have been writing.
     drop(desk);
     why
 }
 
 /// Tells the server how an attempt ended that did not succeed.
-async fn conclude(
-    worker: &mut Worker,
-    fence: Fence,
-    why: Stop,
-    stop: Pin<&mut impl Future<Output = Stop>>,
-) -> After {
+async fn conclude(worker: &mut Worker, fence: Fence, why: Stop, leash: &mut Leash<'_>) -> After {
     match why {
         Stop::Ended(Ended::Replaced) => After::Replaced,
         // Nothing of it is ours to report.
         Stop::Ended(Ended::Cancelled | Ended::Lost | Ended::Abandoned) => After::Claim,
-        Stop::Failed(failure) => fail(worker, fence, failure, stop).await,
+        Stop::Failed(failure) => fail(worker, fence, failure, leash).await,
         Stop::OutOfTime => {
             let message = "the attempt took longer than it may, and was stopped";
-            fail(
-                worker,
-                fence,
-                Failure::new(Code::MaxRunExceeded, message),
-                stop,
-            )
-            .await
+            fail(worker, fence, Failure::new(Code::MaxRunExceeded, message), leash).await
         }
         Stop::GraceOver => {
             let release = release(worker, fence);
@@ -232,23 +251,23 @@ async fn conclude(
 async fn fail(
     worker: &mut Worker,
     fence: Fence,
-    failure: Failure,
-    stop: Pin<&mut impl Future<Output = Stop>>,
+    mut failure: Failure,
+    leash: &mut Leash<'_>,
 ) -> After {
     tracing::warn!(
         task = %fence.task, attempt = fence.attempt, code = %failure.code,
         message = failure.message, detail = failure.detail, "task failed",
     );
+    // An engine may say so much that the report would be refused.
+    failure.message = failure.message.chars().take(MAX_MESSAGE).collect();
     let fail = Fail {
         worker: worker.identity.worker.clone(),
         incarnation: worker.identity.incarnation,
         fence,
         failure,
     };
-    let call = worker
-        .server
-        .insist::<_, Done>("fail", &fail, worker.outage_keep);
-    match answered(call, stop, &worker.signals).await {
+    let call = worker.server.insist::<_, Done>("fail", &fail, worker.outage_keep);
+    match leash.answered(call).await {
         Ok(Err(api::Error::StaleWorker)) => After::Replaced,
         Ok(told) => {
             if let Err(error) = told {
@@ -262,36 +281,9 @@ async fn fail(
     }
 }
 
-/// Waits for the answer to a call that ends the attempt. That the lease has ended is no reason not
-/// to: the call itself may have ended it, and its answer tells.
-async fn answered<T>(
-    call: impl Future<Output = T>,
-    mut stop: Pin<&mut impl Future<Output = Stop>>,
-    signals: &Signals,
-) -> Result<T, Stop> {
-    tokio::pin!(call);
-    tokio::select! {
-        biased;
-        answer = &mut call => return Ok(answer),
-        why = stop.as_mut() => match why {
-            Stop::Ended(_) => {}
-            why => return Err(why),
-        },
-    }
-    tokio::select! {
-        biased;
-        answer = &mut call => Ok(answer),
-        () = signals.abort.cancelled() => Err(Stop::Aborted),
-    }
-}
-
 fn release(worker: &Worker, fence: Fence) -> Release {
     let identity = &worker.identity;
-    Release {
-        worker: identity.worker.clone(),
-        incarnation: identity.incarnation,
-        fence,
-    }
+    Release { worker: identity.worker.clone(), incarnation: identity.incarnation, fence }
 }
 
 fn log_release(fence: Fence, given: Result<Done, api::Error>) {
@@ -312,38 +304,23 @@ async fn make(
     assignment: &Assignment,
     hold: &Hold,
 ) -> Result<Product, Stop> {
-    let Assignment {
-        fence,
-        request,
-        model,
-        ..
-    } = assignment;
+    let Assignment { fence, request, model, .. } = assignment;
     let image = match &request.image {
         Some(input) => {
-            hold.progress(Progress {
-                stage: "fetch".into(),
-                step: 0,
-                steps: 1,
-            });
+            hold.progress(Progress { stage: "fetch".into(), step: 0, steps: 1 });
             Some(fetch(server, *fence, input, desk).await?)
         }
         None => None,
     };
     if host.loaded().as_ref() != Some(&model.name) {
-        hold.progress(Progress {
-            stage: "load".into(),
-            step: 0,
-            steps: 1,
-        });
+        hold.progress(Progress { stage: "load".into(), step: 0, steps: 1 });
     }
     let id = format!("{}/{}", fence.task, fence.attempt);
     let image = image.map(|path| path.to_string_lossy().into_owned());
     let request = request.for_engine(image);
-    generate(host, model, desk, id, request, |progress| {
-        hold.progress(progress)
-    })
-    .await
-    .map_err(Stop::Failed)
+    generate(host, model, desk, id, request, |progress| hold.progress(progress))
+        .await
+        .map_err(Stop::Failed)
 }
 
 async fn generate(
@@ -357,20 +334,8 @@ async fn generate(
     let engine = host.load(model).await?;
     let format = request.format;
     let output_dir = desk.out().to_string_lossy().into_owned();
-    let done = engine
-        .generate(
-            Generate {
-                id,
-                output_dir,
-                request,
-            },
-            progress,
-        )
-        .await?;
-    let beneath = desk
-        .beneath()
-        .try_clone()
-        .map_err(|error| on_disk("the output", &error))?;
+    let done = engine.generate(Generate { id, output_dir, request }, progress).await?;
+    let beneath = desk.beneath().try_clone().map_err(|error| on_disk("the output", &error))?;
     let announced = done.files;
     let found =
         tokio::task::spawn_blocking(move || outputs::collect(&beneath, &announced, format)).await;
@@ -380,10 +345,7 @@ async fn generate(
             return Err(engine.explained(retryable(Code::OutputInvalid, message)));
         }
         Err(error) => {
-            return Err(retryable(
-                Code::Internal,
-                format!("the files were not checked: {error}"),
-            ));
+            return Err(retryable(Code::Internal, format!("the files were not checked: {error}")));
         }
     };
     let metrics = done
@@ -392,21 +354,13 @@ async fn generate(
         .filter(|(name, figure)| name.len() <= MAX_METRICS && figure.is_finite())
         .take(MAX_METRICS)
         .collect();
-    Ok(Product {
-        files,
-        metrics,
-        test_pattern: done.test_pattern,
-    })
+    Ok(Product { files, metrics, test_pattern: done.test_pattern })
 }
 
 /// Fetches the image that a task starts from. Gives up only on a refusal or a damaged file: the
 /// keeper decides how long to hold on to the attempt.
 async fn fetch(server: &Server, fence: Fence, input: &Input, desk: &Desk) -> Result<PathBuf, Stop> {
-    let extension = if input.media_type == "image/png" {
-        "png"
-    } else {
-        "jpg"
-    };
+    let extension = if input.media_type == "image/png" { "png" } else { "jpg" };
     let path = desk.beside(&format!("input.{extension}"));
     let mut outage = Outage::new("inputs");
     let mut tries = 0;
@@ -469,10 +423,7 @@ async fn download(
         file.write_all(&chunk).map_err(Download::Disk)?;
     }
     if bytes < input.bytes {
-        return Ok(Some(format!(
-            "it has {bytes} bytes instead of {}",
-            input.bytes
-        )));
+        return Ok(Some(format!("it has {bytes} bytes instead of {}", input.bytes)));
     }
     let sha256 = outputs::hex(&hash.finalize());
     Ok((sha256 != input.sha256).then(|| "its checksum is wrong".to_owned()))
@@ -508,35 +459,18 @@ pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelS
         Err(_) => {
             host.kill().await;
             let minutes = SELF_TEST.as_secs() / 60;
-            Failure::new(
-                Code::MaxRunExceeded,
-                format!("no result within {minutes} minutes"),
-            )
+            Failure::new(Code::MaxRunExceeded, format!("no result within {minutes} minutes"))
         }
     };
-    let detail = failure
-        .detail
-        .map(|detail| format!("\n{detail}"))
-        .unwrap_or_default();
+    let detail = failure.detail.map(|detail| format!("\n{detail}")).unwrap_or_default();
     let message = format!("{}: {}{detail}", failure.code, failure.message);
-    SelfTest::Failed {
-        message: message
-            .chars()
-            .take(rayreel_domain::task::MAX_MESSAGE)
-            .collect(),
-    }
+    SelfTest::Failed { message: message.chars().take(MAX_MESSAGE).collect() }
 }
 
 fn on_disk(what: &str, error: &io::Error) -> Failure {
-    retryable(
-        Code::Internal,
-        format!("{what} could not be written on the worker: {error}"),
-    )
+    retryable(Code::Internal, format!("{what} could not be written on the worker: {error}"))
 }
 
 fn retryable(code: Code, message: impl Into<String>) -> Failure {
-    Failure {
-        retryable: true,
-        ..Failure::new(code, message)
-    }
+    Failure { retryable: true, ..Failure::new(code, message) }
 }

@@ -14,11 +14,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first: Duration, most: Duration) -> Self {
-        Self {
-            first,
-            most,
-            next: first,
-        }
+        Self { first, most, next: first }
     }
 
     pub(crate) fn wait(&mut self) -> Duration {
@@ -46,11 +42,7 @@ impl Outage {
     pub(crate) fn new(what: &'static str) -> Self {
         // The cap lets a worker be back within a few seconds of its server.
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        Self {
-            what,
-            since: None,
-            backoff,
-        }
+        Self { what, since: None, backoff }
     }
 
     /// Notes a failed try; says how long to wait before the next.

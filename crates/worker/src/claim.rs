@@ -55,11 +55,7 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
     let asker = Asker {
         launched: options.launch.is_some(),
         orphan_idle: options.orphan_idle,
-        unauthorized: if options.home.is_some() {
-            UNAUTHORIZED
-        } else {
-            Duration::ZERO
-        },
+        unauthorized: if options.home.is_some() { UNAUTHORIZED } else { Duration::ZERO },
     };
     let register = Register {
         worker: options.name.clone(),
@@ -81,10 +77,7 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
     tracing::info!(worker = %name, %pool, url = server.url(), "worker registered");
     // Not before: registering has ended a worker of this name that still used it.
     let scratch = Scratch::open(&options.scratch, name)?;
-    let identity = Identity {
-        worker: name.clone(),
-        incarnation: registered.incarnation,
-    };
+    let identity = Identity { worker: name.clone(), incarnation: registered.incarnation };
     let terms = Terms {
         beat: Duration::from_millis(registered.beat_ms.max(1)),
         outage_keep: options.outage_keep,
@@ -155,11 +148,7 @@ impl Worker {
                 }
                 Claimed::Quarantine { model, message } => {
                     tracing::warn!(model = %model.name, message, "in quarantine until a self-test passes");
-                    let wait = if failing {
-                        penance.wait()
-                    } else {
-                        Duration::ZERO
-                    };
+                    let wait = if failing { penance.wait() } else { Duration::ZERO };
                     let test = async {
                         sleep(wait).await;
                         attempt::self_test(&mut self.host, &self.scratch, &model).await
@@ -190,9 +179,7 @@ impl Worker {
             self_test: self.self_test.take(),
             wait_ms: WAIT.as_millis() as u64,
         };
-        self.asker
-            .ask(&self.server, "claim", &claim, WAIT + CALL)
-            .await
+        self.asker.ask(&self.server, "claim", &claim, WAIT + CALL).await
     }
 
     /// Leaves with empty hands.
@@ -201,9 +188,7 @@ impl Worker {
             worker: self.identity.worker.clone(),
             incarnation: self.identity.incarnation,
         };
-        let call = self
-            .server
-            .call::<_, Done>("deregister", &message, FAREWELL);
+        let call = self.server.call::<_, Done>("deregister", &message, FAREWELL);
         let farewell = async { tokio::join!(call, self.host.leave()) };
         tokio::select! {
             biased;
@@ -278,19 +263,9 @@ impl Asker {
                     return Err(End::Dismissed);
                 }
                 Err(api::Error::StaleWorker) => return Err(End::Replaced),
-                Err(api::Error::Refused {
-                    status,
-                    code,
-                    message,
-                }) => {
+                Err(api::Error::Refused { status, code, message }) => {
                     let url = server.url();
-                    return Err(End::Failed(Error::Refused {
-                        url,
-                        call,
-                        status,
-                        code,
-                        message,
-                    }));
+                    return Err(End::Failed(Error::Refused { url, call, status, code, message }));
                 }
                 Err(error) => error,
             };
@@ -306,10 +281,7 @@ impl Asker {
                 && locked_out.is_some_and(|since| since.elapsed() >= self.unauthorized)
             {
                 let message = message.clone();
-                return Err(End::Failed(Error::Unauthorized {
-                    url: server.url(),
-                    message,
-                }));
+                return Err(End::Failed(Error::Unauthorized { url: server.url(), message }));
             }
             sleep(outage.failed(&error)).await;
         }

@@ -8,11 +8,7 @@ use reqwest::{ClientBuilder, Url, redirect};
 /// elsewhere; dead peers are noticed. Proxies are never asked for a server on this machine.
 pub fn client(server: &Url) -> ClientBuilder {
     let builder = any_client();
-    let builder = if is_loopback(server) {
-        builder.no_proxy()
-    } else {
-        builder
-    };
+    let builder = if is_loopback(server) { builder.no_proxy() } else { builder };
     if server.scheme() == "https" {
         builder
     } else {
@@ -40,10 +36,7 @@ pub(crate) fn any_client() -> ClientBuilder {
 pub(crate) fn is_loopback(server: &Url) -> bool {
     let host = server.host_str().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || bare
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

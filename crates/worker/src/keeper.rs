@@ -71,25 +71,16 @@ impl Keeper {
         terms: Terms,
         dismissed: CancellationToken,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
-        let keeper = Arc::new(Shared {
-            server,
-            identity,
-            terms,
-            dismissed,
-        });
-        std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || {
-                runtime.block_on(async {
-                    while let Some(job) = queue.recv().await {
-                        tokio::spawn(keep(Arc::clone(&keeper), job));
-                    }
-                });
-            })?;
+        let keeper = Arc::new(Shared { server, identity, terms, dismissed });
+        std::thread::Builder::new().name("keeper".into()).spawn(move || {
+            runtime.block_on(async {
+                while let Some(job) = queue.recv().await {
+                    tokio::spawn(keep(Arc::clone(&keeper), job));
+                }
+            });
+        })?;
         Ok(Self { jobs })
     }
 
@@ -98,19 +89,10 @@ impl Keeper {
         let (progress, progress_seen) = watch::channel(None);
         let (ended, ended_seen) = watch::channel(None);
         let over = CancellationToken::new();
-        let job = Job {
-            fence,
-            progress: progress_seen,
-            ended,
-            over: over.clone(),
-        };
+        let job = Job { fence, progress: progress_seen, ended, over: over.clone() };
         // If the thread is gone, `ended` is dropped with the job, and the hold says so.
         let _ = self.jobs.send(job);
-        Hold {
-            progress,
-            ended: ended_seen,
-            _over: over.drop_guard(),
-        }
+        Hold { progress, ended: ended_seen, _over: over.drop_guard() }
     }
 }
 
@@ -147,18 +129,14 @@ struct Shared {
 }
 
 async fn keep(keeper: Arc<Shared>, job: Job) {
-    let Job {
-        fence,
-        progress,
-        ended,
-        over,
-    } = job;
+    let Job { fence, progress, ended, over } = job;
     let why = tokio::select! {
         () = over.cancelled() => return,
         why = keeper.beat(fence, progress) => why,
         why = keeper.control(fence) => why,
     };
-    tracing::info!(task = %fence.task, attempt = fence.attempt, ?why, "the attempt has ended");
+    // Also what a beat finds that crosses the commit; whether it mattered, the attempt says.
+    tracing::debug!(task = %fence.task, attempt = fence.attempt, ?why, "the lease has ended");
     ended.send_replace(Some(why));
     // Until the worker lets go: a sender that is dropped would read as a dead thread.
     over.cancelled().await;
@@ -178,23 +156,13 @@ impl Shared {
                 progress: progress.borrow_and_update().clone(),
             };
             let sent = Instant::now();
-            match self
-                .server
-                .call::<_, BeatAnswer>("beat", &message, limit)
-                .await
-            {
-                Ok(BeatAnswer {
-                    answer: Beaten::Continue,
-                }) => {
+            match self.server.call::<_, BeatAnswer>("beat", &message, limit).await {
+                Ok(BeatAnswer { answer: Beaten::Continue }) => {
                     heard = Instant::now();
                     outage.over();
                 }
-                Ok(BeatAnswer {
-                    answer: Beaten::Cancelled,
-                }) => return Ended::Cancelled,
-                Ok(BeatAnswer {
-                    answer: Beaten::Lost,
-                }) => return Ended::Lost,
+                Ok(BeatAnswer { answer: Beaten::Cancelled }) => return Ended::Cancelled,
+                Ok(BeatAnswer { answer: Beaten::Lost }) => return Ended::Lost,
                 Err(api::Error::StaleLease) => return Ended::Lost,
                 Err(api::Error::StaleWorker) => return Ended::Replaced,
                 Err(error) => {
@@ -232,11 +200,7 @@ impl Shared {
         let mut pause = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
         loop {
             let asked = Instant::now();
-            match self
-                .server
-                .call::<_, Controlled>("control", &message, limit)
-                .await
-            {
+            match self.server.call::<_, Controlled>("control", &message, limit).await {
                 Ok(answer) if answer.cancelled.contains(&fence) => return Ended::Cancelled,
                 Ok(answer) if answer.lost.contains(&fence) => return Ended::Lost,
                 Ok(answer) => {

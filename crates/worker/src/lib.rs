@@ -114,18 +114,9 @@ pub enum Error {
     #[error("the server at {url} does not accept the worker token: {message}")]
     Unauthorized { url: String, message: String },
     #[error("the server at {url} refused the call `{call}` with status {status}: {message}")]
-    Refused {
-        url: String,
-        call: &'static str,
-        status: u16,
-        code: Option<Code>,
-        message: String,
-    },
+    Refused { url: String, call: &'static str, status: u16, code: Option<Code>, message: String },
     #[error("{}: {error}", path.display())]
-    Scratch {
-        path: PathBuf,
-        error: std::io::Error,
-    },
+    Scratch { path: PathBuf, error: std::io::Error },
     #[error("the HTTP client can't be set up: {0}")]
     Http(#[from] reqwest::Error),
     #[error("the thread that keeps leases can't be started: {0}")]

@@ -36,15 +36,11 @@ pub(crate) fn collect(
     let main = announced.first().ok_or("the engine announced no file")?;
     if main.media_type != format.media_type() {
         let (expected, got) = (format.media_type(), shown(&main.media_type));
-        return Err(format!(
-            "the main file should be {expected}, but the engine says {got}"
-        ));
+        return Err(format!("the main file should be {expected}, but the engine says {got}"));
     }
     if announced.len() > MAX_FILES {
         let count = announced.len();
-        return Err(format!(
-            "the engine announced {count} files; {MAX_FILES} are the most"
-        ));
+        return Err(format!("the engine announced {count} files; {MAX_FILES} are the most"));
     }
     let mut seen = HashSet::new();
     let mut found = Vec::with_capacity(announced.len());
@@ -68,10 +64,7 @@ fn one(beneath: impl AsFd, announced: &OutputFile, index: u32) -> Result<Found, 
         return Err(format!("has no media type: {}", shown(media_type)));
     }
     let file = File::from(open(beneath, Path::new(&announced.path))?);
-    let kind = file
-        .metadata()
-        .map_err(|error| format!("can't be looked at: {error}"))?
-        .file_type();
+    let kind = file.metadata().map_err(|error| format!("can't be looked at: {error}"))?.file_type();
     if !kind.is_file() {
         return Err("is not a regular file".into());
     }
@@ -79,30 +72,10 @@ fn one(beneath: impl AsFd, announced: &OutputFile, index: u32) -> Result<Found, 
     if bytes == 0 {
         return Err("is empty".into());
     }
-    let &OutputFile {
-        role,
-        width,
-        height,
-        frames,
-        fps,
-        ..
-    } = announced;
+    let &OutputFile { role, width, height, frames, fps, .. } = announced;
     let media_type = media_type.clone();
-    let output = Output {
-        index,
-        role,
-        media_type,
-        bytes,
-        sha256,
-        width,
-        height,
-        frames,
-        fps,
-    };
-    Ok(Found {
-        output,
-        file: Arc::new(file),
-    })
+    let output = Output { index, role, media_type, bytes, sha256, width, height, frames, fps };
+    Ok(Found { output, file: Arc::new(file) })
 }
 
 /// Opens a file below a directory, a component at a time, through no link.
@@ -215,10 +188,7 @@ mod tests {
         fs::write(path("empty.mp4"), "").unwrap();
         fs::create_dir(path("sub")).unwrap();
         let absolute = outside.path().join("secret");
-        let climb = format!(
-            "../{}/secret",
-            outside.path().file_name().unwrap().display()
-        );
+        let climb = format!("../{}/secret", outside.path().file_name().unwrap().display());
         for (announced, why) in [
             ("link.mp4", "is a link"),
             ("folder/secret", "lies below a link"),
@@ -242,16 +212,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.mp4"), "abc").unwrap();
         assert!(collect_in(&dir, &[]).unwrap_err().contains("no file"));
-        assert!(
-            collect_in(&dir, &["a.mp4", "a.mp4"])
-                .unwrap_err()
-                .contains("twice")
-        );
-        assert!(
-            collect_in(&dir, &["a.mp4"; 17])
-                .unwrap_err()
-                .contains("17 files")
-        );
+        assert!(collect_in(&dir, &["a.mp4", "a.mp4"]).unwrap_err().contains("twice"));
+        assert!(collect_in(&dir, &["a.mp4"; 17]).unwrap_err().contains("17 files"));
     }
 
     #[test]
@@ -259,17 +221,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.mp4"), "abc").unwrap();
         let beneath = File::open(dir.path()).unwrap();
-        let html = OutputFile {
-            media_type: "text/html".into(),
-            ..announce("a.mp4")
-        };
+        let html = OutputFile { media_type: "text/html".into(), ..announce("a.mp4") };
         let error = collect(&beneath, &[html], Format::Mp4).unwrap_err();
         assert!(error.contains("should be video/mp4"), "{error}");
         fs::write(dir.path().join("b.png"), "abc").unwrap();
-        let split = OutputFile {
-            media_type: "image/png\r\nx: y".into(),
-            ..announce("b.png")
-        };
+        let split = OutputFile { media_type: "image/png\r\nx: y".into(), ..announce("b.png") };
         let error = collect(&beneath, &[announce("a.mp4"), split], Format::Mp4).unwrap_err();
         assert!(error.contains("no media type"), "{error}");
     }

@@ -25,17 +25,11 @@ impl Scratch {
             let path = path.to_owned();
             move |error| crate::Error::Scratch { path, error }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(error_at(parent))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(error_at(parent))?;
         // The engine is told absolute paths.
         let parent = parent.canonicalize().map_err(error_at(parent))?;
         let path = parent.join(worker.as_str());
-        remove(&path)
-            .and_then(|()| private(&path))
-            .map_err(error_at(&path))?;
+        remove(&path).and_then(|()| private(&path)).map_err(error_at(&path))?;
         Ok(Self { path })
     }
 
@@ -49,11 +43,7 @@ impl Scratch {
             }
             made => made?,
         }
-        let mut desk = Desk {
-            out: path.join("out"),
-            path,
-            beneath: None,
-        };
+        let mut desk = Desk { out: path.join("out"), path, beneath: None };
         private(&desk.out)?;
         // Opened before any engine could put something else in its place.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -86,9 +76,7 @@ impl Desk {
 
     /// The same, held open since before the engine knew it.
     pub(crate) fn beneath(&self) -> &OwnedFd {
-        self.beneath
-            .as_ref()
-            .expect("a desk that was given out is open")
+        self.beneath.as_ref().expect("a desk that was given out is open")
     }
 
     /// A file beside the output directory, which is the engine's to fill.
@@ -155,9 +143,6 @@ mod tests {
     fn a_parent_that_is_a_file_is_a_clear_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = Scratch::open(file.path(), &"w".parse().unwrap()).unwrap_err();
-        assert!(
-            error.to_string().contains(file.path().to_str().unwrap()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
     }
 }

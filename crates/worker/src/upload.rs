@@ -37,10 +37,7 @@ pub(crate) struct Product {
 
 impl Product {
     fn manifest(&self) -> Vec<Output> {
-        self.files
-            .iter()
-            .map(|found| found.output.clone())
-            .collect()
+        self.files.iter().map(|found| found.output.clone()).collect()
     }
 }
 
@@ -62,10 +59,8 @@ impl Delivery<'_> {
             fence: self.fence,
             manifest: product.manifest(),
         };
-        let answer: UploadTargets = self
-            .server
-            .insist("uploads", &announcement, self.patience)
-            .await?;
+        let answer: UploadTargets =
+            self.server.insist("uploads", &announcement, self.patience).await?;
         let named = answer.targets.iter().map(|target| target.index);
         if !named.eq(product.files.iter().map(|found| found.output.index)) {
             return Err(api::Error::Refused {
@@ -76,11 +71,7 @@ impl Delivery<'_> {
         }
         let steps = product.files.len() as u32;
         for (step, (found, target)) in (0..).zip(product.files.iter().zip(&answer.targets)) {
-            hold.progress(Progress {
-                stage: "upload".into(),
-                step,
-                steps,
-            });
+            hold.progress(Progress { stage: "upload".into(), step, steps });
             self.put(found, target).await?;
         }
         Ok(())
@@ -122,21 +113,25 @@ impl Delivery<'_> {
             metrics: product.metrics.clone(),
             test_pattern: product.test_pattern,
         };
-        self.server
-            .insist::<_, Done>("commit", &commit, self.patience)
-            .await
-            .map(drop)
+        self.server.insist::<_, Done>("commit", &commit, self.patience).await.map(drop)
     }
+}
+
+/// Is this a refusal that announcing the files again may change?
+pub(crate) fn may_help(error: &api::Error) -> bool {
+    matches!(error, api::Error::Refused { .. }) && !blames_engine(error)
+}
+
+/// The server does not accept what the engine says of its files.
+fn blames_engine(error: &api::Error) -> bool {
+    error.code() == Some(Code::InvalidValue)
 }
 
 /// The failure of an attempt whose files could not be delivered.
 pub(crate) fn undelivered(error: &api::Error) -> Failure {
-    let mut failure = Failure::new(
-        Code::UploadFailed,
-        format!("the files were made, but could not be delivered: {error}"),
-    );
-    failure.retryable = true;
-    failure
+    let code = if blames_engine(error) { Code::OutputInvalid } else { Code::UploadFailed };
+    let message = format!("the files were made, but could not be delivered: {error}");
+    Failure { retryable: true, ..Failure::new(code, message) }
 }
 
 /// A file as a request's body. Reads by position: a try that was given up may still be reading.
@@ -152,9 +147,7 @@ fn body(file: Arc<File>, bytes: u64) -> Body {
                 let mut chunk = vec![0; length as usize];
                 file.read_exact_at(&mut chunk, at).map(|()| chunk)
             };
-            let chunk = tokio::task::spawn_blocking(read)
-                .await
-                .map_err(io::Error::other)??;
+            let chunk = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
             Ok::<_, io::Error>(Some((chunk, at + length)))
         }
     });

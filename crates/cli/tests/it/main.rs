@@ -15,9 +15,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().expect("a directory"),
-        }
+        Self { directory: tempfile::tempdir().expect("a directory") }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -53,17 +51,10 @@ impl Place {
 
     fn spawn(&self, words: &str) -> Started {
         let mut command = self.command(words);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let stderr = child.stderr.take().expect("it is piped");
-        Started {
-            child,
-            stderr: BufReader::new(stderr),
-            said: String::new(),
-        }
+        Started { child, stderr: BufReader::new(stderr), said: String::new() }
     }
 }
 
@@ -90,9 +81,7 @@ impl Started {
 
     /// Its exit status, standard output and standard error.
     fn end(mut self) -> (Option<i32>, String, String) {
-        self.stderr
-            .read_to_string(&mut self.said)
-            .expect("readable");
+        self.stderr.read_to_string(&mut self.said).expect("readable");
         let output = self.child.wait_with_output().expect("it ends");
         (output.status.code(), text(&output.stdout), self.said)
     }
@@ -118,34 +107,21 @@ fn generate_makes_a_file_and_says_that_it_is_a_test_pattern() {
     let first = stderr.lines().next().expect("a line");
     assert_eq!(first, "no model configured: this is a test pattern");
     let stdout = text(&output.stdout);
-    assert!(
-        stdout.starts_with("wrote fox.mp4 (64x64, 5 frames, 0.3 s, "),
-        "{stdout}"
-    );
+    assert!(stdout.starts_with("wrote fox.mp4 (64x64, 5 frames, 0.3 s, "), "{stdout}");
     assert!(stdout.ends_with(") – test pattern\n"), "{stdout}");
     assert!(is_mp4(&place.path("fox.mp4")));
-    assert!(
-        !place.path("data/server.json").exists(),
-        "no server is left"
-    );
+    assert!(!place.path("data/server.json").exists(), "no server is left");
 }
 
 #[test]
 fn with_json_there_is_one_document_and_nothing_else() {
     let place = Place::new();
-    let task = place.json(&format!(
-        "generate fox -o still.png {}",
-        "--size 64x64 --steps 1"
-    ));
+    let task = place.json(&format!("generate fox -o still.png {}", "--size 64x64 --steps 1"));
     assert_eq!(task["status"], "SUCCEEDED");
     assert_eq!(task["file"], "still.png");
     assert_eq!(task["result"]["media_type"], "image/png");
     assert_eq!(task["result"]["test_pattern"], true);
-    assert!(
-        fs::read(place.path("still.png"))
-            .expect("there")
-            .starts_with(b"\x89PNG")
-    );
+    assert!(fs::read(place.path("still.png")).expect("there").starts_with(b"\x89PNG"));
 
     let id = task["id"].as_str().expect("a text");
     assert_eq!(place.json(&format!("get {id}"))["id"], task["id"]);
@@ -190,18 +166,10 @@ fn when_the_embedding_process_is_killed_another_takes_over() {
     // What the killed one had been promised was kept, too.
     let (_, stdout, _) = place.spawn("list --json").end();
     let list: Value = serde_json::from_str(&stdout).expect("JSON");
-    let ids = list["data"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|task| task["id"].clone());
+    let ids = list["data"].as_array().expect("a list").iter().map(|task| task["id"].clone());
     for id in ids {
         let id = id.as_str().expect("a text").to_owned();
-        assert_eq!(
-            place.run(&format!("watch {id}")).status.code(),
-            Some(0),
-            "{id}"
-        );
+        assert_eq!(place.run(&format!("watch {id}")).status.code(), Some(0), "{id}");
     }
 }
 
@@ -225,10 +193,7 @@ fn commands_use_the_server_that_runs() {
     let mut line = String::new();
     let mut stdout = BufReader::new(server.child.stdout.take().expect("it is piped"));
     stdout.read_line(&mut line).expect("readable");
-    assert!(
-        line.starts_with("rayreel serves http://127.0.0.1:"),
-        "{line}"
-    );
+    assert!(line.starts_with("rayreel serves http://127.0.0.1:"), "{line}");
 
     let second = place.run("serve --listen 127.0.0.1:0");
     assert_eq!(second.status.code(), Some(6));
@@ -242,10 +207,8 @@ fn commands_use_the_server_that_runs() {
     let watched = place.run(&format!("watch {id} --json"));
     assert_eq!(watched.status.code(), Some(0), "{}", text(&watched.stderr));
     let watched = text(&watched.stdout);
-    let events: Vec<Value> = watched
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
+    let events: Vec<Value> =
+        watched.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(events.first().expect("an event")["status"], "QUEUED");
     assert_eq!(events.last().expect("an event")["status"], "SUCCEEDED");
 
@@ -280,28 +243,17 @@ fn what_is_wrong_ends_with_the_status_of_its_code() {
     );
     fs::write(place.path("rayreel.toml"), "lease_seconds = 5").expect("written");
     let checked = text(&place.run("config check").stdout);
-    assert!(
-        checked.contains("lease_seconds = 5  # rayreel.toml, line 1"),
-        "{checked}"
-    );
+    assert!(checked.contains("lease_seconds = 5  # rayreel.toml, line 1"), "{checked}");
 
     for (words, status, code) in [
         ("generate x --json --size big", 2, "invalid_value"),
         ("generate x --json --frames 6", 2, "invalid_value"),
         ("generate x --json --model wan", 2, "unknown_model"),
         ("generate x --json -o missing/x.mp4", 2, "invalid_value"),
-        (
-            "list --json --server http://127.0.0.1:9",
-            7,
-            "server_unreachable",
-        ),
+        ("list --json --server http://127.0.0.1:9", 7, "server_unreachable"),
         ("serve --json --listen 0.0.0.0:0", 2, "invalid_config"),
         ("list --json --data rayreel.toml", 2, "invalid_config"),
-        (
-            "worker --json --server http://127.0.0.1:9",
-            5,
-            "unauthorized",
-        ),
+        ("worker --json --server http://127.0.0.1:9", 5, "unauthorized"),
     ] {
         let output = place.run(words);
         assert_eq!(output.status.code(), Some(status), "{words}");
@@ -316,13 +268,6 @@ fn nobody_need_read_to_the_end() {
     let place = Place::new();
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let output = place
-        .command("completions bash")
-        .stdout(writer)
-        .output()
-        .expect("it starts");
-    assert_eq!(
-        (output.status.code(), text(&output.stderr).as_str()),
-        (Some(141), "")
-    );
+    let output = place.command("completions bash").stdout(writer).output().expect("it starts");
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(141), ""));
 }

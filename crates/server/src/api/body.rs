@@ -161,14 +161,14 @@ mod tests {
     use rayreel_domain::wire::api::SubmitBody;
     use rayreel_domain::wire::worker::Beat;
 
-    fn refused<T: DeserializeOwned + std::fmt::Debug>(bytes: &[u8]) -> (String, Option<String>, String) {
+    fn refused<T: DeserializeOwned + std::fmt::Debug>(
+        bytes: &[u8],
+    ) -> (String, Option<String>, String) {
         let error = parse::<T>(bytes).expect_err("refused");
-        let body = futures_util::FutureExt::now_or_never(
-            error.render("id").into_body().collect(),
-        )
-        .expect("at once")
-        .expect("whole")
-        .to_bytes();
+        let body = futures_util::FutureExt::now_or_never(error.render("id").into_body().collect())
+            .expect("at once")
+            .expect("whole")
+            .to_bytes();
         let body: rayreel_domain::wire::api::ErrorBody =
             serde_json::from_slice(&body).expect("an error");
         (body.error.code, body.error.param, body.error.message)

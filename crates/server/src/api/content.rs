@@ -19,6 +19,7 @@ use rayreel_domain::wire::api::ErrorBody;
 use rayreel_domain::wire::engine::Role;
 
 use super::error::Error;
+use super::openapi::File;
 use super::{Api, Id, Tenant, query};
 use crate::artifacts::Key;
 
@@ -34,8 +35,8 @@ use crate::artifacts::Key;
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one."),
     ),
     responses(
-        (status = 200, description = "The file.", content_type = "video/mp4", body = Vec<u8>),
-        (status = 206, description = "The range that was asked for.", content_type = "video/mp4", body = Vec<u8>),
+        (status = 200, description = "The file.", content_type = "video/mp4", body = File),
+        (status = 206, description = "The range that was asked for.", content_type = "video/mp4", body = File),
         (status = 304, description = "Unchanged."),
         (status = 400, description = "`invalid_value`: there is no such variant.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
@@ -68,9 +69,9 @@ pub(super) async fn content(
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    let asked = headers.get(RANGE).filter(|_| {
-        headers.get(IF_RANGE).is_none_or(|given| given.as_bytes() == etag.as_bytes())
-    });
+    let asked = headers
+        .get(RANGE)
+        .filter(|_| headers.get(IF_RANGE).is_none_or(|given| given.as_bytes() == etag.as_bytes()));
     let range = match asked.map_or(Asked::Whole, |value| Asked::read(value, output.bytes)) {
         Asked::Whole => 0..output.bytes,
         Asked::Part(range) => {
@@ -146,10 +147,7 @@ fn describe(
     put(headers, ETAG, etag.to_owned())?;
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     // A result never changes; it belongs to its tenant.
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("private, max-age=31536000, immutable"),
-    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(())
 }

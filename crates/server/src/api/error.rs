@@ -87,7 +87,7 @@ impl Error {
     fn retry_after(&self) -> Option<u32> {
         match self.0.code {
             Code::QueueFull | Code::StorageFull => Some(10),
-            Code::StoreUnavailable | Code::OutcomeUnknown | Code::ShuttingDown => Some(2),
+            Code::StoreUnavailable | Code::OutcomeUnknown => Some(2),
             _ => None,
         }
     }

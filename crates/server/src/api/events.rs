@@ -221,11 +221,7 @@ impl News {
             stage: stage.cloned(),
             at_ms: Some(change.at.0),
             reason: change.reason,
-            error: task
-                .error
-                .as_ref()
-                .filter(|_| change.state.is_terminal())
-                .map(FailureBody::new),
+            error: task.error.as_ref().filter(|_| change.state.is_terminal()).map(FailureBody::new),
         };
         event(text, name, Some((self.epoch, change.seq)), &body);
     }

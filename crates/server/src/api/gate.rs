@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::header::{ALLOW, AUTHORIZATION, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
@@ -66,7 +66,7 @@ impl Gate {
             }
             _ => {
                 let id = format!("{:016x}", self.app.components.random.number());
-                HeaderValue::from_maybe_shared(bytes_of(id)).expect("hexadecimal digits")
+                HeaderValue::from_maybe_shared(Bytes::from(id)).expect("hexadecimal digits")
             }
         }
     }
@@ -108,10 +108,6 @@ impl Gate {
         Err(Error::new(Code::Unauthorized, "the worker token is missing or wrong")
             .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
     }
-}
-
-fn bytes_of(text: String) -> axum::body::Bytes {
-    text.into()
 }
 
 fn id_text(id: &HeaderValue) -> &str {
@@ -170,13 +166,9 @@ fn is_local(host: &str) -> bool {
 
 /// Is this the Origin of a page of ours?
 fn same_site(origin: &HeaderValue, host: &str) -> bool {
-    origin
-        .to_str()
-        .ok()
-        .and_then(|text| text.split_once("://"))
-        .is_some_and(|(scheme, at)| {
-            matches!(scheme, "http" | "https") && at.eq_ignore_ascii_case(host)
-        })
+    origin.to_str().ok().and_then(|text| text.split_once("://")).is_some_and(|(scheme, at)| {
+        matches!(scheme, "http" | "https") && at.eq_ignore_ascii_case(host)
+    })
 }
 
 /// The route that a path belongs to, for the metrics: a closed set, whatever callers make up.
@@ -247,7 +239,9 @@ mod tests {
         let host = "127.0.0.1:8088";
         let ours = |origin: &'static str| same_site(&HeaderValue::from_static(origin), host);
         assert!(ours("http://127.0.0.1:8088"));
-        for foreign in ["null", "http://127.0.0.1", "http://localhost:8088", "file://127.0.0.1:8088"] {
+        for foreign in
+            ["null", "http://127.0.0.1", "http://localhost:8088", "file://127.0.0.1:8088"]
+        {
             assert!(!ours(foreign), "{foreign}");
         }
     }

@@ -24,7 +24,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Decodes an image, or says why it is none.
+type Prove = fn(&[u8]) -> Result<(), String>;
+
 /// An image that is known to be one.
+#[derive(Debug)]
 pub(super) struct Image {
     pub(super) bytes: Bytes,
     pub(super) input: Input,
@@ -39,7 +43,7 @@ pub(super) fn read(uri: &str) -> Result<Image, Error> {
                 .to_owned(),
         ));
     };
-    let (media_type, prove): (_, fn(&[u8]) -> Result<(), String>) = match head {
+    let (media_type, prove): (_, Prove) = match head {
         "image/png;base64" => ("image/png", prove_png),
         "image/jpeg;base64" => ("image/jpeg", prove_jpeg),
         _ => {
@@ -49,7 +53,8 @@ pub(super) fn read(uri: &str) -> Result<Image, Error> {
         }
     };
     let bytes = BASE64.decode(data).map_err(|error| wrong(format!("not base64: {error}")))?;
-    prove(&bytes).map_err(|cause| wrong(format!("this is not a readable {media_type}: {cause}")))?;
+    prove(&bytes)
+        .map_err(|cause| wrong(format!("this is not a readable {media_type}: {cause}")))?;
     let input = Input {
         sha256: sha256(&bytes),
         media_type: media_type.to_owned(),
@@ -112,17 +117,17 @@ mod tests {
     }
 
     fn refused(uri: &str) -> String {
-        read(uri).err().expect("refused").cause().to_owned()
+        read(uri).expect_err("refused").cause().to_owned()
     }
 
     #[test]
     fn a_png_and_a_jpeg_are_taken_as_they_are() {
         let bytes = png(3, 2);
-        let image = read(&uri("image/png", &bytes)).ok().expect("an image");
+        let image = read(&uri("image/png", &bytes)).expect("an image");
         assert_eq!(image.bytes, bytes);
         assert_eq!(image.input.bytes, bytes.len() as u64);
         assert_eq!(image.input.sha256, sha256(&bytes));
-        let image = read(&format!("data:image/jpeg;base64,{JPEG}")).ok().expect("an image");
+        let image = read(&format!("data:image/jpeg;base64,{JPEG}")).expect("an image");
         assert_eq!(image.input.media_type, "image/jpeg");
     }
 
@@ -156,13 +161,13 @@ mod tests {
         // Width and height stand behind the signature and the chunk's head; then the checksum.
         header[16..20].copy_from_slice(&60_000u32.to_be_bytes());
         header[20..24].copy_from_slice(&60_000u32.to_be_bytes());
-        let mut crc = flate(&header[12..29]);
-        header[29..33].copy_from_slice(&std::mem::take(&mut crc).to_be_bytes());
+        let sum = crc32(&header[12..29]);
+        header[29..33].copy_from_slice(&sum.to_be_bytes());
         assert!(refused(&uri("image/png", &header)).contains("pixels"));
     }
 
     /// CRC-32 as PNG uses it.
-    fn flate(bytes: &[u8]) -> u32 {
+    fn crc32(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, byte| {
             (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
                 if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 }

@@ -7,6 +7,12 @@ use utoipa::{Modify, OpenApi};
 
 use super::{content, events, probes, tasks};
 
+/// The bytes of a file.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) struct File(Vec<u8>);
+
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -41,7 +47,7 @@ impl Modify for Refusals {
             response.content.insert("application/json".to_owned(), RefOr::T(body.clone()));
             RefOr::T(response)
         };
-        for item in document.paths.paths.values_mut() {
+        for (path, item) in &mut document.paths.paths {
             let operations = [&mut item.get, &mut item.post, &mut item.delete];
             for operation in operations.into_iter().flatten() {
                 let responses = &mut operation.responses.responses;
@@ -51,6 +57,11 @@ impl Modify for Refusals {
                 responses
                     .entry("500".to_owned())
                     .or_insert_with(|| refusal("`internal`; the log has it under the request id."));
+                if path.starts_with("/v1/") {
+                    responses.entry("503".to_owned()).or_insert_with(|| {
+                        refusal("`store_unavailable`; come back after Retry-After.")
+                    });
+                }
             }
         }
     }

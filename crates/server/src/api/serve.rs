@@ -91,7 +91,9 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let gate = Arc::clone(&gate);
-        async move { Ok::<_, Infallible>(gate.handle(request).await) }
+        // Boxed, because hyper keeps the place of the future as long as the answer streams, and
+        // ten thousand event streams may be open.
+        Box::pin(async move { Ok::<_, Infallible>(gate.handle(request).await) })
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {

@@ -141,11 +141,7 @@ async fn decode(api: &Api, uri: String) -> Result<Image, Error> {
 
 /// Stores the image first: a task that a worker can claim has its input. Goes on if the caller
 /// hangs up, so that no image is left without a task.
-async fn submit_with_image(
-    api: &Arc<Api>,
-    task: Task,
-    image: Image,
-) -> Result<Submitted, Error> {
+async fn submit_with_image(api: &Arc<Api>, task: Task, image: Image) -> Result<Submitted, Error> {
     let api = Arc::clone(api);
     let submit = async move {
         let components = &api.app.components;
@@ -384,7 +380,9 @@ mod tests {
             assert_eq!(read_cursor(8, &text), None);
         }
         let good = write_cursor(7, 42);
-        for bad in ["", "42", "+", &good[1..], &good.to_uppercase(), &format!("{good}0"), "ééééééééééééé"] {
+        for bad in
+            ["", "42", "+", &good[1..], &good.to_uppercase(), &format!("{good}0"), "ééééééééééééé"]
+        {
             assert_eq!(read_cursor(7, bad), None, "{bad}");
         }
     }

@@ -223,8 +223,9 @@ fn check(manifest: &[Output]) -> Result<(), Error> {
 fn check_metrics(call: &Commit) -> Result<(), Error> {
     let short = |name: &String| name.chars().count() <= MAX_METRIC_NAME;
     if call.metrics.len() > MAX_METRICS || !call.metrics.keys().all(short) {
-        let message =
-            format!("at most {MAX_METRICS} metrics, with names of up to {MAX_METRIC_NAME} characters");
+        let message = format!(
+            "at most {MAX_METRICS} metrics, with names of up to {MAX_METRIC_NAME} characters"
+        );
         return Err(Error::invalid("metrics", message));
     }
     Ok(())

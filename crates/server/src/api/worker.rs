@@ -32,6 +32,10 @@ pub(super) const MAX_BODY: u64 = 1 << 20;
 const MAX_WAIT_MS: u64 = 30_000;
 /// Most attempts that one worker can hold.
 const MAX_HOLDING: usize = 64;
+/// Most registrations that are remembered.
+const MAX_ROSTER: usize = 10_000;
+/// Longest id of a launch and longest version, in characters.
+const MAX_WORD: usize = 128;
 /// Longest stage name that is kept, in characters.
 const MAX_STAGE: usize = 64;
 /// Pause of a worker that has left a task to others: they may be leaving it to others, too.
@@ -73,6 +77,10 @@ impl Roster {
 
     fn remember(&self, by: Identity, pool: PoolName) {
         let mut known = self.0.write().expect("nothing panics while it holds this lock");
+        // Workers that die say nothing; what is forgotten here is only asked for again.
+        if known.len() >= MAX_ROSTER {
+            known.clear();
+        }
         known.insert(by.worker, (by.incarnation, pool));
     }
 
@@ -90,6 +98,12 @@ pub(super) async fn register(
 ) -> Result<Response, Error> {
     let call: Register = read(request).await?;
     let app = &api.app;
+    for (param, text) in [("launch", call.launch.as_ref()), ("version", Some(&call.version))] {
+        if text.is_some_and(|text| text.chars().count() > MAX_WORD) {
+            let message = format!("`{param}` has at most {MAX_WORD} characters");
+            return Err(Error::invalid(param, message));
+        }
+    }
     if !app.settings.pools.contains_key(&call.pool) {
         let pools: Vec<&str> = app.settings.pools.keys().map(PoolName::as_str).collect();
         let message = format!("there is no pool `{}`; there are: {}", call.pool, pools.join(", "));
@@ -131,8 +145,7 @@ pub(super) async fn claim(
     let call: Claim = read(request).await?;
     check_holding(&call.holding)?;
     let app = &api.app;
-    let (store, feed, clock) =
-        (&app.components.store, &app.components.feed, &app.components.clock);
+    let (store, feed, clock) = (&app.components.store, &app.components.feed, &app.components.clock);
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let pool = api.roster.pool(&api, &by).await?;
     let mut claim = store::Claim {
@@ -148,6 +161,9 @@ pub(super) async fn claim(
     let mut timeout = pin!(sleep(Duration::from_millis(call.wait_ms.min(MAX_WAIT_MS))));
     let mut woken: Option<Parked> = None;
     loop {
+        if app.stopping.is_cancelled() {
+            return answer(Claimed::Nothing);
+        }
         // Parked before the store is asked, so that no wake-up falls between.
         let mut parked = feed.park(&pool);
         claim.target = app.targets.of(&pool);
@@ -159,8 +175,8 @@ pub(super) async fn claim(
             store::Claimed::Task(task) => {
                 app.metrics.claim.observe((clock.monotonic() - started).as_secs_f64());
                 if let Some(parked) = woken.take() {
-            parked.served();
-        }
+                    parked.served();
+                }
                 match api.assignment(&task) {
                     Some(assignment) => {
                         if task.attempt == 1 {
@@ -255,11 +271,12 @@ pub(super) async fn control(
     let _hanging = Open::count(&app.metrics.hanging);
     let mut timeout = pin!(sleep(Duration::from_millis(call.wait_ms.min(MAX_WAIT_MS))));
     loop {
-        // Listening before the store is asked, so that no wake-up falls between.
+        // Listening before the store is asked, so that no wake-up falls between; but only for
+        // workers that exist, because the feed remembers whom it should wake.
+        api.roster.pool(&api, &by).await?;
         let wake_ups = app.components.feed.control(&by.worker);
         let mut woken = pin!(wake_ups.notified());
         woken.as_mut().enable();
-        api.roster.pool(&api, &by).await?;
         let mut controlled = Controlled::default();
         for fence in &call.holding {
             match app.components.store.held(*fence).await? {
@@ -280,10 +297,7 @@ pub(super) async fn control(
     }
 }
 
-pub(super) async fn beat(
-    State(api): State<Arc<Api>>,
-    request: Request,
-) -> Result<Response, Error> {
+pub(super) async fn beat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
     let call: Beat = read(request).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let mut progress = call.progress;
@@ -296,10 +310,7 @@ pub(super) async fn beat(
     json(StatusCode::OK, &BeatAnswer { answer })
 }
 
-pub(super) async fn fail(
-    State(api): State<Arc<Api>>,
-    request: Request,
-) -> Result<Response, Error> {
+pub(super) async fn fail(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
     let call: Fail = read(request).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     api.app.components.store.end(&by, call.fence, End::Fail(call.failure)).await?;

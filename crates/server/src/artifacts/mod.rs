@@ -216,7 +216,8 @@ impl Artifacts {
         let mut names = folder.split('/');
         let task = names.next().unwrap_or_default();
         let inner = names.next();
-        let plain = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
+        let plain =
+            |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
         if task.parse::<TaskId>().is_err()
             || inner.is_some_and(|name| !plain(name))
             || names.next().is_some()
@@ -251,9 +252,7 @@ fn sync_folder(path: &std::path::Path) -> io::Result<()> {
     }
 }
 
-async fn blocking(
-    work: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<(), Error> {
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(error) => Err(Error::Other(error.to_string())),

@@ -7,7 +7,9 @@ fn fence(attempt: u32) -> Fence {
 }
 
 fn chunks(parts: &[&'static str]) -> impl Stream<Item = Result<Bytes, &'static str>> + Unpin {
-    stream::iter(parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect::<Vec<_>>())
+    stream::iter(
+        parts.iter().map(|part| Ok(Bytes::from_static(part.as_bytes()))).collect::<Vec<_>>(),
+    )
 }
 
 fn store() -> (tempfile::TempDir, Artifacts) {

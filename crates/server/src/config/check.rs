@@ -19,16 +19,10 @@ const DAY: f64 = 86_400.0;
 const MAX_WORKERS: u32 = 10_000;
 
 pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
-    let at = Place {
-        tree,
-        path: Vec::new(),
-    };
+    let at = Place { tree, path: Vec::new() };
     // The only addresses under which the API knows its own host.
-    if ![
-        IpAddr::from(Ipv4Addr::LOCALHOST),
-        Ipv6Addr::LOCALHOST.into(),
-    ]
-    .contains(&settings.listen.ip())
+    if ![IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]
+        .contains(&settings.listen.ip())
     {
         return Err(at.key("listen").wrong(format_args!(
             "{} is not 127.0.0.1 or [::1]. The public API has no keys yet, so whoever reaches it \
@@ -38,33 +32,18 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         )));
     }
     check_data(&settings.data, &at.key("data"))?;
-    at.key("max_body_bytes")
-        .within(settings.max_body_bytes, 65_536..=1 << 30)?;
-    at.key("max_queued")
-        .within(settings.max_queued, 1..=1_000_000_000)?;
-    at.key("lease_seconds")
-        .within(settings.lease_seconds.0, 0.1..=3600.0)?;
-    at.key("max_run_seconds")
-        .within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;
-    at.key("garbage_after_seconds")
-        .within(settings.garbage_after_seconds.0, 0.0..=30.0 * DAY)?;
+    at.key("max_body_bytes").within(settings.max_body_bytes, 65_536..=1 << 30)?;
+    at.key("max_queued").within(settings.max_queued, 1..=1_000_000_000)?;
+    at.key("lease_seconds").within(settings.lease_seconds.0, 0.1..=3600.0)?;
+    at.key("max_run_seconds").within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;
+    at.key("garbage_after_seconds").within(settings.garbage_after_seconds.0, 0.0..=30.0 * DAY)?;
 
     let (retry, at_retry) = (&settings.retry, at.key("retry"));
-    at_retry
-        .key("max_failures")
-        .within(retry.max_failures, 1..=1000)?;
-    at_retry
-        .key("max_losses")
-        .within(retry.max_losses, 1..=1000)?;
-    at_retry
-        .key("max_releases")
-        .within(retry.max_releases, 0..=1000)?;
-    at_retry
-        .key("backoff_seconds")
-        .within(retry.backoff_seconds.0, 0.0..=DAY)?;
-    at_retry
-        .key("max_backoff_seconds")
-        .within(retry.max_backoff_seconds.0, 0.0..=DAY)?;
+    at_retry.key("max_failures").within(retry.max_failures, 1..=1000)?;
+    at_retry.key("max_losses").within(retry.max_losses, 1..=1000)?;
+    at_retry.key("max_releases").within(retry.max_releases, 0..=1000)?;
+    at_retry.key("backoff_seconds").within(retry.backoff_seconds.0, 0.0..=DAY)?;
+    at_retry.key("max_backoff_seconds").within(retry.max_backoff_seconds.0, 0.0..=DAY)?;
     if retry.backoff_seconds > retry.max_backoff_seconds {
         return Err(at_retry.key("backoff_seconds").wrong(format_args!(
             "{} is above `retry.max_backoff_seconds`, {}",
@@ -73,12 +52,8 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     }
 
     let at_schedule = at.key("schedule");
-    at_schedule
-        .key("max_lead_seconds")
-        .within(settings.schedule.max_lead_seconds.0, 0.0..=DAY)?;
-    at_schedule
-        .key("max_streak")
-        .within(settings.schedule.max_streak, 0..=1_000_000)?;
+    at_schedule.key("max_lead_seconds").within(settings.schedule.max_lead_seconds.0, 0.0..=DAY)?;
+    at_schedule.key("max_streak").within(settings.schedule.max_streak, 0..=1_000_000)?;
 
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
@@ -121,20 +96,15 @@ fn check_pool(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
             pool.max
         )));
     }
-    at.key("target_wait_seconds")
-        .within(pool.target_wait_seconds.0, 0.1..=DAY)?;
-    at.key("idle_timeout_seconds")
-        .within(pool.idle_timeout_seconds.0, 0.0..=30.0 * DAY)?;
-    at.key("start_timeout_seconds")
-        .within(pool.start_timeout_seconds.0, 0.1..=DAY)
+    at.key("target_wait_seconds").within(pool.target_wait_seconds.0, 0.1..=DAY)?;
+    at.key("idle_timeout_seconds").within(pool.idle_timeout_seconds.0, 0.0..=30.0 * DAY)?;
+    at.key("start_timeout_seconds").within(pool.start_timeout_seconds.0, 0.1..=DAY)
 }
 
 fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(), Error> {
     match (&model.engine, &model.command) {
         (Some(_), Some(_)) => {
-            return Err(at
-                .key("command")
-                .wrong("give `engine` or `command`, not both"));
+            return Err(at.key("command").wrong("give `engine` or `command`, not both"));
         }
         (None, None) => {
             return Err(at.wrong("`command`, the program that runs this model, is missing"));
@@ -144,9 +114,7 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
             return Err(at.key("engine").no_such("built-in engine", engine, known));
         }
         (None, Some(command)) if command.first().is_none_or(|program| program.is_empty()) => {
-            return Err(at
-                .key("command")
-                .wrong("must be a program and its arguments"));
+            return Err(at.key("command").wrong("must be a program and its arguments"));
         }
         (None, Some(command)) if command.iter().any(|word| word.contains('\0')) => {
             return Err(at.key("command").wrong("must not contain a NUL character"));
@@ -163,13 +131,10 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
         return Err(at.key("checkpoint").wrong("must be an absolute path"));
     }
     if let Some(estimate) = model.estimate_seconds {
-        at.key("estimate_seconds")
-            .within(estimate.0, 0.001..=30.0 * DAY)?;
+        at.key("estimate_seconds").within(estimate.0, 0.001..=30.0 * DAY)?;
     }
-    at.key("silence_seconds")
-        .within(model.silence_seconds.0, 0.1..=DAY)?;
-    at.key("grace_seconds")
-        .within(model.grace_seconds.0, 0.0..=3600.0)?;
+    at.key("silence_seconds").within(model.silence_seconds.0, 0.1..=DAY)?;
+    at.key("grace_seconds").within(model.grace_seconds.0, 0.0..=3600.0)?;
     check_limits(&model.limits, &at.key("limits"))
 }
 
@@ -184,11 +149,9 @@ fn check_limits(limits: &Limits, at: &Place<'_>) -> Result<(), Error> {
             limits.max_side
         )));
     }
-    at.key("max_pixels")
-        .within(limits.max_pixels, 1..=16_384 * 16_384)?;
+    at.key("max_pixels").within(limits.max_pixels, 1..=16_384 * 16_384)?;
     at.key("multiple").within(limits.multiple, 1..=1024)?;
-    at.key("max_frames")
-        .within(limits.max_frames, 1..=100_001)?;
+    at.key("max_frames").within(limits.max_frames, 1..=100_001)?;
     if limits.max_frames % 4 != 1 {
         return Err(at.key("max_frames").wrong(format_args!(
             "must be 4n+1, as frames are: {} or {}",
@@ -225,17 +188,12 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn key(&self, key: &'a str) -> Place<'a> {
-        Place {
-            tree: self.tree,
-            path: [self.path.as_slice(), &[key]].concat(),
-        }
+        Place { tree: self.tree, path: [self.path.as_slice(), &[key]].concat() }
     }
 
     /// An error at this key, or, if it is absent, at the nearest table above it.
     fn wrong(&self, message: impl Display) -> Error {
-        let node = (0..=self.path.len())
-            .rev()
-            .find_map(|len| self.tree.get(&self.path[..len]));
+        let node = (0..=self.path.len()).rev().find_map(|len| self.tree.get(&self.path[..len]));
         let origin = node.map(|node| node.origin.clone());
         Error::new(origin, &self.path.join("."), message.to_string())
     }
@@ -249,9 +207,7 @@ impl<'a> Place<'a> {
             return Ok(());
         }
         let (least, most) = (allowed.start(), allowed.end());
-        Err(self.wrong(format_args!(
-            "{value} is not allowed; it must be from {least} to {most}"
-        )))
+        Err(self.wrong(format_args!("{value} is not allowed; it must be from {least} to {most}")))
     }
 
     fn no_such<'b>(&self, what: &str, name: &str, known: impl Iterator<Item = &'b str>) -> Error {

@@ -211,9 +211,7 @@ impl Sources {
         let platform = etcetera::choose_base_strategy().ok();
         let mut search = vec![PathBuf::from(FILE_NAME)];
         search.extend(
-            platform
-                .as_ref()
-                .map(|dirs| dirs.config_dir().join("rayreel").join(FILE_NAME)),
+            platform.as_ref().map(|dirs| dirs.config_dir().join("rayreel").join(FILE_NAME)),
         );
         Self {
             file: None,
@@ -238,11 +236,7 @@ pub struct Error {
 
 impl Error {
     fn new(origin: Option<Origin>, key: &str, message: impl Into<String>) -> Self {
-        Self {
-            origin,
-            key: key.to_owned(),
-            message: message.into(),
-        }
+        Self { origin, key: key.to_owned(), message: message.into() }
     }
 
     pub fn code(&self) -> Code {
@@ -326,15 +320,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
     let mut tree = defaults.clone();
     let file = choose_file(sources);
     if let Some(path) = &file {
-        let mut layer = tree::parse(&read_file(path)?, &|line| Origin::File {
-            path: path.clone(),
-            line,
-        })?;
-        anchor(
-            &mut layer,
-            path.parent().unwrap_or(Path::new("")),
-            &sources.directory,
-        );
+        let mut layer =
+            tree::parse(&read_file(path)?, &|line| Origin::File { path: path.clone(), line })?;
+        anchor(&mut layer, path.parent().unwrap_or(Path::new("")), &sources.directory);
         tree.overlay(layer);
     }
     for (name, value) in &sources.variables {
@@ -349,19 +337,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
     }
     let settings: Settings = read::read(&tree, &defaults)?;
     check::check(&settings, &tree)?;
-    Ok(Loaded {
-        settings,
-        file,
-        tree,
-    })
+    Ok(Loaded { settings, file, tree })
 }
 
 fn choose_file(sources: &Sources) -> Option<PathBuf> {
     let named = || {
-        let (_, value) = sources
-            .variables
-            .iter()
-            .find(|(name, _)| name == "RAYREEL_CONFIG")?;
+        let (_, value) = sources.variables.iter().find(|(name, _)| name == "RAYREEL_CONFIG")?;
         (!value.is_empty()).then(|| PathBuf::from(value))
     };
     let found = || sources.search.iter().find(|path| path.exists()).cloned();
@@ -371,16 +352,14 @@ fn choose_file(sources: &Sources) -> Option<PathBuf> {
 fn read_file(path: &Path) -> Result<String, Error> {
     let fail = |message: String| Error::new(None, &path.display().to_string(), message);
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-        .map_err(|error| match error.kind() {
+    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(
+        |error| match error.kind() {
             io::ErrorKind::NotFound => fail("there is no such configuration file".to_owned()),
             _ => fail(format!("the configuration file can't be read: {error}")),
-        })?;
+        },
+    )?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(fail(format!(
-            "a configuration file has at most {MAX_FILE} bytes"
-        )));
+        return Err(fail(format!("a configuration file has at most {MAX_FILE} bytes")));
     }
     String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -391,18 +370,12 @@ fn read_file(path: &Path) -> Result<String, Error> {
 
 /// Makes the data directory's path absolute, seen from the layer that it stands in.
 fn anchor(layer: &mut Node, beside: &Path, directory: &Path) {
-    if let Some(node) = layer
-        .entries_mut()
-        .and_then(|entries| entries.get_mut("data"))
+    if let Some(node) = layer.entries_mut().and_then(|entries| entries.get_mut("data"))
         && let tree::Value::String(text) | tree::Value::Text(text) = &mut node.value
         && !text.is_empty()
         && !text.starts_with('~')
     {
-        *text = directory
-            .join(beside)
-            .join(&*text)
-            .to_string_lossy()
-            .into_owned();
+        *text = directory.join(beside).join(&*text).to_string_lossy().into_owned();
     }
 }
 
@@ -416,17 +389,11 @@ fn apply_variable(
     let Some(path) = name.strip_prefix("RAYREEL_") else {
         return Ok(());
     };
-    if OTHER_VARIABLES
-        .iter()
-        .any(|other| tree::as_variable(other) == path)
-        || value.is_empty()
-    {
+    if OTHER_VARIABLES.iter().any(|other| tree::as_variable(other) == path) || value.is_empty() {
         return Ok(());
     }
     let fail = |message: String| Error::new(Some(Origin::Variable(name.to_string())), "", message);
-    let text = value
-        .to_str()
-        .ok_or_else(|| fail("is not UTF-8".to_owned()))?;
+    let text = value.to_str().ok_or_else(|| fail("is not UTF-8".to_owned()))?;
     let segments: Vec<&str> = path.split("__").collect();
     tree.set_variable(&segments, &name, text)?;
     if path == "DATA" {
@@ -442,10 +409,7 @@ fn apply_flags(tree: &mut Node, flags: &Flags, directory: &Path) -> Result<(), E
             Error::new(Some(Origin::Flag("--data")), "", "the path is not UTF-8")
         })?),
     };
-    let given = [
-        ("listen", "--listen", flags.listen.as_deref()),
-        ("data", "--data", data),
-    ];
+    let given = [("listen", "--listen", flags.listen.as_deref()), ("data", "--data", data)];
     for (key, flag, value) in given {
         if let (Some(value), Some(entries)) = (value, tree.entries_mut()) {
             entries.insert(key.to_owned(), Node::text(value, Origin::Flag(flag)));
@@ -460,34 +424,18 @@ fn apply_flags(tree: &mut Node, flags: &Flags, directory: &Path) -> Result<(), E
 /// Fills in what depends on the platform, or on other settings.
 fn complete(tree: &mut Node, defaults: &Node, sources: &Sources) {
     inherit(tree, defaults, "pools", "local", None);
-    let shared = [
-        "pool",
-        "silence_seconds",
-        "grace_seconds",
-        "limits",
-        "defaults",
-    ];
+    let shared = ["pool", "silence_seconds", "grace_seconds", "limits", "defaults"];
     inherit(tree, defaults, "models", TEST_MODEL, Some(&shared));
-    let model = tree
-        .get(&["models"])
-        .and_then(Node::entries)
-        .and_then(|models| {
-            let configured = models.iter().filter(|(name, _)| *name != TEST_MODEL);
-            configured
-                .min_by_key(|(_, node)| &node.origin)
-                .map(|(name, _)| name.clone())
-        });
+    let model = tree.get(&["models"]).and_then(Node::entries).and_then(|models| {
+        let configured = models.iter().filter(|(name, _)| *name != TEST_MODEL);
+        configured.min_by_key(|(_, node)| &node.origin).map(|(name, _)| name.clone())
+    });
     let model = model.unwrap_or_else(|| TEST_MODEL.to_owned());
-    let data = sources
-        .data
-        .as_ref()
-        .map(|path| path.to_string_lossy().into_owned());
+    let data = sources.data.as_ref().map(|path| path.to_string_lossy().into_owned());
     if let Some(entries) = tree.entries_mut() {
         for (key, value) in [("default_model", Some(model)), ("data", data)] {
             if let Some(value) = value {
-                entries
-                    .entry(key.to_owned())
-                    .or_insert_with(|| Node::text(value, Origin::Derived));
+                entries.entry(key.to_owned()).or_insert_with(|| Node::text(value, Origin::Derived));
             }
         }
     }
@@ -501,9 +449,7 @@ fn inherit(tree: &mut Node, defaults: &Node, table: &str, from: &str, keys: Opti
     if let (Some(keys), Some(entries)) = (keys, template.entries_mut()) {
         entries.retain(|key, _| keys.contains(&key.as_str()));
     }
-    let named = tree
-        .entries_mut()
-        .and_then(|entries| entries.get_mut(table));
+    let named = tree.entries_mut().and_then(|entries| entries.get_mut(table));
     if let Some(named) = named.and_then(Node::entries_mut) {
         named.values_mut().for_each(|node| node.underlay(&template));
     }
@@ -555,10 +501,7 @@ impl Settings {
     }
 
     pub fn terms(&self) -> Terms {
-        Terms {
-            lease_ms: self.lease_seconds.ms(),
-            ..Terms::default()
-        }
+        Terms { lease_ms: self.lease_seconds.ms(), ..Terms::default() }
     }
 
     pub fn locality(&self) -> Locality {

@@ -36,11 +36,7 @@ enum Kind {
 
 impl Fault {
     fn new(kind: Kind) -> Self {
-        Self {
-            path: Vec::new(),
-            origin: None,
-            kind,
-        }
+        Self { path: Vec::new(), origin: None, kind }
     }
 
     /// Adds the key above to the path. The innermost origin is the one that counts.
@@ -66,9 +62,8 @@ impl Fault {
 
 /// Names the nearest key that exists: a sibling that is spelt alike, or the same key elsewhere.
 fn unknown(path: &[String], origin: Option<Origin>, allowed: &[&str], defaults: &Node) -> Error {
-    let (last, above) = path
-        .split_last()
-        .map_or(("", path), |(last, above)| (last.as_str(), above));
+    let (last, above) =
+        path.split_last().map_or(("", path), |(last, above)| (last.as_str(), above));
     let others: &[&str] = match origin {
         Some(Origin::Variable(_)) if above.is_empty() => OTHER_VARIABLES,
         _ => &[],
@@ -81,10 +76,7 @@ fn unknown(path: &[String], origin: Option<Origin>, allowed: &[&str], defaults: 
     let spell = |path: &[String]| match &origin {
         Some(Origin::Variable(_)) => format!(
             "RAYREEL_{}",
-            path.iter()
-                .map(|key| as_variable(key))
-                .collect::<Vec<_>>()
-                .join("__")
+            path.iter().map(|key| as_variable(key)).collect::<Vec<_>>().join("__")
         ),
         _ => path.join("."),
     };
@@ -166,10 +158,7 @@ impl de::Error for Fault {
     }
 
     fn unknown_variant(variant: &str, allowed: &'static [&'static str]) -> Self {
-        Self::custom(format_args!(
-            "must be one of {}, not `{variant}`",
-            allowed.join(", ")
-        ))
+        Self::custom(format_args!("must be one of {}, not `{variant}`", allowed.join(", ")))
     }
 
     fn missing_field(key: &'static str) -> Self {
@@ -195,13 +184,10 @@ impl<'a> At<'a> {
             Value::Integer(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::String(text) | Value::Text(text) => visitor.visit_str(text),
-            Value::Array(nodes) => visitor.visit_seq(Elements {
-                nodes: nodes.iter(),
-            }),
-            Value::Table(entries) => visitor.visit_map(Entries {
-                entries: entries.iter(),
-                value: None,
-            }),
+            Value::Array(nodes) => visitor.visit_seq(Elements { nodes: nodes.iter() }),
+            Value::Table(entries) => {
+                visitor.visit_map(Entries { entries: entries.iter(), value: None })
+            }
         }
         .map_err(|fault: Fault| fault.at(node))
     }
@@ -273,9 +259,7 @@ impl<'de> Deserializer<'de> for At<'_> {
     ) -> Result<V::Value, Fault> {
         match &self.node.value {
             Value::String(text) | Value::Text(text) => visitor.visit_enum(Variant(text)),
-            _ => Err(Fault::new(Kind::Message(
-                "must be a text in quotes".to_owned(),
-            ))),
+            _ => Err(Fault::new(Kind::Message("must be a text in quotes".to_owned()))),
         }
         .map_err(|fault| fault.at(self.node))
     }
@@ -297,10 +281,7 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, Fault> {
-        self.nodes
-            .next()
-            .map(|node| seed.deserialize(At { node }))
-            .transpose()
+        self.nodes.next().map(|node| seed.deserialize(At { node })).transpose()
     }
 }
 
@@ -321,15 +302,12 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         };
         self.value = Some((key, node));
         let name: StrDeserializer<'_, Fault> = key.as_str().into_deserializer();
-        seed.deserialize(name)
-            .map(Some)
-            .map_err(|fault| fault.under(key, node))
+        seed.deserialize(name).map(Some).map_err(|fault| fault.under(key, node))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         let (key, node) = self.value.take().expect("serde asks for the key first");
-        seed.deserialize(At { node })
-            .map_err(|fault| fault.under(key, node))
+        seed.deserialize(At { node }).map_err(|fault| fault.under(key, node))
     }
 }
 

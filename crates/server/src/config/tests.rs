@@ -20,13 +20,9 @@ fn nothing() -> Sources {
 }
 
 fn with_variables(variables: &[(&str, &str)]) -> Sources {
-    let variables = variables
-        .iter()
-        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    Sources {
-        variables: variables.collect(),
-        ..nothing()
-    }
+    let variables =
+        variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Sources { variables: variables.collect(), ..nothing() }
 }
 
 /// A configuration file of its own for each test.
@@ -46,10 +42,7 @@ impl File {
     }
 
     fn sources(&self) -> Sources {
-        Sources {
-            file: Some(self.path()),
-            ..nothing()
-        }
+        Sources { file: Some(self.path()), ..nothing() }
     }
 }
 
@@ -62,15 +55,11 @@ fn file_error(text: &str) -> String {
     let file = File::new(text);
     let error = Settings::load(&file.sources()).expect_err("wrong");
     assert_eq!(error.code(), Code::InvalidConfig);
-    error
-        .to_string()
-        .replace(&format!("{}/", file.directory.path().display()), "")
+    error.to_string().replace(&format!("{}/", file.directory.path().display()), "")
 }
 
 fn variable_error(name: &str, value: &str) -> String {
-    Settings::load(&with_variables(&[(name, value)]))
-        .expect_err("wrong")
-        .to_string()
+    Settings::load(&with_variables(&[(name, value)])).expect_err("wrong").to_string()
 }
 
 fn model(name: &str) -> ModelName {
@@ -88,21 +77,9 @@ fn the_default_file_is_a_whole_and_right_configuration() {
     assert_eq!(settings.data, Path::new("/home/me/.local/share/rayreel"));
     assert_eq!(settings.default_model, model("testcard"));
     assert_eq!(settings.max_body_bytes, 16 << 20);
-    assert_eq!(
-        settings.max_run_seconds.duration(),
-        Duration::from_secs(3600)
-    );
-    assert_eq!(
-        settings.log,
-        Log {
-            level: LogLevel::Info,
-            format: LogFormat::Text
-        }
-    );
-    assert_eq!(
-        settings.models[&model("testcard")].settings["step_ms"],
-        json!(10)
-    );
+    assert_eq!(settings.max_run_seconds.duration(), Duration::from_secs(3600));
+    assert_eq!(settings.log, Log { level: LogLevel::Info, format: LogFormat::Text });
+    assert_eq!(settings.models[&model("testcard")].settings["step_ms"], json!(10));
 }
 
 #[test]
@@ -138,10 +115,7 @@ fn the_default_file_documents_every_key() {
             let line = line.trim_start_matches(['#', ' ']);
             line.starts_with(&format!("{key} =")) || line.starts_with('[') && line.contains(&key)
         };
-        assert!(
-            DEFAULT_FILE.lines().any(says),
-            "`{key}` is not in the default file"
-        );
+        assert!(DEFAULT_FILE.lines().any(says), "`{key}` is not in the default file");
     }
 }
 
@@ -166,26 +140,15 @@ fn each_layer_is_stronger_than_the_one_before() {
     let origin = |key: &str| {
         let entries = loaded.entries();
         let entry = entries.iter().find(|entry| entry.key == key);
-        entry
-            .map(|entry| (entry.value.clone(), entry.origin.clone()))
-            .expect("an entry")
+        entry.map(|entry| (entry.value.clone(), entry.origin.clone())).expect("an entry")
     };
-    assert_eq!(
-        origin("listen"),
-        ("\"[::1]:3333\"".to_owned(), Origin::Flag("--listen"))
-    );
+    assert_eq!(origin("listen"), ("\"[::1]:3333\"".to_owned(), Origin::Flag("--listen")));
     let variable = Origin::Variable("RAYREEL_LEASE_SECONDS".to_owned());
     assert_eq!(origin("lease_seconds"), ("0.5".to_owned(), variable));
-    let file = Origin::File {
-        path: file.path(),
-        line: 3,
-    };
+    let file = Origin::File { path: file.path(), line: 3 };
     assert_eq!(origin("max_queued"), ("7".to_owned(), file));
     assert!(matches!(origin("retry.max_losses"), (value, Origin::Default { .. }) if value == "5"));
-    assert_eq!(
-        origin("default_model"),
-        ("\"testcard\"".to_owned(), Origin::Derived)
-    );
+    assert_eq!(origin("default_model"), ("\"testcard\"".to_owned(), Origin::Derived));
 }
 
 #[test]
@@ -195,21 +158,15 @@ fn the_entries_are_a_configuration_file_that_says_the_same() {
          settings = { list = [1, { x = 0.5 }], when = 2026-01-01, \"odd key\" = true }",
     );
     let first = load(&file.sources()).expect("right");
-    let lines: Vec<String> = first
-        .entries()
-        .iter()
-        .map(|entry| format!("{} = {}", entry.key, entry.value))
-        .collect();
+    let lines: Vec<String> =
+        first.entries().iter().map(|entry| format!("{} = {}", entry.key, entry.value)).collect();
     assert_eq!(load_file(&lines.join("\n")), first.settings);
 }
 
 #[test]
 fn a_file_is_found_where_it_is_named_then_in_the_places_to_search() {
-    let (asked, named, searched) = (
-        File::new("max_queued = 1"),
-        File::new("max_queued = 2"),
-        File::new("max_queued = 3"),
-    );
+    let (asked, named, searched) =
+        (File::new("max_queued = 1"), File::new("max_queued = 2"), File::new("max_queued = 3"));
     let mut sources = Sources {
         file: Some(asked.path()),
         search: vec![PathBuf::from("/nowhere/rayreel.toml"), searched.path()],
@@ -240,9 +197,7 @@ fn a_file_that_is_not_toml_is_refused_by_line() {
     );
     let file = File::new("");
     fs::write(file.path(), b"# fine\n# \xff").expect("written");
-    let error = Settings::load(&file.sources())
-        .expect_err("wrong")
-        .to_string();
+    let error = Settings::load(&file.sources()).expect_err("wrong").to_string();
     assert!(error.ends_with("line 2 is not UTF-8"), "{error}");
 }
 
@@ -342,10 +297,7 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
             "max_queued = 1.5",
             "rayreel.toml, line 1: max_queued: must be a whole number, not negative, not `1.5`",
         ),
-        (
-            "listen = 8088",
-            "rayreel.toml, line 1: listen: must be a text in quotes, not `8088`",
-        ),
+        ("listen = 8088", "rayreel.toml, line 1: listen: must be a text in quotes, not `8088`"),
         (
             "listen = \"localhost:8088\"",
             "rayreel.toml, line 1: listen: `localhost:8088` is not an address; \
@@ -355,10 +307,7 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
             "[log]\nformat = \"xml\"",
             "rayreel.toml, line 2: log.format: must be one of text, json, not `xml`",
         ),
-        (
-            "log = 3",
-            "rayreel.toml, line 1: log: must be a table, not `3`",
-        ),
+        ("log = 3", "rayreel.toml, line 1: log: must be a table, not `3`"),
         (
             "[models.x]\ncommand = \"python3\"",
             "rayreel.toml, line 2: models.x.command: must be a list of texts, not the text `python3`",
@@ -377,10 +326,7 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
             "rayreel.toml, line 1: pools.a b: the name of a pool is 1 to 64 letters, digits, `.`, \
              `_` and `-`, a letter or digit first",
         ),
-        (
-            "lease_seconds = nan",
-            "rayreel.toml, line 1: `inf` and `nan` are not allowed",
-        ),
+        ("lease_seconds = nan", "rayreel.toml, line 1: `inf` and `nan` are not allowed"),
     ] {
         assert_eq!(file_error(text), message);
     }
@@ -388,10 +334,7 @@ fn a_value_of_the_wrong_type_is_refused_with_what_is_allowed() {
         variable_error("RAYREEL_LEASE_SECONDS", "long"),
         "RAYREEL_LEASE_SECONDS: must be a number, not the text `long`"
     );
-    assert_eq!(
-        variable_error("RAYREEL_POOLS", "3"),
-        "RAYREEL_POOLS: must be a table, not `3`"
-    );
+    assert_eq!(variable_error("RAYREEL_POOLS", "3"), "RAYREEL_POOLS: must be a table, not `3`");
 }
 
 #[test]
@@ -484,12 +427,7 @@ fn settings_must_fit_one_another() {
 
 #[test]
 fn only_loopback_is_served_while_there_are_no_keys() {
-    for listen in [
-        "0.0.0.0:8088",
-        "[::]:8088",
-        "192.168.1.2:80",
-        "127.0.0.5:80",
-    ] {
+    for listen in ["0.0.0.0:8088", "[::]:8088", "192.168.1.2:80", "127.0.0.5:80"] {
         let error = variable_error("RAYREEL_LISTEN", listen);
         assert!(error.starts_with("RAYREEL_LISTEN: "), "{error}");
         assert!(error.contains("no keys yet"), "{error}");
@@ -513,24 +451,14 @@ fn a_relative_data_directory_is_beside_the_file_or_in_the_working_directory() {
 
 #[test]
 fn without_a_home_directory_the_data_directory_must_be_set() {
-    let error = Settings::load(&Sources {
-        data: None,
-        ..nothing()
-    })
-    .expect_err("wrong");
+    let error = Settings::load(&Sources { data: None, ..nothing() }).expect_err("wrong");
     assert_eq!(
         error.to_string(),
         "data: is not set, and there is no home directory to put it in; \
          set `data`, RAYREEL_DATA or --data"
     );
-    let sources = Sources {
-        data: None,
-        ..with_variables(&[("RAYREEL_DATA", "/d")])
-    };
-    assert_eq!(
-        Settings::load(&sources).expect("right").data,
-        Path::new("/d")
-    );
+    let sources = Sources { data: None, ..with_variables(&[("RAYREEL_DATA", "/d")]) };
+    assert_eq!(Settings::load(&sources).expect("right").data, Path::new("/d"));
 }
 
 #[test]
@@ -570,10 +498,7 @@ fn a_model_takes_over_what_it_does_not_say_but_not_the_settings_of_the_engine() 
     assert!(settings.models[&model("testcard")].is_test_pattern());
 
     let policy = settings.pools[&pool("gpu")].policy();
-    assert_eq!(
-        (policy.min, policy.max, policy.idle_timeout_ms),
-        (0, 4, 600_000)
-    );
+    assert_eq!((policy.min, policy.max, policy.idle_timeout_ms), (0, 4, 600_000));
     assert_eq!(settings.pools[&pool("local")].policy().max, 1);
 }
 
@@ -586,10 +511,7 @@ fn a_variable_reaches_into_tables_and_takes_its_type_from_the_setting() {
         ("RAYREEL_LOG__FORMAT", "json"),
         ("RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MS", "250"),
         ("RAYREEL_MODELS__TESTCARD__SETTINGS__NAME", "plain"),
-        (
-            "RAYREEL_MODELS__WAN2_2_A__COMMAND",
-            "[\"python3\", \"engine.py\"]",
-        ),
+        ("RAYREEL_MODELS__WAN2_2_A__COMMAND", "[\"python3\", \"engine.py\"]"),
         ("RAYREEL_MODELS__WAN2_2_A__CHECKPOINT", "/0123"),
         ("RAYREEL_DEFAULT_MODEL", "wan2.2-a"),
     ])
@@ -601,10 +523,7 @@ fn a_variable_reaches_into_tables_and_takes_its_type_from_the_setting() {
     assert_eq!(testcard.settings["step_ms"], json!(250));
     assert_eq!(testcard.settings["name"], json!("plain"));
     let wan = &settings.models[&model("wan2.2-a")];
-    assert_eq!(
-        wan.command.as_deref(),
-        Some(&["python3".to_owned(), "engine.py".to_owned()][..])
-    );
+    assert_eq!(wan.command.as_deref(), Some(&["python3".to_owned(), "engine.py".to_owned()][..]));
     assert_eq!(wan.checkpoint.as_deref(), Some("/0123"));
 }
 

@@ -56,17 +56,11 @@ pub(super) enum Value {
 
 impl Node {
     pub(super) fn table(origin: Origin) -> Self {
-        Self {
-            value: Value::Table(BTreeMap::new()),
-            origin,
-        }
+        Self { value: Value::Table(BTreeMap::new()), origin }
     }
 
     pub(super) fn text(text: impl Into<String>, origin: Origin) -> Self {
-        Self {
-            value: Value::Text(text.into()),
-            origin,
-        }
+        Self { value: Value::Text(text.into()), origin }
     }
 
     pub(super) fn entries(&self) -> Option<&BTreeMap<String, Node>> {
@@ -85,8 +79,7 @@ impl Node {
 
     /// The node at the end of a path.
     pub(super) fn get(&self, path: &[&str]) -> Option<&Self> {
-        path.iter()
-            .try_fold(self, |node, key| node.entries()?.get(*key))
+        path.iter().try_fold(self, |node, key| node.entries()?.get(*key))
     }
 
     /// Lays a stronger layer over this one.
@@ -138,11 +131,8 @@ impl Node {
         let Some(entries) = self.entries_mut() else {
             return Ok(());
         };
-        let meant: Vec<String> = entries
-            .keys()
-            .filter(|key| as_variable(key) == *segment)
-            .cloned()
-            .collect();
+        let meant: Vec<String> =
+            entries.keys().filter(|key| as_variable(key) == *segment).cloned().collect();
         let key = match meant.as_slice() {
             [] => segment.to_ascii_lowercase(),
             [key] => key.clone(),
@@ -151,24 +141,13 @@ impl Node {
                 return Err(Error::new(Some(origin), "", message));
             }
         };
-        entries
-            .entry(key)
-            .or_insert_with(|| Self::table(origin))
-            .set_variable(rest, variable, text)
+        entries.entry(key).or_insert_with(|| Self::table(origin)).set_variable(rest, variable, text)
     }
 }
 
 /// A key as it is written in the name of a variable.
 pub(super) fn as_variable(key: &str) -> String {
-    key.chars()
-        .map(|c| {
-            if matches!(c, '.' | '-') {
-                '_'
-            } else {
-                c.to_ascii_uppercase()
-            }
-        })
-        .collect()
+    key.chars().map(|c| if matches!(c, '.' | '-') { '_' } else { c.to_ascii_uppercase() }).collect()
 }
 
 /// Reads a TOML document; `origin` says where a line of it stands.
@@ -178,21 +157,13 @@ pub(super) fn parse(text: &str, origin: &dyn Fn(usize) -> Origin) -> Result<Node
         Error::new(Some(origin(line(text, at))), "", error.message())
     })?;
     let reader = Reader { text, origin };
-    Ok(Node {
-        value: reader.table(table.get_ref())?,
-        origin: origin(1),
-    })
+    Ok(Node { value: reader.table(table.get_ref())?, origin: origin(1) })
 }
 
 /// Reads what a variable or flag says as a TOML value, if it is one.
 pub(super) fn parse_value(text: &str, origin: &Origin) -> Option<Value> {
     let value = DeValue::parse(text).ok()?;
-    Reader {
-        text,
-        origin: &|_| origin.clone(),
-    }
-    .value(value.get_ref(), 0)
-    .ok()
+    Reader { text, origin: &|_| origin.clone() }.value(value.get_ref(), 0).ok()
 }
 
 fn line(text: &str, at: usize) -> usize {
@@ -219,11 +190,7 @@ impl Reader<'_> {
 
     fn value(&self, value: &DeValue<'_>, at: usize) -> Result<Value, Error> {
         let wrong = |message: &str| {
-            Error::new(
-                Some((self.origin)(line(self.text, at))),
-                "",
-                message.to_owned(),
-            )
+            Error::new(Some((self.origin)(line(self.text, at))), "", message.to_owned())
         };
         Ok(match value {
             DeValue::Boolean(value) => Value::Boolean(*value),
@@ -241,10 +208,7 @@ impl Reader<'_> {
                 let nodes = values.iter().map(|value| {
                     let at = value.span().start;
                     let origin = (self.origin)(line(self.text, at));
-                    Ok(Node {
-                        value: self.value(value.get_ref(), at)?,
-                        origin,
-                    })
+                    Ok(Node { value: self.value(value.get_ref(), at)?, origin })
                 });
                 Value::Array(nodes.collect::<Result<_, Error>>()?)
             }
@@ -291,15 +255,8 @@ pub(super) struct Key<'a>(pub(super) &'a str);
 impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bare = !self.0.is_empty()
-            && self
-                .0
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if bare {
-            f.write_str(self.0)
-        } else {
-            quoted(f, self.0)
-        }
+            && self.0.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if bare { f.write_str(self.0) } else { quoted(f, self.0) }
     }
 }
 

@@ -30,7 +30,11 @@ async fn collect(app: &App) -> Result<usize, String> {
     let garbage = components.store.garbage(BATCH).await.map_err(|error| error.to_string())?;
     let mut done = Vec::with_capacity(garbage.len());
     for item in &garbage {
-        components.artifacts.delete_folder(&item.folder).await.map_err(|error| error.to_string())?;
+        components
+            .artifacts
+            .delete_folder(&item.folder)
+            .await
+            .map_err(|error| error.to_string())?;
         done.push(item.id);
     }
     if !done.is_empty() {

@@ -71,9 +71,9 @@ impl Local {
 #[async_trait]
 impl Provider for Local {
     async fn launch(&self, mut launch: Launch, server: &str) -> Result<Launch, String> {
-        let child = self.start(&launch, server).map_err(|error| {
-            format!("{} could not be started: {error}", self.command.join(" "))
-        })?;
+        let child = self
+            .start(&launch, server)
+            .map_err(|error| format!("{} could not be started: {error}", self.command.join(" ")))?;
         launch.pid = Some(child.id());
         launch.pid_started = process::start_time(child.id());
         self.children().insert(launch.id.clone(), child);
@@ -115,6 +115,14 @@ impl Provider for Local {
         if let Some(mut child) = self.children().remove(&launch.id) {
             // It has ended: this takes its status and never waits long.
             let _ = child.try_wait();
+        }
+        // A worker that was killed could not tidy up, and nobody else knows its files.
+        let scratch = self.home.join("scratch").join(&launch.id);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(scratch)).await;
+        if let Ok(Err(error)) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(worker = launch.id, %error, "scratch files of a dead worker are left");
         }
     }
 }

@@ -8,9 +8,9 @@
 //! killed finds again what it has started. A launch that dies before its worker has asked for work
 //! delays the next one; three in a row open the breaker: the pool's tasks stay queued, and say why.
 
+mod breaker;
 pub mod local;
 pub mod process;
-mod breaker;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -57,15 +57,15 @@ pub struct Targets(RwLock<HashMap<PoolName, Decision>>);
 
 #[derive(Debug, Default, Clone)]
 struct Decision {
-    target: u32,
+    target: Option<u32>,
     blocked: Option<String>,
 }
 
 impl Targets {
-    /// How many workers the pool should have; none until the fleet has decided: then nobody is
-    /// told to go.
+    /// How many workers the pool should have. None, so that nobody is told to go, until the fleet
+    /// has decided, and where it starts none: those pools live on workers that others start.
     pub fn of(&self, pool: &PoolName) -> Option<u32> {
-        self.read().get(pool).map(|decision| decision.target)
+        self.read().get(pool).and_then(|decision| decision.target)
     }
 
     /// Why no worker is being started although tasks wait.
@@ -77,7 +77,7 @@ impl Targets {
         self.0.read().expect("nothing panics while it holds this lock")
     }
 
-    fn set(&self, pool: &PoolName, target: u32, blocked: Option<String>) {
+    fn set(&self, pool: &PoolName, target: Option<u32>, blocked: Option<String>) {
         let mut decisions = self.0.write().expect("nothing panics while it holds this lock");
         decisions.insert(pool.clone(), Decision { target, blocked });
     }
@@ -220,11 +220,11 @@ impl Fleet {
         let breaker = self.breaker(pool);
         let blocked = (plan.launch > 0).then(|| breaker.blocked(now)).flatten();
         let allowed = if blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
-        self.app.targets.set(pool, plan.target, blocked);
+        let target = (policy.max > 0).then_some(plan.target);
+        self.app.targets.set(pool, target, blocked);
         let idle = u32::try_from(snapshot.idle_ms.len()).unwrap_or(u32::MAX);
-        if snapshot.busy.saturating_add(idle).saturating_add(snapshot.starting) > plan.target
-            && idle > 0
-        {
+        let live = snapshot.busy.saturating_add(idle).saturating_add(snapshot.starting);
+        if idle > 0 && target.is_some_and(|target| live > target) {
             // Parked claims of idle workers come back and learn that they are not needed.
             components.feed.wake_all(pool);
         }
@@ -268,7 +268,10 @@ impl Fleet {
         let mut going = Vec::new();
         for launch in launches {
             if leases.iter().any(|lease| lease.worker.as_str() == launch.id) {
-                tracing::info!(worker = launch.id, "left at work; it reconnects when the server is back");
+                tracing::info!(
+                    worker = launch.id,
+                    "left at work; it reconnects when the server is back"
+                );
                 continue;
             }
             components.provider.stop(&launch, false).await;

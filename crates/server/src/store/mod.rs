@@ -127,7 +127,9 @@ pub enum Error {
     /// It may or may not have been written.
     #[error("the task store failed while it wrote: {0}")]
     OutcomeUnknown(String),
-    #[error("the database was written by a newer version of rayreel (schema {found}, this build knows {known})")]
+    #[error(
+        "the database was written by a newer version of rayreel (schema {found}, this build knows {known})"
+    )]
     TooNew { found: u32, known: u32 },
     #[error("the database is damaged: {0}")]
     Corrupt(String),
@@ -167,10 +169,15 @@ pub struct Claim {
 pub enum Claimed {
     Task(Box<Task>),
     /// `ready` tells that the pool has tasks which this worker should leave to others.
-    Nothing { ready: bool },
+    Nothing {
+        ready: bool,
+    },
     /// The worker has been deregistered and exits.
     Drain,
-    Quarantine { model: ModelName, message: String },
+    Quarantine {
+        model: ModelName,
+        message: String,
+    },
 }
 
 /// What a cancel or delete did.

@@ -91,14 +91,8 @@ impl Pool {
 
     async fn claim(&self, by: &Identity, seq: u64) -> Claimed {
         let target = self.world.app.targets.of(&"local".parse().unwrap());
-        let claim = Claim {
-            by: by.clone(),
-            seq,
-            holding: vec![],
-            loaded: None,
-            self_test: None,
-            target,
-        };
+        let claim =
+            Claim { by: by.clone(), seq, holding: vec![], loaded: None, self_test: None, target };
         self.store().claim(claim).await.unwrap()
     }
 }
@@ -147,6 +141,20 @@ async fn the_minimum_is_started_without_a_task_and_stays() {
     pool.look().await;
     assert!(matches!(pool.claim(&by, 2).await, Claimed::Nothing { .. }));
     assert_eq!(pool.provider.launched().len(), 1);
+}
+
+#[tokio::test]
+async fn where_the_fleet_starts_none_the_workers_that_others_start_stay() {
+    let mut pool = Pool::new(&[
+        ("RAYREEL_POOLS__LOCAL__MAX", "0"),
+        ("RAYREEL_POOLS__LOCAL__IDLE_TIMEOUT_SECONDS", "10"),
+    ]);
+    let by = pool.register("mine").await;
+    pool.look().await;
+    assert!(matches!(pool.claim(&by, 1).await, Claimed::Nothing { .. }));
+    pool.world.clock.advance(Duration::from_secs(60));
+    pool.look().await;
+    assert!(matches!(pool.claim(&by, 2).await, Claimed::Nothing { .. }));
 }
 
 #[tokio::test]

@@ -17,9 +17,9 @@ use rayreel_server::store::sqlite::{Options, SqliteStore};
 use rayreel_server::store::{Launch, View};
 use rayreel_server::{App, Components};
 
-pub struct World {
-    pub app: Arc<App>,
-    pub clock: Arc<ManualClock>,
+pub(crate) struct World {
+    pub(crate) app: Arc<App>,
+    pub(crate) clock: Arc<ManualClock>,
     _folder: tempfile::TempDir,
 }
 
@@ -43,11 +43,11 @@ impl Provider for Nobody {
 
 impl World {
     /// Settings are given as environment variables.
-    pub fn new(settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(settings: &[(&str, &str)]) -> Self {
         Self::with_provider(settings, Arc::new(Nobody))
     }
 
-    pub fn with_provider(settings: &[(&str, &str)], provider: Arc<dyn Provider>) -> Self {
+    pub(crate) fn with_provider(settings: &[(&str, &str)], provider: Arc<dyn Provider>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources {
             data: Some(folder.path().to_owned()),
@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Queues a task of the default model.
-    pub async fn submit(&self, prompt: &str) -> TaskId {
+    pub(crate) async fn submit(&self, prompt: &str) -> TaskId {
         let components = &self.app.components;
         let model: ModelName = self.app.settings.default_model.clone();
         let spec = self.app.settings.model_spec(&model).unwrap();
@@ -126,7 +126,7 @@ impl World {
         components.store.submit(task).await.unwrap().task.id
     }
 
-    pub async fn get(&self, id: TaskId) -> View {
+    pub(crate) async fn get(&self, id: TaskId) -> View {
         let tenant = "default".parse().unwrap();
         self.app.components.store.get(&tenant, id).await.unwrap().expect("the task exists")
     }

@@ -70,21 +70,10 @@ mod tests {
 
     #[test]
     fn secrets_and_what_is_unknown_stay_behind() {
-        for name in [
-            "RAYREEL_WORKER_TOKEN",
-            "AWS_SECRET_ACCESS_KEY",
-            "LD_PRELOAD",
-            "HTTPS_PROXY",
-        ] {
+        for name in ["RAYREEL_WORKER_TOKEN", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD", "HTTPS_PROXY"] {
             assert!(!passes(OsStr::new(name)), "{name}");
         }
-        for name in [
-            "PATH",
-            "CUDA_VISIBLE_DEVICES",
-            "PYTHONPATH",
-            "HF_HOME",
-            "LC_ALL",
-        ] {
+        for name in ["PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "HF_HOME", "LC_ALL"] {
             assert!(passes(OsStr::new(name)), "{name}");
         }
     }

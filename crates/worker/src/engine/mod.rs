@@ -46,18 +46,16 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(program: PathBuf) -> Self {
-        Self {
-            program,
-            engine: None,
-        }
+        Self { program, engine: None }
     }
 
     /// The model that is loaded or being loaded.
     pub(crate) fn loaded(&self) -> Option<ModelName> {
-        self.engine
-            .as_ref()
-            .filter(|engine| engine.is_alive())
-            .map(|e| e.setup.name.clone())
+        self.engine.as_ref().filter(|engine| engine.is_alive()).map(|e| e.setup.name.clone())
+    }
+
+    pub(crate) fn is_loading(&self) -> bool {
+        self.engine.as_ref().is_some_and(|engine| engine.state == State::Loading)
     }
 
     /// An engine with this model, ready to generate. If this is dropped, the engine goes on
@@ -174,11 +172,7 @@ impl Engine {
             return Ok(());
         }
         match self.listen().await? {
-            FromEngine::Ready {
-                protocol: PROTOCOL,
-                engine,
-                version,
-            } => {
+            FromEngine::Ready { protocol: PROTOCOL, engine, version } => {
                 tracing::info!(model = %self.setup.name, engine, version, "model loaded");
                 self.state = State::Idle;
                 Ok(())
@@ -186,29 +180,17 @@ impl Engine {
             FromEngine::Ready { protocol, .. } => {
                 let message =
                     format!("the engine speaks protocol {protocol}, this worker {PROTOCOL}");
-                Err(self
-                    .broken(retryable(Code::EngineLoadFailed, message))
-                    .await)
+                Err(self.broken(retryable(Code::EngineLoadFailed, message)).await)
             }
-            FromEngine::Error(EngineError {
-                id: None,
-                code,
-                message,
-                retryable,
-            }) => {
+            FromEngine::Error(EngineError { id: None, code, message, retryable }) => {
                 let code = match code {
                     EngineErrorCode::OutOfMemory => Code::OutOfMemory,
                     _ => Code::EngineLoadFailed,
                 };
-                let failure = Failure {
-                    retryable,
-                    ..Failure::new(code, message)
-                };
+                let failure = Failure { retryable, ..Failure::new(code, message) };
                 Err(self.broken(failure).await)
             }
-            other => Err(self
-                .unexpected(&other, "while the model was being loaded")
-                .await),
+            other => Err(self.unexpected(&other, "while the model was being loaded").await),
         }
     }
 
@@ -225,18 +207,9 @@ impl Engine {
         self.say(&ToEngine::Generate(generate));
         loop {
             match self.listen().await? {
-                FromEngine::Progress {
-                    id: of,
-                    step,
-                    steps,
-                    stage,
-                } if of == id => {
+                FromEngine::Progress { id: of, step, steps, stage } if of == id => {
                     let stage = stage.chars().take(MAX_STAGE).collect();
-                    progress(Progress {
-                        stage,
-                        step: step.min(steps),
-                        steps,
-                    });
+                    progress(Progress { stage, step: step.min(steps), steps });
                 }
                 FromEngine::Done(done) if done.id == id => {
                     self.state = State::Idle;
@@ -252,35 +225,23 @@ impl Engine {
 
     /// Turns the engine's own error into a failure.
     async fn failed(&mut self, error: EngineError) -> Failure {
-        let EngineError {
-            code,
-            message,
-            retryable,
-            ..
-        } = error;
+        let EngineError { code, message, retryable, .. } = error;
         let (code, retryable) = match code {
             EngineErrorCode::OutOfMemory => (Code::OutOfMemory, retryable),
             EngineErrorCode::InvalidRequest => (Code::EngineRefused, false),
             EngineErrorCode::Failed => (Code::EngineFailed, retryable),
             EngineErrorCode::LoadFailed => {
-                let failure = Failure {
-                    retryable,
-                    ..Failure::new(Code::EngineLoadFailed, message)
-                };
+                let failure =
+                    Failure { retryable, ..Failure::new(Code::EngineLoadFailed, message) };
                 return self.broken(failure).await;
             }
             EngineErrorCode::Cancelled => {
                 let message = "the engine says that it was asked to stop, but nobody had asked it";
-                return self
-                    .broken(self::retryable(Code::EngineProtocol, message))
-                    .await;
+                return self.broken(self::retryable(Code::EngineProtocol, message)).await;
             }
         };
         self.state = State::Idle;
-        self.explained(Failure {
-            retryable,
-            ..Failure::new(code, message)
-        })
+        self.explained(Failure { retryable, ..Failure::new(code, message) })
     }
 
     /// Stops the generation under way: asks, and kills if the engine does not answer in time.
@@ -454,8 +415,7 @@ impl Engine {
                 format!("`error` without an id ({})", quoted(message))
             }
         };
-        self.protocol(format!("the engine said {message} {when}"))
-            .await
+        self.protocol(format!("the engine said {message} {when}")).await
     }
 
     async fn protocol(&mut self, message: impl Into<String>) -> Failure {
@@ -470,10 +430,7 @@ impl Engine {
 
     /// Adds the engine's last lines to a failure.
     pub(crate) fn explained(&self, failure: Failure) -> Failure {
-        Failure {
-            detail: self.process.stderr.text(),
-            ..failure
-        }
+        Failure { detail: self.process.stderr.text(), ..failure }
     }
 }
 
@@ -491,10 +448,7 @@ async fn until(moment: Option<Instant>) {
 }
 
 fn retryable(code: Code, message: impl Into<String>) -> Failure {
-    Failure {
-        retryable: true,
-        ..Failure::new(code, message)
-    }
+    Failure { retryable: true, ..Failure::new(code, message) }
 }
 
 /// How a process has ended, in words.

@@ -42,9 +42,7 @@ impl Group {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Pid>> {
-        self.0
-            .lock()
-            .expect("nothing panics while it holds this lock")
+        self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 

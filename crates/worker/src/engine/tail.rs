@@ -51,10 +51,7 @@ impl Tail {
             returned: false,
             heard: Instant::now(),
         };
-        Ok(Self {
-            pipe: pipe::Receiver::from_owned_fd(pipe)?,
-            text: Mutex::new(text),
-        })
+        Ok(Self { pipe: pipe::Receiver::from_owned_fd(pipe)?, text: Mutex::new(text) })
     }
 
     /// Reads on until the pipe ends; an engine whose standard error nobody reads would stall.
@@ -124,9 +121,7 @@ impl Tail {
     }
 
     fn lock(&self) -> MutexGuard<'_, Text> {
-        self.text
-            .lock()
-            .expect("nothing panics while it holds this lock")
+        self.text.lock().expect("nothing panics while it holds this lock")
     }
 }
 

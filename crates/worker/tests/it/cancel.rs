@@ -57,10 +57,7 @@ fn a_cancel_reaches_the_engine_without_waiting_for_a_beat() {
     // The engine is at work on it.
     at.open();
     rig.peer.set(|script| {
-        script.controlled = Controlled {
-            cancelled: vec![fence],
-            ..Controlled::default()
-        };
+        script.controlled = Controlled { cancelled: vec![fence], ..Controlled::default() };
     });
     rig.peer.wait_for("claim", 3);
     rig.ask(&model, "short");
@@ -70,11 +67,7 @@ fn a_cancel_reaches_the_engine_without_waiting_for_a_beat() {
             .named("control")
             .any(|call| matches!(call, Call::Control(control) if control.holding == [fence]));
         assert!(told);
-        assert_eq!(
-            script.claims()[2].loaded.as_ref(),
-            Some(&model.name),
-            "it stays warm"
-        );
+        assert_eq!(script.claims()[2].loaded.as_ref(), Some(&model.name), "it stays warm");
         assert_eq!(script.files()[0], script.files()[1]);
     });
     nothing_was_said(&rig);
@@ -91,24 +84,17 @@ fn an_engine_that_does_not_stop_is_killed_with_its_children() {
     let fence = rig.ask(&model, "long");
     rig.wait_progress(fence, 1);
     rig.peer.set(|script| {
-        script.controlled = Controlled {
-            cancelled: vec![fence],
-            ..Controlled::default()
-        };
+        script.controlled = Controlled { cancelled: vec![fence], ..Controlled::default() };
     });
     rig.peer.wait_for("claim", 3);
     let pids = std::fs::read_to_string(rig.dir.path().join("pids")).unwrap();
     for pid in pids.split_whitespace() {
         wait_gone(pid);
     }
-    assert_eq!(
-        rig.peer.see(|script| script.claims()[2].loaded.clone()),
-        None
-    );
+    assert_eq!(rig.peer.see(|script| script.claims()[2].loaded.clone()), None);
     rig.ask(&model, "short");
     rig.peer.wait_for("commit", 2);
-    rig.peer
-        .see(|script| assert_ne!(script.files()[0], script.files()[1], "a fresh engine"));
+    rig.peer.see(|script| assert_ne!(script.files()[0], script.files()[1], "a fresh engine"));
     nothing_was_said(&rig);
     rig.finish();
 }
@@ -121,8 +107,7 @@ fn a_lost_lease_ends_the_work() {
     rig.wait_progress(fence, 1);
     rig.peer.set(|script| script.beaten = Beaten::Lost);
     rig.peer.wait_for("claim", 2);
-    rig.peer
-        .see(|script| assert_eq!(script.count("commit") + script.count("uploads"), 0));
+    rig.peer.see(|script| assert_eq!(script.count("commit") + script.count("uploads"), 0));
     nothing_was_said(&rig);
     rig.finish();
 }
@@ -160,10 +145,7 @@ fn an_engine_goes_on_loading_when_its_task_is_cancelled() {
             .then_some(())
     });
     rig.peer.set(|script| {
-        script.controlled = Controlled {
-            cancelled: vec![fence],
-            ..Controlled::default()
-        };
+        script.controlled = Controlled { cancelled: vec![fence], ..Controlled::default() };
     });
     rig.peer.wait_for("claim", 2);
     rig.assign(&model);
@@ -185,12 +167,8 @@ fn a_stale_lease_at_any_call_drops_the_attempt() {
             let model = rig.model(OBEDIENT);
             let task = rig.ask(&model, "long");
             // Nothing but a change of `lost` has the server answer; the fault replaces the answer.
-            rig.peer.set(|script| {
-                script
-                    .controlled
-                    .lost
-                    .extend((call == "control").then_some(task))
-            });
+            rig.peer
+                .set(|script| script.controlled.lost.extend((call == "control").then_some(task)));
         } else {
             let model = rig.model(crate::rig::GOOD);
             rig.assign(&model);
@@ -217,10 +195,7 @@ fn a_worker_that_was_replaced_leaves() {
             rig.assign(&model);
         }
         let error = rig.ended().unwrap_err();
-        assert!(
-            matches!(error, rayreel_worker::Error::Replaced { .. }),
-            "{call}: {error}"
-        );
+        assert!(matches!(error, rayreel_worker::Error::Replaced { .. }), "{call}: {error}");
         assert!(error.to_string().contains("worker-1"), "{error}");
     }
 }

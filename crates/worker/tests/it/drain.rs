@@ -37,11 +37,8 @@ fn all_gone(rig: &Rig) {
 
 fn names_after(rig: &Rig, first: &str) -> Vec<&'static str> {
     rig.peer.see(|script| {
-        let names = script
-            .calls
-            .iter()
-            .map(Call::name)
-            .filter(|n| !["beat", "control"].contains(n));
+        let names =
+            script.calls.iter().map(Call::name).filter(|n| !["beat", "control"].contains(n));
         names.skip_while(|name| *name != first).collect()
     })
 }
@@ -54,13 +51,8 @@ fn an_idle_worker_leaves_at_once() {
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
     assert_eq!(names_after(&rig, "claim"), ["claim", "deregister"]);
     rig.peer.see(|script| {
-        let Some(Call::Deregister(farewell)) = script.named("deregister").next() else {
-            panic!()
-        };
-        assert_eq!(
-            (farewell.worker.as_str(), farewell.incarnation),
-            ("worker-1", 7)
-        );
+        let Some(Call::Deregister(farewell)) = script.named("deregister").next() else { panic!() };
+        assert_eq!((farewell.worker.as_str(), farewell.incarnation), ("worker-1", 7));
     });
 }
 
@@ -73,10 +65,7 @@ fn the_running_task_is_finished_first() {
     rig.signals.drain.cancel();
     gate.open();
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
-    assert_eq!(
-        names_after(&rig, "uploads"),
-        ["uploads", "put", "commit", "deregister"]
-    );
+    assert_eq!(names_after(&rig, "uploads"), ["uploads", "put", "commit", "deregister"]);
     all_gone(&rig);
 }
 
@@ -90,9 +79,7 @@ fn a_task_that_takes_longer_than_the_grace_is_given_back() {
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
     assert_eq!(names_after(&rig, "release"), ["release", "deregister"]);
     rig.peer.see(|script| {
-        let Some(Call::Release(release)) = script.named("release").next() else {
-            panic!()
-        };
+        let Some(Call::Release(release)) = script.named("release").next() else { panic!() };
         assert_eq!((release.fence, release.incarnation), (fence, 7));
         assert_eq!(script.count("fail"), 0, "it costs the task nothing");
     });
@@ -135,8 +122,5 @@ fn the_server_can_send_a_worker_away_after_its_task() {
     rig.peer.wait_for("control", 2);
     gate.open();
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
-    assert_eq!(
-        names_after(&rig, "uploads"),
-        ["uploads", "put", "commit", "deregister"]
-    );
+    assert_eq!(names_after(&rig, "uploads"), ["uploads", "put", "commit", "deregister"]);
 }

@@ -12,11 +12,7 @@ fn failure(rig: &mut Rig, model: &ModelSetup) -> Failure {
     rig.assign(model);
     rig.peer.wait_for("fail", before + 1);
     let failure = rig.peer.see(|script| script.failures()[before].clone());
-    assert_eq!(
-        rig.peer.see(|script| script.count("put")),
-        0,
-        "nothing is uploaded"
-    );
+    assert_eq!(rig.peer.see(|script| script.count("put")), 0, "nothing is uploaded");
     failure
 }
 
@@ -25,11 +21,7 @@ fn check(rig: &mut Rig, script: &str, code: Code, retryable: bool, message: &str
     let script = format!("load = ready()\njob = hear()\nlog('last words')\n{script}\nhear()");
     let model = rig.model(&script);
     let failure = failure(rig, &model);
-    assert_eq!(
-        (failure.code, failure.retryable),
-        (code, retryable),
-        "{script}: {failure:?}"
-    );
+    assert_eq!((failure.code, failure.retryable), (code, retryable), "{script}: {failure:?}");
     assert!(failure.message.contains(message), "{script}: {failure:?}");
     let detail = failure.detail.unwrap_or_default();
     assert!(detail.contains("last words"), "{script}: {detail:?}");
@@ -41,23 +33,11 @@ fn an_engine_that_ends_in_mid_task_has_crashed() {
     let rows = [
         ("os._exit(3)", "exited with status 3"),
         ("sys.exit(0)", "exited with status 0"),
-        (
-            "os.kill(os.getpid(), signal.SIGSEGV)",
-            "killed by signal 11",
-        ),
-        (
-            "os.kill(os.getpid(), signal.SIGKILL)",
-            "as the kernel does when memory runs out",
-        ),
-        (
-            "sys.stdout.write('{\"type\":'); sys.stdout.flush(); os._exit(1)",
-            "status 1",
-        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "as the kernel does when memory runs out"),
+        ("sys.stdout.write('{\"type\":'); sys.stdout.flush(); os._exit(1)", "status 1"),
         // A child that keeps the pipe open hides nothing.
-        (
-            "subprocess.Popen(['sleep', '1000']); os._exit(4)",
-            "status 4",
-        ),
+        ("subprocess.Popen(['sleep', '1000']); os._exit(4)", "status 4"),
     ];
     for (script, message) in rows {
         check(&mut rig, script, Code::EngineCrashed, true, message);
@@ -72,31 +52,13 @@ fn what_is_no_message_breaks_the_protocol() {
         ("print('Downloading: 10%', flush=True)", "Downloading: 10%"),
         ("print('', flush=True)", "no message"),
         ("say(type='hello')", "hello"),
-        (
-            "say(type='progress', id=job['id'], step=1, steps=2, stage='s', extra=1)",
-            "extra",
-        ),
-        (
-            "sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()",
-            "no message",
-        ),
-        (
-            "sys.stdout.write('x' * (1 << 20)); sys.stdout.flush()",
-            "more than 1048576 bytes",
-        ),
-        (
-            "say(type='done', id='other', files=[])",
-            "`done` of \"other\"",
-        ),
+        ("say(type='progress', id=job['id'], step=1, steps=2, stage='s', extra=1)", "extra"),
+        ("sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()", "no message"),
+        ("sys.stdout.write('x' * (1 << 20)); sys.stdout.flush()", "more than 1048576 bytes"),
+        ("say(type='done', id='other', files=[])", "`done` of \"other\""),
         ("step(dict(id='other'))", "`progress` of \"other\""),
-        (
-            "say(type='ready', protocol=1, engine='e', version='1')",
-            "`ready`",
-        ),
-        (
-            "say(type='error', code='failed', message='m', retryable=True)",
-            "without an id",
-        ),
+        ("say(type='ready', protocol=1, engine='e', version='1')", "`ready`"),
+        ("say(type='error', code='failed', message='m', retryable=True)", "without an id"),
         ("error(job, 'cancelled')", "nobody had asked"),
         ("os.close(1)", "closed its standard output"),
     ];
@@ -120,14 +82,17 @@ fn what_an_engine_says_itself_keeps_its_kind() {
     for (code, says, expected, retryable) in rows {
         let says = if says { "True" } else { "False" };
         let script = format!("error(job, '{code}', 'because of {code}', {says})");
-        check(
-            &mut rig,
-            &script,
-            expected,
-            retryable,
-            &format!("because of {code}"),
-        );
+        check(&mut rig, &script, expected, retryable, &format!("because of {code}"));
     }
+    rig.finish();
+}
+
+#[test]
+fn what_an_engine_says_is_cut_to_what_a_report_holds() {
+    let mut rig = Rig::new();
+    let model = rig.model("load = ready()\nerror(hear(), 'failed', 'x' * 1_000_000)\nhear()");
+    let failure = failure(&mut rig, &model);
+    assert_eq!(failure.message, "x".repeat(2_000));
     rig.finish();
 }
 
@@ -221,18 +186,12 @@ fn a_model_that_does_not_load_is_told_with_the_engines_reason() {
     for (script, code, retryable, message) in rows {
         let model = rig.model(&format!("{script}\nhear()"));
         let failure = failure(&mut rig, &model);
-        assert_eq!(
-            (failure.code, failure.retryable),
-            (code, retryable),
-            "{failure:?}"
-        );
+        assert_eq!((failure.code, failure.retryable), (code, retryable), "{failure:?}");
         assert!(failure.message.contains(message), "{failure:?}");
         assert_eq!(failure.detail.as_deref(), Some("no such file"));
     }
     rig.peer.wait_for("claim", rows.len() + 1);
-    let claims = rig
-        .peer
-        .see(|script| script.claims().last().map(|c| c.loaded.clone()));
+    let claims = rig.peer.see(|script| script.claims().last().map(|c| c.loaded.clone()));
     assert_eq!(claims, Some(None), "nothing is loaded");
     rig.finish();
 }
@@ -244,14 +203,8 @@ fn a_program_that_can_not_be_started_is_told() {
     for words in [vec![], vec!["/nonexistent/engine".to_owned()]] {
         model.engine = EngineSetup::Command(words);
         let failure = failure(&mut rig, &model);
-        assert_eq!(
-            (failure.code, failure.retryable),
-            (Code::EngineLoadFailed, true)
-        );
-        assert!(
-            failure.message.contains("could not be started"),
-            "{failure:?}"
-        );
+        assert_eq!((failure.code, failure.retryable), (Code::EngineLoadFailed, true));
+        assert!(failure.message.contains("could not be started"), "{failure:?}");
     }
     rig.finish();
 }
@@ -282,15 +235,8 @@ while True: time.sleep(1000)
     rig.assign(&model);
     rig.peer.wait_for("fail", 1);
     let failure = rig.peer.see(|script| script.failures()[0].clone());
-    assert_eq!(
-        (failure.code, failure.retryable),
-        (Code::EngineSilent, true),
-        "{failure:?}"
-    );
-    assert!(
-        failure.message.contains("0.5 s in the middle"),
-        "{failure:?}"
-    );
+    assert_eq!((failure.code, failure.retryable), (Code::EngineSilent, true), "{failure:?}");
+    assert!(failure.message.contains("0.5 s in the middle"), "{failure:?}");
     assert_eq!(failure.detail.as_deref(), Some("last words"));
     wait_gone(&pid);
     rig.finish();
@@ -300,17 +246,11 @@ while True: time.sleep(1000)
 fn an_engine_that_falls_silent_while_it_loads_is_killed() {
     let mut rig = Rig::new();
     let pid = rig.path("pid");
-    let mut model = shell(
-        &mut rig,
-        &format!("echo last words >&2; echo $$ > {pid}; exec sleep 1000"),
-    );
+    let mut model =
+        shell(&mut rig, &format!("echo last words >&2; echo $$ > {pid}; exec sleep 1000"));
     model.silence_ms = 500;
     let failure = failure(&mut rig, &model);
-    assert_eq!(
-        (failure.code, failure.retryable),
-        (Code::EngineSilent, true),
-        "{failure:?}"
-    );
+    assert_eq!((failure.code, failure.retryable), (Code::EngineSilent, true), "{failure:?}");
     assert!(failure.message.contains("while it loaded"), "{failure:?}");
     assert_eq!(failure.detail.as_deref(), Some("last words"));
     wait_gone(&std::fs::read_to_string(rig.dir.path().join("pid")).unwrap());
@@ -331,12 +271,7 @@ fn an_engine_that_logs_while_it_loads_is_not_silent() {
     );
     model.silence_ms = 800;
     let failure = failure(&mut rig, &model);
-    assert!(
-        failure
-            .message
-            .contains("status 3 in the middle of the task"),
-        "{failure:?}"
-    );
+    assert!(failure.message.contains("status 3 in the middle of the task"), "{failure:?}");
     rig.finish();
 }
 
@@ -344,9 +279,8 @@ fn an_engine_that_logs_while_it_loads_is_not_silent() {
 fn after_a_crash_the_next_task_gets_a_fresh_engine() {
     let mut rig = Rig::new();
     let marker = rig.path("marker");
-    let model = rig.model(&format!(
-        "if first({marker}):\n    ready(); hear(); os._exit(1)\n{GOOD}"
-    ));
+    let model =
+        rig.model(&format!("if first({marker}):\n    ready(); hear(); os._exit(1)\n{GOOD}"));
     rig.assign(&model);
     rig.assign(&model);
     rig.peer.wait_for("commit", 1);
@@ -366,12 +300,8 @@ fn an_engine_that_dies_between_two_tasks_costs_neither() {
     wait_gone(&pid);
     // The worker sees it a moment later.
     let mut claims = 2;
-    while rig
-        .peer
-        .see(|script| script.claims()[claims - 1].loaded.is_some())
-    {
-        rig.peer
-            .set(|script| script.next.push_back(Claimed::Nothing));
+    while rig.peer.see(|script| script.claims()[claims - 1].loaded.is_some()) {
+        rig.peer.set(|script| script.next.push_back(Claimed::Nothing));
         claims += 1;
         rig.peer.wait_for("claim", claims);
     }
@@ -398,22 +328,30 @@ while True:
 ",
     );
     rig.ask(&model, "warm up");
-    let long = Assignment {
-        max_run_ms: 100,
-        request: crate::rig::request("long"),
-        ..rig.task(&model)
-    };
+    let long =
+        Assignment { max_run_ms: 100, request: crate::rig::request("long"), ..rig.task(&model) };
     rig.peer.assign(long);
     rig.ask(&model, "again");
     rig.peer.wait_for("commit", 2);
     rig.peer.see(|script| {
         let failure = script.failures()[0];
-        assert_eq!(
-            (failure.code, failure.retryable),
-            (Code::MaxRunExceeded, false)
-        );
+        assert_eq!((failure.code, failure.retryable), (Code::MaxRunExceeded, false));
         assert_eq!(script.files()[0], script.files()[1], "the engine obeyed");
     });
+    rig.finish();
+}
+
+#[test]
+fn a_load_that_takes_longer_than_a_task_may_is_ended() {
+    let mut rig = Rig::new();
+    let pid = rig.path("pid");
+    let model =
+        shell(&mut rig, &format!("echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 1000"));
+    let task = Assignment { max_run_ms: 500, ..rig.task(&model) };
+    rig.peer.assign(task);
+    rig.peer.wait_for("fail", 1);
+    rig.peer.see(|script| assert_eq!(script.failures()[0].code, Code::MaxRunExceeded));
+    wait_gone(&std::fs::read_to_string(rig.dir.path().join("pid")).unwrap());
     rig.finish();
 }
 

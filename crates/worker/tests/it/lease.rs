@@ -13,14 +13,11 @@ fn a_claim_whose_answer_is_lost_is_repeated_under_its_number() {
     let model = rig.model(GOOD);
     rig.peer.wait_for("claim", 1);
     rig.peer.fault("claim", Fault::Lost);
-    rig.peer
-        .fault("claim", Fault::Refused(503, "store_unavailable"));
+    rig.peer.fault("claim", Fault::Refused(503, "store_unavailable"));
     rig.assign(&model);
     rig.peer.wait_for("commit", 1);
     rig.peer.wait_for("claim", 4);
-    let seqs = rig
-        .peer
-        .see(|script| script.claims().iter().map(|c| c.seq).collect::<Vec<_>>());
+    let seqs = rig.peer.see(|script| script.claims().iter().map(|c| c.seq).collect::<Vec<_>>());
     assert_eq!(seqs, [1, 1, 1, 2]);
     rig.finish();
 }
@@ -48,13 +45,8 @@ hear()
     rig.wait_progress(fence, 10);
     rig.peer.see(|script| {
         for call in script.named("beat") {
-            let Call::Beat(beat) = call else {
-                unreachable!()
-            };
-            let stage = beat
-                .progress
-                .as_ref()
-                .map_or(0, |p| p.stage.chars().count());
+            let Call::Beat(beat) = call else { unreachable!() };
+            let stage = beat.progress.as_ref().map_or(0, |p| p.stage.chars().count());
             assert!(stage <= 64, "{beat:?}");
         }
     });
@@ -88,10 +80,7 @@ fn a_worker_that_is_stuck_keeps_its_lease() {
     ));
     peer.assign(maker.task(&model));
     let signals = Signals::default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let worker = tokio::spawn(rayreel_worker::run(options, signals.clone()));
         while peer.see(|script| script.count("beat")) == 0 {
@@ -102,9 +91,7 @@ fn a_worker_that_is_stuck_keeps_its_lease() {
         peer.wait_for("beat", beats + 5);
         gate_open(gate).await;
         while peer.see(|script| script.count("commit")) == 0 {
-            tokio::time::timeout(Duration::from_secs(20), tokio::task::yield_now())
-                .await
-                .unwrap();
+            tokio::time::timeout(Duration::from_secs(20), tokio::task::yield_now()).await.unwrap();
         }
         signals.drain.cancel();
         worker.await.unwrap().unwrap();
@@ -113,7 +100,5 @@ fn a_worker_that_is_stuck_keeps_its_lease() {
 }
 
 async fn gate_open(gate: crate::rig::Gate) {
-    tokio::task::spawn_blocking(move || gate.open())
-        .await
-        .unwrap();
+    tokio::task::spawn_blocking(move || gate.open()).await.unwrap();
 }

@@ -53,9 +53,7 @@ fn an_idle_worker_is_back_when_its_server_is() {
     let model = rig.model(GOOD);
     rig.assign(&model);
     rig.peer.wait_for("commit", 1);
-    let seqs = rig
-        .peer
-        .see(|script| script.claims().iter().map(|c| c.seq).collect::<Vec<_>>());
+    let seqs = rig.peer.see(|script| script.claims().iter().map(|c| c.seq).collect::<Vec<_>>());
     assert_eq!(&seqs[..2], [1, 1], "the same claim");
     rig.finish();
 }
@@ -91,21 +89,12 @@ fn a_server_that_comes_back_elsewhere_is_found() {
     rig.peer.stop();
     other.wait_for("claim", 1);
     other.see(|script| {
-        let Call::Claim(claim) = &script.calls[0] else {
-            panic!("{:?}", script.calls)
-        };
-        assert_eq!(
-            (claim.seq, claim.incarnation),
-            (2, 7),
-            "the same worker, the same claim"
-        );
+        let Call::Claim(claim) = &script.calls[0] else { panic!("{:?}", script.calls) };
+        assert_eq!((claim.seq, claim.incarnation), (2, 7), "the same worker, the same claim");
     });
     other.assign(rig.task(&model));
     other.wait_for("commit", 1);
-    assert!(
-        other.see(|script| script.count("beat")) > 0,
-        "the lease moves too"
-    );
+    assert!(other.see(|script| script.count("beat")) > 0, "the lease moves too");
     rig.signals.drain.cancel();
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
     other.wait_for("deregister", 1);
@@ -132,10 +121,7 @@ while True: time.sleep(1000)
     rig.peer.restart();
     rig.peer.wait_for("claim", 2);
     rig.peer.see(|script| {
-        assert!(
-            script.claims()[1].holding.is_empty(),
-            "the server may give it to another"
-        );
+        assert!(script.claims()[1].holding.is_empty(), "the server may give it to another");
         assert_eq!(script.count("fail"), 0);
     });
     rig.finish();
@@ -155,9 +141,7 @@ fn an_idle_worker_of_a_fleet_that_is_gone_leaves() {
     assert_eq!(rig.ended().unwrap(), Exit::Orphaned);
     wait_gone(&pid);
     rig.peer.see(|script| {
-        let Call::Register(register) = &script.calls[0] else {
-            panic!()
-        };
+        let Call::Register(register) = &script.calls[0] else { panic!() };
         assert_eq!(register.launch.as_deref(), Some("launch-1"));
     });
 }
@@ -168,10 +152,6 @@ fn a_worker_of_a_fleet_that_missed_its_dismissal_leaves_in_peace() {
     rig.peer.wait_for("claim", 1);
     rig.peer.fault("claim", Fault::Lost);
     rig.peer.fault("claim", Fault::Refused(409, "stale_worker"));
-    rig.peer.set(|script| {
-        script
-            .next
-            .push_back(rayreel_domain::wire::worker::Claimed::Drain)
-    });
+    rig.peer.set(|script| script.next.push_back(rayreel_domain::wire::worker::Claimed::Drain));
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
 }

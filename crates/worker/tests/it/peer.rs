@@ -36,12 +36,7 @@ pub(crate) enum Call {
     Beat(Beat),
     Control(Control),
     Uploads(Uploads),
-    Put {
-        path: String,
-        bytes: Vec<u8>,
-        bearer: Option<String>,
-        signed: Option<String>,
-    },
+    Put { path: String, bytes: Vec<u8>, bearer: Option<String>, signed: Option<String> },
     Commit(Commit),
     Fail(Fail),
     Release(Release),
@@ -106,39 +101,21 @@ impl Script {
     pub(crate) fn claims(&self) -> Vec<&Claim> {
         self.calls
             .iter()
-            .filter_map(|c| {
-                if let Call::Claim(c) = c {
-                    Some(c)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|c| if let Call::Claim(c) = c { Some(c) } else { None })
             .collect()
     }
 
     pub(crate) fn failures(&self) -> Vec<&Failure> {
         self.calls
             .iter()
-            .filter_map(|call| {
-                if let Call::Fail(fail) = call {
-                    Some(&fail.failure)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|call| if let Call::Fail(fail) = call { Some(&fail.failure) } else { None })
             .collect()
     }
 
     pub(crate) fn commits(&self) -> Vec<&Commit> {
         self.calls
             .iter()
-            .filter_map(|call| {
-                if let Call::Commit(commit) = call {
-                    Some(commit)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|call| if let Call::Commit(commit) = call { Some(commit) } else { None })
             .collect()
     }
 
@@ -146,13 +123,11 @@ impl Script {
     pub(crate) fn files(&self) -> Vec<&[u8]> {
         self.calls
             .iter()
-            .filter_map(|c| {
-                if let Call::Put { bytes, .. } = c {
-                    Some(bytes.as_slice())
-                } else {
-                    None
-                }
-            })
+            .filter_map(
+                |c| {
+                    if let Call::Put { bytes, .. } = c { Some(bytes.as_slice()) } else { None }
+                },
+            )
             .collect()
     }
 }
@@ -166,9 +141,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Script> {
-        self.script
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.script.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -227,10 +200,8 @@ impl Peer {
         let (stop, stopped) = oneshot::channel();
         let (up, is_up) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener: TcpListener = bind(address).listen(64).unwrap();
                 up.send(()).unwrap();
@@ -321,52 +292,26 @@ async fn answer(
     match call.as_str() {
         "register" => {
             let beat_ms = shared.lock().beat_ms;
-            let registered = Registered {
-                incarnation: 7,
-                lease_ms: 30_000,
-                beat_ms,
-            };
-            note(
-                &shared,
-                "register",
-                Call::Register(read(&body)),
-                &registered,
-            )
+            let registered = Registered { incarnation: 7, lease_ms: 30_000, beat_ms };
+            note(&shared, "register", Call::Register(read(&body)), &registered)
         }
         "claim" => claim(&shared, read(&body)).await,
         "beat" => {
-            let answer = BeatAnswer {
-                answer: shared.lock().beaten,
-            };
+            let answer = BeatAnswer { answer: shared.lock().beaten };
             note(&shared, "beat", Call::Beat(read(&body)), &answer)
         }
         "control" => control(&shared, read(&body)).await,
         "uploads" => {
             let uploads: Uploads = read(&body);
-            let answer = UploadTargets {
-                targets: targets(&shared, &uploads, &headers),
-            };
+            let answer = UploadTargets { targets: targets(&shared, &uploads, &headers) };
             note(&shared, "uploads", Call::Uploads(uploads), &answer)
         }
-        "commit" => note(
-            &shared,
-            "commit",
-            Call::Commit(read(&body)),
-            &Done { ok: true },
-        ),
+        "commit" => note(&shared, "commit", Call::Commit(read(&body)), &Done { ok: true }),
         "fail" => note(&shared, "fail", Call::Fail(read(&body)), &Done { ok: true }),
-        "release" => note(
-            &shared,
-            "release",
-            Call::Release(read(&body)),
-            &Done { ok: true },
-        ),
-        "deregister" => note(
-            &shared,
-            "deregister",
-            Call::Deregister(read(&body)),
-            &Done { ok: true },
-        ),
+        "release" => note(&shared, "release", Call::Release(read(&body)), &Done { ok: true }),
+        "deregister" => {
+            note(&shared, "deregister", Call::Deregister(read(&body)), &Done { ok: true })
+        }
         other => panic!("there is no call `{other}`"),
     }
 }
@@ -379,9 +324,7 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> T {
 
 fn unauthorized(shared: &Shared, headers: &HeaderMap) -> Option<Response> {
     let right = format!("Bearer {}", shared.lock().token);
-    let given = headers
-        .get("authorization")
-        .map(|value| value.to_str().unwrap());
+    let given = headers.get("authorization").map(|value| value.to_str().unwrap());
     (given != Some(&right)).then(|| refusal(401, "unauthorized"))
 }
 
@@ -459,23 +402,11 @@ fn targets(shared: &Shared, uploads: &Uploads, headers: &HeaderMap) -> Vec<Uploa
     let target = |index: u32| {
         let path = format!("/files/{}/{index}", uploads.fence.folder());
         let host = headers["host"].to_str().unwrap();
-        let url = if signed {
-            format!("http://{host}{path}")
-        } else {
-            path
-        };
+        let url = if signed { format!("http://{host}{path}") } else { path };
         let headers = BTreeMap::from([("x-signed".to_owned(), format!("signature-{index}"))]);
-        UploadTarget {
-            index,
-            url,
-            headers,
-        }
+        UploadTarget { index, url, headers }
     };
-    uploads
-        .manifest
-        .iter()
-        .map(|output| target(output.index))
-        .collect()
+    uploads.manifest.iter().map(|output| target(output.index)).collect()
 }
 
 async fn file(
@@ -484,16 +415,8 @@ async fn file(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let header = |name: &str| {
-        headers
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
-    };
-    assert_eq!(
-        header("content-length"),
-        Some(body.len().to_string()),
-        "never chunked"
-    );
+    let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    assert_eq!(header("content-length"), Some(body.len().to_string()), "never chunked");
     let call = Call::Put {
         path,
         bytes: body.to_vec(),
@@ -511,11 +434,7 @@ async fn input(
     if let Some(refused) = unauthorized(&shared, &headers) {
         return refused;
     }
-    let fence = Fence {
-        task: task.parse().unwrap(),
-        attempt,
-        nonce: nonce.parse().unwrap(),
-    };
+    let fence = Fence { task: task.parse().unwrap(), attempt, nonce: nonce.parse().unwrap() };
     let image = shared.lock().inputs.get(&fence).cloned();
     match note(&shared, "input", Call::Input, &()) {
         fine if fine.status() == StatusCode::OK => image.unwrap().into_response(),

@@ -20,10 +20,7 @@ while True:
     rig.assign(&model);
     rig.peer.set(|script| {
         let message = "three tasks failed".into();
-        script.next.push_back(Claimed::Quarantine {
-            model: Box::new(model.clone()),
-            message,
-        });
+        script.next.push_back(Claimed::Quarantine { model: Box::new(model.clone()), message });
     });
     rig.peer.wait_for("claim", 3);
     rig.peer.see(|script| {
@@ -34,23 +31,14 @@ while True:
     });
     rig.assign(&model);
     rig.peer.wait_for("claim", 4);
-    assert_eq!(
-        rig.peer.see(|script| script.claims()[3].self_test.clone()),
-        None,
-        "said once"
-    );
+    assert_eq!(rig.peer.see(|script| script.claims()[3].self_test.clone()), None, "said once");
     let log = std::fs::read_to_string(rig.dir.path().join("log")).unwrap();
-    let runs: Vec<(u32, serde_json::Value)> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let runs: Vec<(u32, serde_json::Value)> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_ne!(runs[0].0, runs[1].0, "restarted");
     assert_eq!(runs[1].0, runs[2].0, "and kept");
     let test = &runs[1].1;
-    assert_eq!(
-        (test["width"].as_u64(), test["height"].as_u64()),
-        (Some(64), Some(64))
-    );
+    assert_eq!((test["width"].as_u64(), test["height"].as_u64()), (Some(64), Some(64)));
     assert!(test["frames"].as_u64() <= Some(5) && test["steps"].as_u64() <= Some(2));
     rig.finish();
 }
@@ -65,10 +53,7 @@ fn a_self_test_that_fails_is_told_and_repeated() {
     rig.peer.set(|script| {
         for _ in 0..2 {
             let message = "three tasks failed".into();
-            script.next.push_back(Claimed::Quarantine {
-                model: Box::new(model.clone()),
-                message,
-            });
+            script.next.push_back(Claimed::Quarantine { model: Box::new(model.clone()), message });
         }
     });
     rig.peer.wait_for("claim", 3);
@@ -91,10 +76,7 @@ fn an_engine_that_refuses_the_small_request_works() {
         rig.model("ready(); error(hear(), 'invalid_request', 'an image is needed'); hear()");
     rig.peer.set(|script| {
         let message = "three tasks failed".into();
-        script.next.push_back(Claimed::Quarantine {
-            model: Box::new(model.clone()),
-            message,
-        });
+        script.next.push_back(Claimed::Quarantine { model: Box::new(model.clone()), message });
     });
     rig.peer.wait_for("claim", 2);
     let result = rig.peer.see(|script| script.claims()[1].self_test.clone());
@@ -118,10 +100,7 @@ while True: time.sleep(1000)
     ));
     rig.peer.set(|script| {
         let message = "three tasks failed".into();
-        script.next.push_back(Claimed::Quarantine {
-            model: Box::new(model),
-            message,
-        });
+        script.next.push_back(Claimed::Quarantine { model: Box::new(model), message });
     });
     gate.open();
     rig.signals.drain.cancel();

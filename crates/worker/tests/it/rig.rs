@@ -129,20 +129,11 @@ impl Rig {
         let given = signals.clone();
         std::thread::spawn(move || {
             // One thread, so that whatever blocks it stalls the worker.
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let _ = tell.send(runtime.block_on(rayreel_worker::run(options, given)));
         });
-        Self {
-            peer,
-            dir,
-            signals,
-            ended,
-            scripts: 0,
-            tasks: 0,
-        }
+        Self { peer, dir, signals, ended, scripts: 0, tasks: 0 }
     }
 
     /// A model whose engine is this script.
@@ -186,10 +177,7 @@ impl Rig {
 
     /// Gives the worker a task whose prompt tells the engine what to do.
     pub(crate) fn ask(&mut self, model: &ModelSetup, prompt: &str) -> Fence {
-        let task = Assignment {
-            request: request(prompt),
-            ..self.task(model)
-        };
+        let task = Assignment { request: request(prompt), ..self.task(model) };
         let fence = task.fence;
         self.peer.assign(task);
         fence
@@ -231,10 +219,7 @@ impl Rig {
     pub(crate) fn finish(self) {
         self.signals.drain.cancel();
         assert_eq!(self.ended().unwrap(), Exit::Drained);
-        assert_eq!(
-            files_below(&self.dir.path().join("scratch")),
-            Vec::<PathBuf>::new()
-        );
+        assert_eq!(files_below(&self.dir.path().join("scratch")), Vec::<PathBuf>::new());
     }
 }
 
@@ -281,24 +266,15 @@ pub(crate) fn wait_gone(pid: &str) {
         return;
     };
     let mut poll_fd = [PollFd::new(&process, PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    assert_eq!(
-        poll(&mut poll_fd, Some(&limit)).unwrap(),
-        1,
-        "process {pid:?} lives on"
-    );
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_eq!(poll(&mut poll_fd, Some(&limit)).unwrap(), 1, "process {pid:?} lives on");
 }
 
 /// Is a process running now?
 pub(crate) fn is_alive(pid: &str) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
     // A dead one may not have been reaped by whoever adopted it.
-    state
-        .rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Writes a file at once and whole.

@@ -32,53 +32,32 @@ hear()
     rig.peer.wait_for("claim", 2);
     let names: Vec<_> = rig.peer.see(|script| {
         let names = script.calls.iter().map(Call::name);
-        names
-            .filter(|name| !["beat", "control"].contains(name))
-            .collect()
+        names.filter(|name| !["beat", "control"].contains(name)).collect()
     });
-    assert_eq!(
-        names,
-        ["register", "claim", "uploads", "put", "commit", "claim"]
-    );
+    assert_eq!(names, ["register", "claim", "uploads", "put", "commit", "claim"]);
     rig.peer.see(|script| {
         let commit = script.commits()[0];
         assert_eq!((commit.fence, commit.incarnation), (fence, 7));
         assert!(commit.test_pattern);
         assert_eq!(commit.metrics["denoise_ms"], 1.5);
         let output = &commit.manifest[0];
-        assert_eq!(
-            (output.index, output.bytes, output.width, output.fps),
-            (0, 3, 64, 8)
-        );
+        assert_eq!((output.index, output.bytes, output.width, output.fps), (0, 3, 64, 8));
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(output.sha256, abc);
-        let Some(Call::Uploads(uploads)) = script.named("uploads").next() else {
-            panic!()
-        };
+        let Some(Call::Uploads(uploads)) = script.named("uploads").next() else { panic!() };
         assert_eq!(uploads.manifest, commit.manifest);
         assert_eq!(script.files(), [b"abc"]);
-        let Some(Call::Put {
-            path,
-            bearer,
-            signed,
-            ..
-        }) = script.named("put").next()
-        else {
+        let Some(Call::Put { path, bearer, signed, .. }) = script.named("put").next() else {
             panic!()
         };
         assert_eq!(bearer.as_deref(), Some("Bearer the-worker-token"));
         assert_eq!(signed.as_deref(), Some("signature-0"));
         assert_eq!(*path, format!("{}/0", fence.folder()));
-        let Some(Call::Beat(beat)) = script.named("beat").next() else {
-            panic!("confirmed")
-        };
+        let Some(Call::Beat(beat)) = script.named("beat").next() else { panic!("confirmed") };
         assert_eq!(beat.fence, fence);
         let claims = script.claims();
         assert_eq!((claims[0].seq, claims[0].loaded.as_ref()), (1, None));
-        assert_eq!(
-            (claims[1].seq, claims[1].loaded.as_ref()),
-            (2, Some(&model.name))
-        );
+        assert_eq!((claims[1].seq, claims[1].loaded.as_ref()), (2, Some(&model.name)));
         assert!(claims.iter().all(|claim| claim.holding.is_empty()));
     });
     rig.finish();
@@ -94,16 +73,11 @@ fn the_engine_is_told_everything_and_sees_little() {
     let prompt = "雪".repeat(10_000);
     let mut long = request(&prompt);
     long.negative_prompt = prompt.clone();
-    let task = Assignment {
-        request: long,
-        ..rig.task(&model)
-    };
+    let task = Assignment { request: long, ..rig.task(&model) };
     let fence = task.fence;
     rig.peer.assign(task);
     rig.peer.wait_for("commit", 1);
-    let told: Value = rig
-        .peer
-        .see(|script| serde_json::from_slice(script.files()[0]).unwrap());
+    let told: Value = rig.peer.see(|script| serde_json::from_slice(script.files()[0]).unwrap());
     assert_eq!(told["load"]["protocol"], 1);
     assert_eq!(told["load"]["model"], model.name.as_str());
     assert_eq!(told["load"]["checkpoint"], "/models/some");
@@ -113,17 +87,9 @@ fn the_engine_is_told_everything_and_sees_little() {
     assert_eq!(generate["request"]["prompt"], prompt);
     assert_eq!(generate["request"]["negative_prompt"], prompt);
     assert_eq!(generate["request"]["seed"], 42);
-    let scratch = rig
-        .dir
-        .path()
-        .canonicalize()
-        .unwrap()
-        .join("scratch/worker-1");
+    let scratch = rig.dir.path().canonicalize().unwrap().join("scratch/worker-1");
     let output_dir = generate["output_dir"].as_str().unwrap();
-    assert!(
-        output_dir.starts_with(scratch.to_str().unwrap()),
-        "{output_dir}"
-    );
+    assert!(output_dir.starts_with(scratch.to_str().unwrap()), "{output_dir}");
     assert!(told["empty"].as_bool().unwrap());
 
     let seen = told["env"].as_object().unwrap();
@@ -171,14 +137,9 @@ fn a_built_in_engine_is_the_workers_own_program() {
     let program = dir.path().join("rayreel");
     let script = dir.path().join("engine.py");
     let mut rig = Rig::with(|options, _| options.engine_program.clone_from(&program));
-    let _ = rig.model(&format!(
-        "assert sys.argv[1:] == ['engine', 'scripted'], sys.argv\n{GOOD}"
-    ));
+    let _ = rig.model(&format!("assert sys.argv[1:] == ['engine', 'scripted'], sys.argv\n{GOOD}"));
     std::fs::copy(rig.dir.path().join("engine-1.py"), &script).unwrap();
-    let shell = format!(
-        "#!/bin/sh\nexec python3 -I -S {} \"$@\"\n",
-        script.display()
-    );
+    let shell = format!("#!/bin/sh\nexec python3 -I -S {} \"$@\"\n", script.display());
     std::fs::write(&program, shell).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
     let mut model = rig.model(GOOD);
@@ -207,24 +168,18 @@ while True:
         bytes: 3,
     });
     let fence = task.fence;
-    rig.peer
-        .set(|script| _ = script.inputs.insert(fence, b"abc".to_vec()));
-    rig.peer
-        .fault("input", Fault::Refused(503, "store_unavailable"));
+    rig.peer.set(|script| _ = script.inputs.insert(fence, b"abc".to_vec()));
+    rig.peer.fault("input", Fault::Refused(503, "store_unavailable"));
     rig.peer.assign(task.clone());
     rig.peer.wait_for("commit", 1);
     let made = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
     assert!(made.ends_with("/input.png:abc"), "{made}");
-    assert!(
-        !made.contains("/out/"),
-        "it lies beside the engine's own files"
-    );
+    assert!(!made.contains("/out/"), "it lies beside the engine's own files");
 
     // Damaged on its way, again and again.
     let mut damaged = rig.task(&model);
     damaged.request.image = task.request.image;
-    rig.peer
-        .set(|script| _ = script.inputs.insert(damaged.fence, b"abd".to_vec()));
+    rig.peer.set(|script| _ = script.inputs.insert(damaged.fence, b"abd".to_vec()));
     rig.peer.assign(damaged);
     rig.peer.wait_for("fail", 1);
     rig.peer.see(|script| {
@@ -254,10 +209,7 @@ while True:
     let fence = rig.assign(&model);
     rig.wait_progress(fence, 1);
     let own = rig.dir.path().join("scratch/worker-1");
-    let name = own
-        .canonicalize()
-        .unwrap()
-        .join(format!("{}-1", fence.task));
+    let name = own.canonicalize().unwrap().join(format!("{}-1", fence.task));
     assert_eq!(files_below(&own.canonicalize().unwrap()), [name]);
     gate.open();
     rig.peer.wait_for("claim", 2);
@@ -274,11 +226,7 @@ fn a_worker_that_is_not_needed_leaves() {
     assert_eq!(rig.ended().unwrap(), Exit::Drained);
     let pid = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
     assert!(!is_alive(&pid));
-    assert_eq!(
-        rig.peer.see(|script| script.count("deregister")),
-        0,
-        "the server has done that"
-    );
+    assert_eq!(rig.peer.see(|script| script.count("deregister")), 0, "the server has done that");
 }
 
 #[test]

@@ -101,7 +101,10 @@ impl Tx<'_> {
         for id in memory.pools.keys().chain(stored.pools.keys()).collect::<HashSet<_>>() {
             let floors = [&memory, &stored].map(|m| m.pools.get(id).map_or(0, |p| p.floor_ms));
             if floors[0] != floors[1] {
-                faults.push(format!("pool {id} has floor {} in memory, {} stored", floors[0], floors[1]));
+                faults.push(format!(
+                    "pool {id} has floor {} in memory, {} stored",
+                    floors[0], floors[1]
+                ));
             }
             let tenants = |m: &Memory| -> HashSet<NameId> {
                 m.pools.get(id).into_iter().flat_map(|pool| pool.tenants.keys()).copied().collect()

@@ -6,9 +6,7 @@ use rayreel_domain::schedule::{self, Candidate, Choice, Head};
 use rayreel_domain::task::{Claimant, End, Priority};
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::memory::{
-    Account, Memory, NameId, Worker, WorkerState, millis, signed, unsigned,
-};
+use super::memory::{Account, Memory, NameId, Worker, WorkerState, millis, signed, unsigned};
 use super::writer::{Failure, Tx};
 use super::{Claim, Claimed, Error};
 
@@ -53,7 +51,10 @@ impl Tx<'_> {
         if let Some(quarantine) = quarantine
             && !self.self_test(&claim.by, claim.self_test.as_ref())?
         {
-            return Ok(Claimed::Quarantine { model: quarantine.model, message: quarantine.message });
+            return Ok(Claimed::Quarantine {
+                model: quarantine.model,
+                message: quarantine.message,
+            });
         }
         let pool_id = self.memory().id_of(pool.as_str());
         let mut ready = false;
@@ -61,9 +62,11 @@ impl Tx<'_> {
             if let Some(choice) = self.choose(claim, &pool, pool_id)? {
                 return self.assign(claim, choice);
             }
-            ready = self.memory().pools.get(&pool_id).is_some_and(|pool| {
-                pool.tenants.values().any(|account| account.ready() > 0)
-            });
+            ready = self
+                .memory()
+                .pools
+                .get(&pool_id)
+                .is_some_and(|pool| pool.tenants.values().any(|account| account.ready() > 0));
         }
         if !ready && claim.target.is_some_and(|target| self.surplus(claim, &pool, target)) {
             self.deregister(&claim.by)?;
@@ -143,12 +146,7 @@ impl Tx<'_> {
     /// Tenants of whom one is chosen for certain: the one with the least virtual time, the least of
     /// those whose next task is of the loaded model, and those of whom counts can't tell which task
     /// this worker may have.
-    fn tenants(
-        &self,
-        pool: NameId,
-        loaded: Option<NameId>,
-        avoiding: &[NameId],
-    ) -> Vec<Tenant> {
+    fn tenants(&self, pool: NameId, loaded: Option<NameId>, avoiding: &[NameId]) -> Vec<Tenant> {
         let memory = self.memory();
         let Some(pool) = memory.pools.get(&pool) else { return Vec::new() };
         let ready = || pool.tenants.iter().filter(|(_, account)| account.ready() > 0);
@@ -156,7 +154,9 @@ impl Tx<'_> {
         let order = |(tenant, account): &(&NameId, &Account)| (account.virtual_ms, **tenant);
         let fairest = plain().min_by_key(order);
         let nearest = loaded.and_then(|model| {
-            plain().filter(|(_, account)| account.next_models().any(|m| m == model)).min_by_key(order)
+            plain()
+                .filter(|(_, account)| account.next_models().any(|m| m == model))
+                .min_by_key(order)
         });
         let nearest = nearest.filter(|near| Some(near.0) != fairest.map(|fair| fair.0));
         let counted = fairest.into_iter().chain(nearest).map(|(tenant, account)| Tenant {

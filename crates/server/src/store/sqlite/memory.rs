@@ -132,7 +132,12 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(task: &Task, graces: u32, now: Duration, held_before_ms: u64) -> Option<Self> {
+    pub(super) fn new(
+        task: &Task,
+        graces: u32,
+        now: Duration,
+        held_before_ms: u64,
+    ) -> Option<Self> {
         let lease = task.lease.as_ref()?;
         Some(Self {
             fence: task.fence()?,
@@ -191,7 +196,12 @@ impl Quarantine {
 }
 
 impl Worker {
-    pub(super) fn new(incarnation: u64, pool: PoolName, launch: Option<String>, now: Duration) -> Self {
+    pub(super) fn new(
+        incarnation: u64,
+        pool: PoolName,
+        launch: Option<String>,
+        now: Duration,
+    ) -> Self {
         Self {
             incarnation,
             pool,
@@ -291,7 +301,12 @@ impl Memory {
         Ok(())
     }
 
-    fn load_leases(&mut self, db: &Connection, now: Duration, wall_ms: u64) -> rusqlite::Result<()> {
+    fn load_leases(
+        &mut self,
+        db: &Connection,
+        now: Duration,
+        wall_ms: u64,
+    ) -> rusqlite::Result<()> {
         const DAY_MS: u64 = 86_400_000;
         let mut running = db.prepare(
             "SELECT pool, tenant, graces, body FROM tasks INDEXED BY tasks_running WHERE state = 1",
@@ -492,6 +507,9 @@ pub(super) fn state_number(state: State) -> i64 {
 
 /// Every running lease has survived one more start of the server without a beat.
 pub(super) fn count_graces(db: &Connection) -> rusqlite::Result<()> {
-    db.execute("UPDATE tasks INDEXED BY tasks_running SET graces = graces + 1 WHERE state = 1", params![])
-        .map(|_| ())
+    db.execute(
+        "UPDATE tasks INDEXED BY tasks_running SET graces = graces + 1 WHERE state = 1",
+        params![],
+    )
+    .map(|_| ())
 }

@@ -11,6 +11,8 @@ mod memory;
 mod ops;
 mod read;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{End, Rules, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView,
@@ -31,7 +33,7 @@ use super::{
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;
-use memory::{Memory, unsigned};
+use memory::Memory;
 use read::Readers;
 use writer::{Context, Writer};
 
@@ -56,8 +58,10 @@ pub struct Options {
 pub struct SqliteStore {
     epoch: u64,
     ctx: Arc<Context>,
-    writer: Writer,
+    // Dropped before the writer: the connection that is closed last folds the log into the file,
+    // and those that only read may not.
     readers: Readers,
+    writer: Writer,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -72,16 +76,12 @@ impl SqliteStore {
     pub fn open(path: impl Into<PathBuf>, options: Options) -> Result<Self, Error> {
         let path = path.into();
         let db = schema::open_writer(&path)?;
+        Self::start(db, path, options)
+    }
+
+    fn start(db: Connection, path: PathBuf, options: Options) -> Result<Self, Error> {
         let epoch = options.random.number() >> 12;
-        db.execute(
-            "INSERT INTO meta (key, value) VALUES ('epoch', ?1) ON CONFLICT DO NOTHING",
-            [memory::signed(epoch)],
-        )
-        .map_err(schema::failed)?;
-        let epoch = db
-            .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
-            .map(unsigned)
-            .map_err(schema::failed)?;
+        let epoch = schema::epoch(&db, epoch).map_err(schema::failed)?;
         memory::count_graces(&db).map_err(schema::failed)?;
         let (now, wall) = (options.clock.monotonic(), options.clock.wall());
         let memory = Memory::load(&db, now, wall.0).map_err(schema::failed)?;
@@ -99,7 +99,7 @@ impl SqliteStore {
             memory: Arc::clone(&memory),
         });
         let writer = Writer::start(db, Arc::clone(&ctx))?;
-        Ok(Self { epoch, ctx, writer, readers: Readers::new(path, memory) })
+        Ok(Self { epoch, ctx, readers: Readers::new(path, memory), writer })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -127,7 +127,7 @@ impl Store for SqliteStore {
 
     async fn submit(&self, task: Task) -> Result<Submitted, Error> {
         let body = ops::body(&task);
-        self.writer.call(move |tx| tx.submit(task, &body)).await
+        self.writer.append(body.len(), move |tx| tx.submit(task, &body)).await
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
@@ -281,7 +281,8 @@ impl Store for SqliteStore {
         let now = memory::signed(self.ctx.clock.wall().0);
         self.readers.with(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT id, folder FROM garbage WHERE not_before <= ?1 ORDER BY id LIMIT ?2",
+                "SELECT id, folder FROM garbage WHERE not_before <= ?1
+                 ORDER BY not_before LIMIT ?2",
             )?;
             let rows = statement.query_map(params![now, limit], |row| {
                 Ok(Garbage { id: row.get(0)?, folder: row.get(1)? })

@@ -27,7 +27,8 @@ impl Tx<'_> {
         self.ctx.clock.wall()
     }
 
-    /// Adds a task; `body` is the task as it is stored.
+    /// Adds a task; `body` is the task as it is stored. Its row comes last: names and a lifted
+    /// account may stand without it.
     pub(super) fn submit(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
         if let Some(found) = self.same_key(&task)? {
             return Ok(found);
@@ -40,6 +41,10 @@ impl Tx<'_> {
         let pool = self.name(task.pool.as_str())?;
         let model = self.name(task.model.as_str())?;
         let rank = 5 - task.priority.get();
+        let lift = self.memory().lift(pool, tenant);
+        if let Some(virtual_ms) = lift {
+            self.store_account(pool, tenant, virtual_ms)?;
+        }
         self.db
             .prepare_cached(
                 "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
@@ -67,17 +72,14 @@ impl Tx<'_> {
             slot: Slot::Ready,
             estimate_ms: task.estimate_ms,
         };
-        let lift = self.memory().lift(pool, tenant);
-        if let Some(virtual_ms) = lift {
-            self.store_account(pool, tenant, virtual_ms)?;
-        }
         let position = {
             let mut memory = self.memory();
             let account = memory.account(pool, tenant);
             if let Some(virtual_ms) = lift {
                 account.virtual_ms = virtual_ms;
             }
-            let sooner = |q: &super::memory::Queue| q.ready[..=usize::from(rank)].iter().sum::<u64>();
+            let sooner =
+                |q: &super::memory::Queue| q.ready[..=usize::from(rank)].iter().sum::<u64>();
             let ahead = account.queues.values().map(sooner).sum();
             memory.enqueue(&place);
             memory.position(&place, ahead)
@@ -146,8 +148,11 @@ impl Tx<'_> {
 
     /// Ends an attempt whose beat counter is still `beats`.
     pub(super) fn reclaim(&mut self, fence: Fence, beats: u64, end: End) -> Done<bool> {
-        let unmoved =
-            self.memory().live.get(&fence.task).is_some_and(|l| l.fence == fence && l.beats <= beats);
+        let unmoved = self
+            .memory()
+            .live
+            .get(&fence.task)
+            .is_some_and(|l| l.fence == fence && l.beats <= beats);
         if unmoved {
             self.end(fence, end, false)?;
         }
@@ -226,7 +231,12 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    pub(super) fn cancel(&mut self, tenant: &TenantName, id: TaskId, delete: bool) -> Done<Cancelled> {
+    pub(super) fn cancel(
+        &mut self,
+        tenant: &TenantName,
+        id: TaskId,
+        delete: bool,
+    ) -> Done<Cancelled> {
         let Some((mut task, place)) = self.load(id)?.filter(|(task, _)| task.tenant == *tenant)
         else {
             return Err(Error::NotFound.into());
@@ -461,8 +471,7 @@ impl Tx<'_> {
     pub(super) fn charged(&self, place: &Place, charge_ms: i64) -> u64 {
         let mut memory = self.memory();
         let account = memory.account(place.pool, place.tenant);
-        let amount =
-            rayreel_domain::schedule::virtual_ms(charge_ms.unsigned_abs(), account.weight);
+        let amount = rayreel_domain::schedule::virtual_ms(charge_ms.unsigned_abs(), account.weight);
         if charge_ms < 0 {
             account.virtual_ms.saturating_sub(amount)
         } else {

@@ -27,6 +27,14 @@ impl Readers {
         Self { path, idle: Mutex::new(Vec::new()), memory }
     }
 
+    /// Keeps a connection for later, if there are not enough.
+    pub(super) fn keep(&self, db: Connection) {
+        let mut idle = self.idle.lock().expect("nothing panics while it holds this lock");
+        if idle.len() < KEPT {
+            idle.push(db);
+        }
+    }
+
     /// Runs a query. Each is a few index lookups of microseconds, bounded by its limit, so it runs
     /// where it is asked for: handing it to another thread would cost more than it does.
     pub(super) fn with<T>(
@@ -39,10 +47,8 @@ impl Readers {
             None => schema::open_other(&self.path, false)?,
         };
         let result = query(&db);
-        let fatal = result.as_ref().err().is_some_and(schema::is_fatal);
-        let mut idle = self.idle.lock().expect("nothing panics while it holds this lock");
-        if !fatal && idle.len() < KEPT {
-            idle.push(db);
+        if !result.as_ref().err().is_some_and(schema::is_fatal) {
+            self.keep(db);
         }
         result.map_err(schema::failed)
     }
@@ -160,12 +166,7 @@ pub(super) fn position(
 
 /// Tasks of one model, of the same tenant and priority, that come first: counted where they are
 /// few, interpolated between the ends of the queue where they are many.
-fn ahead_in(
-    db: &Connection,
-    place: &Place,
-    model: NameId,
-    count: u64,
-) -> rusqlite::Result<u64> {
+fn ahead_in(db: &Connection, place: &Place, model: NameId, count: u64) -> rusqlite::Result<u64> {
     if count <= COUNTED {
         return db
             .prepare_cached(

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::Error;
+use super::memory::{signed, unsigned};
 
 /// One step for each version; a file at version n has had the first n applied.
 const MIGRATIONS: &[&str] = &["
@@ -36,7 +38,8 @@ CREATE TABLE tasks (
     body BLOB NOT NULL
 );
 CREATE UNIQUE INDEX tasks_id ON tasks (id);
-CREATE INDEX tasks_state ON tasks (tenant, state, seq);
+-- What lists select by; a filter is decided without the row.
+CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at);
 CREATE INDEX tasks_ready ON tasks (pool, tenant, model, rank, seq, estimate_ms) WHERE slot = 1;
 CREATE INDEX tasks_avoid ON tasks (avoid, pool, tenant) WHERE slot = 1 AND avoid IS NOT NULL;
 CREATE INDEX tasks_backoff ON tasks (not_before) WHERE slot = 2;
@@ -48,10 +51,12 @@ CREATE TABLE tombstones (
     tenant INTEGER NOT NULL, key TEXT NOT NULL, until INTEGER NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (tenant, key)
 ) WITHOUT ROWID;
+CREATE INDEX tombstones_until ON tombstones (until);
 -- Folders of the artifact store to delete.
 CREATE TABLE garbage (
     id INTEGER PRIMARY KEY, folder TEXT NOT NULL, not_before INTEGER NOT NULL
 );
+CREATE INDEX garbage_due ON garbage (not_before);
 CREATE TABLE workers (
     name TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, pool TEXT NOT NULL, launch TEXT,
     quarantine TEXT                   -- JSON: why, and the model to test with
@@ -62,19 +67,21 @@ CREATE TABLE launches (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 /// The version this build writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
 
+/// Marks the file as ours, in its header: "rayr".
+const APPLICATION_ID: u32 = 0x7261_7972;
+
 /// Opens the connection that writes, creating and migrating the file as needed.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
-    // Before anything is written: is this ours, and do we know it?
-    let found: u32 =
-        db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-    if found > VERSION {
-        return Err(Error::TooNew { found, known: VERSION });
-    }
     configure(&db).map_err(failed)?;
+    // Before anything is written: is this ours, and do we know it? A file that is refused stays
+    // as it is, and a log beside it too.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    let found = recognise(&db)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
     // FULL: a commit is on the disk when it returns. Checkpoints are another thread's work.
     db.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
@@ -84,11 +91,39 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
     for (index, step) in MIGRATIONS.iter().enumerate().skip(found as usize) {
         let tx = db.transaction().map_err(failed)?;
         tx.execute_batch(step).map_err(failed)?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
         tx.pragma_update(None, "user_version", index as u32 + 1).map_err(failed)?;
         tx.commit().map_err(failed)?;
     }
     db.set_prepared_statement_cache_capacity(64);
     Ok(db)
+}
+
+/// The version of the file; 0 if it is empty.
+fn recognise(db: &Connection) -> Result<u32, Error> {
+    let number = |sql| db.query_row(sql, [], |row| row.get::<_, u32>(0)).map_err(failed);
+    let found = number("PRAGMA user_version")?;
+    let application = number("PRAGMA application_id")?;
+    let objects = number("SELECT count(*) FROM sqlite_schema")?;
+    if (found, application, objects) == (0, 0, 0) {
+        return Ok(0);
+    }
+    if application != APPLICATION_ID {
+        return Err(Error::Corrupt("it is a database of another program".to_owned()));
+    }
+    if found > VERSION {
+        return Err(Error::TooNew { found, known: VERSION });
+    }
+    Ok(found)
+}
+
+/// The random number of this file's history; `new` if it has none yet.
+pub(super) fn epoch(db: &Connection, new: u64) -> rusqlite::Result<u64> {
+    db.execute(
+        "INSERT INTO meta (key, value) VALUES ('epoch', ?1) ON CONFLICT DO NOTHING",
+        [signed(new)],
+    )?;
+    db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0).map(unsigned))
 }
 
 /// Opens a connection that reads or checkpoints.
@@ -105,6 +140,8 @@ pub(super) fn open_other(path: &Path, write: bool) -> Result<Connection, Error> 
 
 fn configure(db: &Connection) -> rusqlite::Result<()> {
     db.busy_timeout(Duration::from_secs(5))?;
+    // Plans do not depend on values: otherwise statements are prepared anew for each value.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;")
 }
 

@@ -19,6 +19,8 @@ use crate::feed::{Change, Feed};
 
 /// Most operations in one transaction: bounds what one failure takes with it.
 const MAX_BATCH: usize = 512;
+/// Bytes to write after which a transaction takes no further operation: bounds the log.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// What the writer and its operations work with.
 pub(super) struct Context {
@@ -55,8 +57,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// What an operation sees. Memory is changed only after the statements that it mirrors have
-/// succeeded, so that undoing the statements undoes the operation.
+/// What an operation sees. It may change memory as it goes: if it is undone, memory is read anew.
 pub(super) struct Tx<'a> {
     pub(super) db: &'a Connection,
     pub(super) ctx: &'a Context,
@@ -104,12 +105,17 @@ impl Tx<'_> {
 pub(super) trait Job: Send {
     /// Does it; an error means that the whole batch is lost.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), rusqlite::Error>;
+    /// About how much it writes.
+    fn bytes(&self) -> usize;
     /// Tells the caller.
     fn finish(self: Box<Self>, batch: Result<(), Error>);
 }
 
 struct Call<F, T> {
     work: Option<F>,
+    /// It writes in several statements, which must be undone together.
+    savepoint: bool,
+    bytes: usize,
     answer: Option<Result<T, Error>>,
     reply: oneshot::Sender<Result<T, Error>>,
 }
@@ -124,7 +130,9 @@ where
         let Some(work) = self.work.take().filter(|_| !self.reply.is_closed()) else {
             return Ok(());
         };
-        tx.db.prepare_cached("SAVEPOINT op")?.execute([])?;
+        if self.savepoint {
+            tx.db.prepare_cached("SAVEPOINT op")?.execute([])?;
+        }
         let changes = tx.changes.len();
         let answer = match work(tx) {
             Ok(value) => Ok(value),
@@ -133,15 +141,23 @@ where
             Err(Failure::Sql(error)) => {
                 tracing::error!(%error, "an operation on the store failed and was undone");
                 tx.changes.truncate(changes);
-                tx.db.prepare_cached("ROLLBACK TO op")?.execute([])?;
+                if self.savepoint {
+                    tx.db.prepare_cached("ROLLBACK TO op")?.execute([])?;
+                }
                 // Memory may be ahead of the database; the next operation must not build on that.
                 reload(tx.db, tx.ctx)?;
                 Err(schema::failed(error))
             }
         };
-        tx.db.prepare_cached("RELEASE op")?.execute([])?;
+        if self.savepoint {
+            tx.db.prepare_cached("RELEASE op")?.execute([])?;
+        }
         self.answer = Some(answer);
         Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn finish(self: Box<Self>, batch: Result<(), Error>) {
@@ -177,10 +193,30 @@ impl Writer {
         F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
+        self.hand_in(true, 0, work).await
+    }
+
+    /// Like [`Writer::call`], for an operation that writes so many bytes, and in such a way that
+    /// each of its statements may stand without the later ones: it needs no savepoint, which costs
+    /// a copy of every page that it changes.
+    pub(super) async fn append<T, F>(&self, bytes: usize, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.hand_in(false, bytes, work).await
+    }
+
+    async fn hand_in<T, F>(&self, savepoint: bool, bytes: usize, work: F) -> Result<T, Error>
+    where
+        F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
+        T: Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let gone = || Error::Unavailable("the store has stopped".to_owned());
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        jobs.send(Box::new(Call { work: Some(work), answer: None, reply })).map_err(|_| gone())?;
+        let call = Call { work: Some(work), savepoint, bytes, answer: None, reply };
+        jobs.send(Box::new(call)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -200,29 +236,29 @@ fn work(db: Connection, ctx: &Context, queue: &mpsc::Receiver<Box<dyn Job>>) {
     let mut db = Some(db);
     let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(MAX_BATCH);
     while let Ok(first) = queue.recv() {
+        let mut bytes = first.bytes();
         batch.push(first);
-        batch.extend(queue.try_iter().take(MAX_BATCH - 1));
-        let outcome = match db.take().map_or_else(|| reopen(ctx), Ok) {
-            Ok(connection) => match transact(&connection, ctx, &mut batch) {
-                Ok(done) => {
-                    checkpoints.after_commit(&connection);
-                    db = Some(connection);
-                    Ok(done)
-                }
-                Err(error) => {
-                    tracing::error!(%error, operations = batch.len(), "the store could not write; the connection is opened anew");
-                    Err(error)
-                }
-            },
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok((changes, wakes)) => {
+        while batch.len() < MAX_BATCH
+            && bytes < MAX_BATCH_BYTES
+            && let Ok(job) = queue.try_recv()
+        {
+            bytes += job.bytes();
+            batch.push(job);
+        }
+        let done = db.take().map_or_else(|| reopen(ctx), Ok).and_then(|connection| {
+            let done = transact(&connection, ctx, &mut batch)?;
+            Ok((done, connection))
+        });
+        match done {
+            Ok(((changes, wakes), connection)) => {
                 batch.drain(..).for_each(|job| job.finish(Ok(())));
                 ctx.feed.publish(&changes);
                 wakes.publish(&ctx.feed);
+                checkpoints.after_commit(&connection);
+                db = Some(connection);
             }
             Err(error) => {
+                tracing::error!(%error, operations = batch.len(), "the store could not write; the connection is opened anew");
                 batch.drain(..).for_each(|job| job.finish(Err(error.clone())));
                 // Memory may be ahead of the disk: the next batch starts from the disk again.
                 db = reopen(ctx).ok();

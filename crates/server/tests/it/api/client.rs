@@ -127,22 +127,15 @@ impl Server {
     }
 
     /// Value of a metric without labels, or with exactly these.
-    pub(super) async fn metric(&self, name: &str) -> f64 {
+    pub(super) async fn metric(&self, name: &str) -> Option<f64> {
         let text = self.get("/metrics").await.text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
-    }
-
-    async fn metric_is(&self, name: &str, value: f64) -> bool {
-        let text = self.get("/metrics").await.text();
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-            .is_some_and(|found| found.parse() == Ok(value))
+        line.map(|value| value.parse().unwrap())
     }
 
     /// Waits until the metric has the value.
     pub(super) async fn until_metric(&self, name: &str, value: f64) {
-        let reached = async { while !self.metric_is(name, value).await {} };
+        let reached = async { while self.metric(name).await != Some(value) {} };
         let limit = std::time::Duration::from_secs(20);
         tokio::time::timeout(limit, reached).await.unwrap_or_else(|_| panic!("{name} ≠ {value}"));
     }

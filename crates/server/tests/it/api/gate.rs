@@ -32,8 +32,7 @@ async fn only_this_machines_names_are_answered() {
     server.raw(without.as_bytes()).await.refused(403, "forbidden", None);
     let twice = format!("GET {TASKS} HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n");
     server.raw(twice.as_bytes()).await.refused(403, "forbidden", None);
-    let absolute =
-        format!("GET http://evil.example{TASKS} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let absolute = format!("GET http://evil.example{TASKS} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     server.raw(absolute.as_bytes()).await.refused(403, "forbidden", None);
     assert_eq!(server.count().await, 0);
 }

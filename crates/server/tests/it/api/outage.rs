@@ -139,7 +139,7 @@ async fn an_outage_is_told_with_when_to_come_back_and_without_its_cause() {
         assert!(!answer.text().contains("secret"), "{}", answer.text());
     }
     assert_eq!(server.get("/healthz").await.status, 200, "the process lives");
-    assert_eq!(server.metric("rayreel_store_up").await, 0.0);
+    assert_eq!(server.metric("rayreel_store_up").await, Some(0.0));
     order(&faulty, None);
     assert_eq!(server.get("/readyz").await.status, 200);
     assert_eq!(server.count().await, 1);

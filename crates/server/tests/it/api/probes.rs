@@ -25,8 +25,14 @@ async fn the_metrics_count_what_happens() {
         (r#"rayreel_tasks{pool="local",state="ready"}"#, 0.0),
         (r#"rayreel_tasks{pool="local",state="running"}"#, 1.0),
         (r#"rayreel_workers{pool="local",state="busy"}"#, 1.0),
-        (r#"rayreel_http_requests_total{method="POST",route="/v1/video/generations",status="202"}"#, 2.0),
-        (r#"rayreel_http_requests_total{method="POST",route="/v1/video/generations",status="400"}"#, 1.0),
+        (
+            r#"rayreel_http_requests_total{method="POST",route="/v1/video/generations",status="202"}"#,
+            2.0,
+        ),
+        (
+            r#"rayreel_http_requests_total{method="POST",route="/v1/video/generations",status="400"}"#,
+            1.0,
+        ),
         (r#"rayreel_http_requests_total{method="GET",route="other",status="404"}"#, 1.0),
         ("rayreel_submit_seconds_count", 2.0),
         ("rayreel_claim_seconds_count", 2.0),

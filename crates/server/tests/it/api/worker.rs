@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rayreel_domain::task::{Outcome, State};
-use rayreel_domain::wire::worker::{Beaten, Claimed, Controlled, EngineSetup, Progress, Registered};
+use rayreel_domain::wire::worker::{
+    Beaten, Claimed, Controlled, EngineSetup, Progress, Registered,
+};
 use rayreel_server::App;
 use rayreel_server::estimate::Estimates;
 use rayreel_server::fleet::Fleet;
@@ -235,7 +237,10 @@ async fn a_task_whose_model_is_gone_fails_and_the_next_one_is_given() {
     let later = Server::serve(crate::world::World::new(&[]), Arc::new(app)).await;
     assert_eq!(later.worker("w").await.take(1).await.fence.task, id(&good));
     let failed = later.task(&orphan).await;
-    assert_eq!((failed.status, failed.error.unwrap().code.name()), (State::Failed, "unknown_model"));
+    assert_eq!(
+        (failed.status, failed.error.unwrap().code.name()),
+        (State::Failed, "unknown_model")
+    );
     let content = later.get(&format!("{TASKS}/{orphan}/content")).await;
     content.refused(410, "unknown_model", None);
 }
@@ -311,7 +316,8 @@ async fn a_failure_is_retried_or_ends_the_task_and_may_be_told_twice() {
     let task = server.submit("p").await;
     let worker = server.worker("w").await;
     let fence = worker.take(1).await.fence;
-    let failure = json!({"code": "out_of_memory", "message": "m", "detail": "d", "retryable": true});
+    let failure =
+        json!({"code": "out_of_memory", "message": "m", "detail": "d", "retryable": true});
     let body = json!({"fence": fence, "failure": failure});
     for _ in 0..2 {
         assert_eq!(worker.call("fail", body.clone()).await.status, 200);
@@ -346,6 +352,8 @@ async fn worker_calls_are_strict_and_bounded() {
     worker.call("claim", json!({"wait_ms": 0})).await.refused(400, "missing_field", Some("seq"));
     let named = json!({"worker": "../w", "pool": "local", "version": "1"});
     server.call("register", &named).await.refused(400, "invalid_value", Some("worker"));
+    let wordy = json!({"worker": "w", "pool": "local", "version": "x".repeat(129)});
+    server.call("register", &wordy).await.refused(400, "invalid_value", Some("version"));
     let long = json!({"worker": "w", "pool": "local", "version": "x".repeat(1 << 20)});
     server.call("register", &long).await.refused(413, "body_too_large", None);
 }
