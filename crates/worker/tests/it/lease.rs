@@ -83,22 +83,24 @@ fn a_worker_that_is_stuck_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let worker = tokio::spawn(rayreel_worker::run(options, signals.clone()));
-        while peer.see(|script| script.count("beat")) == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(|| peer.see(|script| script.count("beat") > 0)).await;
         // Nothing else runs on this runtime until this returns.
         let beats = peer.see(|script| script.count("beat"));
         peer.wait_for("beat", beats + 5);
-        gate_open(gate).await;
-        while peer.see(|script| script.count("commit")) == 0 {
-            tokio::time::timeout(Duration::from_secs(20), tokio::task::yield_now()).await.unwrap();
-        }
+        tokio::task::spawn_blocking(move || gate.open()).await.unwrap();
+        until(|| peer.see(|script| script.count("commit") > 0)).await;
         signals.drain.cancel();
         worker.await.unwrap().unwrap();
     });
     maker.finish();
 }
 
-async fn gate_open(gate: crate::rig::Gate) {
-    tokio::task::spawn_blocking(move || gate.open()).await.unwrap();
+/// Lets the worker run until something is so.
+async fn until(mut so: impl FnMut() -> bool) {
+    let wait = async {
+        while !so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
 }

@@ -250,7 +250,8 @@ impl Memory {
             memory.queued += unsigned(count);
         }
         let mut delayed = db.prepare(
-            "SELECT pool, tenant, model, count(*) FROM tasks WHERE slot = 2 GROUP BY pool, tenant, model",
+            "SELECT pool, tenant, model, count(*) FROM tasks INDEXED BY tasks_backoff
+             WHERE slot = 2 GROUP BY pool, tenant, model",
         )?;
         let mut rows = delayed.query([])?;
         while let Some(row) = rows.next()? {

@@ -302,13 +302,17 @@ impl Tx<'_> {
     pub(super) fn advance(&mut self) -> Done<Option<Timestamp>> {
         const STEP: i64 = 256;
         let now = self.now();
+        let mut due = self.ids(
+            "SELECT id FROM tasks WHERE slot = 2 AND not_before <= ?1 LIMIT ?2",
+            params![signed(now.0), STEP],
+        )?;
         // After a jump of the wall clock backwards no backoff lasts longer than the longest one.
         let horizon = now.plus_ms(self.ctx.rules.max_backoff_ms);
-        let due = self.ids(
-            "SELECT id FROM tasks WHERE slot = 2 AND (not_before <= ?1 OR not_before > ?2) LIMIT ?3",
-            params![signed(now.0), signed(horizon.0), STEP],
-        )?;
-        let mut more = due.len() as i64 == STEP;
+        due.extend(self.ids(
+            "SELECT id FROM tasks WHERE slot = 2 AND not_before > ?1 LIMIT ?2",
+            params![signed(horizon.0), STEP],
+        )?);
+        let mut more = due.len() as i64 >= STEP;
         for id in due {
             let Some((task, place)) = self.load(id)? else { continue };
             self.write_row(&task, place.seq, Slot::Ready)?;

@@ -42,7 +42,7 @@ CREATE UNIQUE INDEX tasks_id ON tasks (id);
 CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at);
 CREATE INDEX tasks_ready ON tasks (pool, tenant, model, rank, seq, estimate_ms) WHERE slot = 1;
 CREATE INDEX tasks_avoid ON tasks (avoid, pool, tenant) WHERE slot = 1 AND avoid IS NOT NULL;
-CREATE INDEX tasks_backoff ON tasks (not_before) WHERE slot = 2;
+CREATE INDEX tasks_backoff ON tasks (not_before, pool, tenant, model) WHERE slot = 2;
 CREATE INDEX tasks_deadline ON tasks (deadline) WHERE state = 0 AND deadline IS NOT NULL;
 CREATE INDEX tasks_running ON tasks (id) WHERE state = 1;
 CREATE UNIQUE INDEX tasks_key ON tasks (tenant, key) WHERE key IS NOT NULL;
