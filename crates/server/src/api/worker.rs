@@ -290,8 +290,10 @@ pub(super) async fn control(
         }
         tokio::select! {
             biased;
-            () = app.stopping.cancelled() => return json(StatusCode::OK, &controlled),
+            // First: a cancel right before the server stops must still be told, or the worker goes
+            // on with a task that is nobody's.
             () = woken => {}
+            () = app.stopping.cancelled() => return json(StatusCode::OK, &controlled),
             () = &mut timeout => return json(StatusCode::OK, &controlled),
         }
     }

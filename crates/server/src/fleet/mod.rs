@@ -202,8 +202,9 @@ impl Fleet {
         if let Some(worker) = worker {
             store.deregister(&worker.by).await?;
         }
-        store.remove_launch(&launch.id).await?;
+        // In this order: what is left undone when the server is killed in between, the next one does.
         provider.forget(&launch).await;
+        store.remove_launch(&launch.id).await?;
         Ok(None)
     }
 
@@ -299,8 +300,8 @@ impl Fleet {
         if let Some(by) = by {
             let _ = components.store.deregister(&by).await;
         }
-        let _ = components.store.remove_launch(&launch.id).await;
         components.provider.forget(launch).await;
+        let _ = components.store.remove_launch(&launch.id).await;
     }
 }
 

@@ -52,9 +52,10 @@ pub trait Store: Send + Sync + 'static {
     /// Ends an attempt: commit, fail, release … A repetition of the same end answers the task.
     async fn end(&self, by: &Identity, fence: Fence, end: End) -> Result<Task, Error>;
 
-    /// Ends a live attempt without its worker: the lease ran out ([`End::Lose`]) or the worker is
-    /// known to be dead ([`End::Vanish`]). Does nothing if the attempt has beaten more than `beats`
-    /// times or is not live any more; answers whether it did something.
+    /// Ends a live attempt without its worker: the lease ran out ([`End::Lose`]), the worker is
+    /// known to be dead ([`End::Vanish`]), or it does not stop by itself ([`End::Fail`]). Does
+    /// nothing if the attempt has beaten more than `beats` times or is not live any more; answers
+    /// whether it did something.
     async fn reclaim(&self, fence: Fence, beats: u64, end: End) -> Result<bool, Error>;
 
     /// Cancels a task that has not ended.
@@ -72,7 +73,8 @@ pub trait Store: Send + Sync + 'static {
     async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
 
     /// Makes the name's newest incarnation, which ends the older one; its leases stay until the
-    /// first claim says what it still holds. Pruned workers may come back the same way.
+    /// first claim says what it still holds, and so does its quarantine, unless it has changed the
+    /// pool. Pruned workers may come back the same way.
     async fn register(&self, worker: Registration) -> Result<u64, Error>;
 
     /// Forgets a worker that exits; a lease it still has is given back. Unknown ones are ignored.
@@ -88,7 +90,7 @@ pub trait Store: Send + Sync + 'static {
     /// there is something to do again.
     async fn advance(&self) -> Result<Option<Timestamp>, Error>;
 
-    /// Queued and running work of every pool that has some.
+    /// Queued and running work of every pool that has some, or had.
     async fn backlog(&self) -> Result<Vec<Backlog>, Error>;
 
     /// Writes a launch of the fleet, new or changed.

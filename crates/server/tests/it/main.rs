@@ -1,8 +1,11 @@
 //! The server's integration tests, in one binary.
 
 #![expect(clippy::unwrap_used, reason = "helpers are tests too: the panic is the failed assertion")]
+#![expect(unreachable_pub, reason = "a test binary has no callers outside")]
 
 mod api;
+mod conformance;
 mod fleet;
 mod rescue;
+mod store;
 mod world;

@@ -5,34 +5,45 @@ use std::collections::HashSet;
 use rayreel_domain::task::{Outcome, State, Task};
 use rusqlite::Row;
 
+use super::Error;
 use super::memory::{Account, Memory, NameId, Queue, Slot, parse, signed};
 use super::ops::place;
+use super::read::Readers;
 use super::writer::Tx;
 
-impl Tx<'_> {
-    /// Says what is wrong; nothing if all is well.
-    pub(super) fn check(&self) -> rusqlite::Result<Vec<String>> {
-        let mut faults = Vec::new();
-        let mut statement = self.db.prepare(
-            "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body,
-             state, id, not_before, deadline, key, created_at FROM tasks",
-        )?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let seq: i64 = row.get(0)?;
-            let task = match parse(row.get_ref(7)?.as_bytes()?) {
-                Ok(task) => task,
-                Err(error) => {
-                    faults.push(format!("row {seq}: the task can't be read: {error}"));
-                    continue;
+/// Rows that are looked at in one go: a reader that stays for long keeps the log from starting
+/// again.
+const STEP: i64 = 1_000;
+
+impl Readers {
+    /// Says what is wrong with the rows after this one, of which it looks at some; and which was
+    /// the last, if there may be more.
+    pub(super) fn check(&self, after: i64) -> Result<(Vec<String>, Option<i64>), Error> {
+        self.with(|db| {
+            let mut faults = Vec::new();
+            let (mut last, mut seen) = (after, 0);
+            let mut statement = db.prepare_cached(
+                "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body,
+                 state, id, not_before, deadline, key, created_at
+                 FROM tasks WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+            )?;
+            let mut rows = statement.query([after, STEP])?;
+            while let Some(row) = rows.next()? {
+                last = row.get(0)?;
+                seen += 1;
+                match parse(row.get_ref(7)?.as_bytes()?) {
+                    Ok(task) => {
+                        let mut fault = |text: &str| faults.push(format!("{}: {text}", task.id));
+                        self.check_columns(row, &task, &mut fault)?;
+                        check_task(&task, &mut fault);
+                    }
+                    Err(error) => {
+                        faults.push(format!("row {last}: the task can't be read: {error}"));
+                    }
                 }
-            };
-            let mut fault = |text: &str| faults.push(format!("{}: {text}", task.id));
-            self.check_columns(row, &task, &mut fault)?;
-            check_task(&task, &mut fault);
-        }
-        self.check_memory(&mut faults)?;
-        Ok(faults)
+            }
+            Ok((faults, (seen == STEP).then_some(last)))
+        })
     }
 
     /// The columns say what the body says.
@@ -81,9 +92,13 @@ impl Tx<'_> {
         }
         Ok(())
     }
+}
 
-    /// What is kept in memory is what a restart would find.
-    fn check_memory(&self, faults: &mut Vec<String>) -> rusqlite::Result<()> {
+impl Tx<'_> {
+    /// What is kept in memory is what a restart would find: says what is not. On the writer, so
+    /// that both are seen at one moment.
+    pub(super) fn check_memory(&self) -> rusqlite::Result<Vec<String>> {
+        let mut faults = Vec::new();
         let now = self.ctx.clock.monotonic();
         let stored = Memory::load(self.db, now, self.ctx.clock.wall().0)?;
         let memory = self.memory();
@@ -121,7 +136,7 @@ impl Tx<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(faults)
     }
 }
 

@@ -56,7 +56,6 @@ pub struct Options {
 
 /// A store in one file.
 pub struct SqliteStore {
-    epoch: u64,
     ctx: Arc<Context>,
     // Dropped before the writer: the connection that is closed last folds the log into the file,
     // and those that only read may not.
@@ -75,19 +74,20 @@ impl SqliteStore {
     /// [`crate::home`].
     pub fn open(path: impl Into<PathBuf>, options: Options) -> Result<Self, Error> {
         let path = path.into();
-        let db = schema::open_writer(&path)?;
+        let db = schema::open_writer(&path, true)?;
         Self::start(db, path, options)
     }
 
     fn start(db: Connection, path: PathBuf, options: Options) -> Result<Self, Error> {
-        let epoch = options.random.number() >> 12;
-        let epoch = schema::epoch(&db, epoch).map_err(schema::failed)?;
+        schema::begin_epoch(&db, options.random.number() >> 12).map_err(schema::failed)?;
+        let epoch = schema::epoch(&db).map_err(schema::failed)?;
         memory::count_graces(&db).map_err(schema::failed)?;
         let (now, wall) = (options.clock.monotonic(), options.clock.wall());
         let memory = Memory::load(&db, now, wall.0).map_err(schema::failed)?;
         let memory = Arc::new(Mutex::new(memory));
         let ctx = Arc::new(Context {
             path: path.clone(),
+            epoch,
             clock: options.clock,
             random: options.random,
             feed: options.feed,
@@ -99,7 +99,7 @@ impl SqliteStore {
             memory: Arc::clone(&memory),
         });
         let writer = Writer::start(db, Arc::clone(&ctx))?;
-        Ok(Self { epoch, ctx, readers: Readers::new(path, memory), writer })
+        Ok(Self { ctx, readers: Readers::new(path, memory), writer })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -122,7 +122,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     fn epoch(&self) -> u64 {
-        self.epoch
+        self.ctx.epoch
     }
 
     async fn submit(&self, task: Task) -> Result<Submitted, Error> {
@@ -305,7 +305,14 @@ impl Store for SqliteStore {
     }
 
     async fn check(&self) -> Result<Vec<String>, Error> {
-        // On the writer, so that tables and memory are seen at one moment.
-        self.writer.call(|tx| Ok(tx.check()?)).await
+        let (mut faults, mut more) = self.readers.check(0)?;
+        while let Some(last) = more {
+            tokio::task::yield_now().await;
+            let (next, rest) = self.readers.check(last)?;
+            faults.extend(next);
+            more = rest;
+        }
+        faults.extend(self.writer.call(|tx| Ok(tx.check_memory()?)).await?);
+        Ok(faults)
     }
 }

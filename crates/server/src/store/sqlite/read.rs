@@ -67,7 +67,7 @@ impl Readers {
         })
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+    pub(super) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().expect("nothing panics while it holds this lock")
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::Error;
 use super::memory::{signed, unsigned};
@@ -70,11 +70,10 @@ pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
 /// Marks the file as ours, in its header: "rayr".
 const APPLICATION_ID: u32 = 0x7261_7972;
 
-/// Opens the connection that writes, creating and migrating the file as needed.
-pub(super) fn open_writer(path: &Path) -> Result<Connection, Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+/// Opens the connection that writes, migrating the file as needed, and creating it if `create`.
+pub(super) fn open_writer(path: &Path, create: bool) -> Result<Connection, Error> {
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
     let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
     configure(&db).map_err(failed)?;
     // Before anything is written: is this ours, and do we know it? A file that is refused stays
@@ -117,12 +116,14 @@ fn recognise(db: &Connection) -> Result<u32, Error> {
     Ok(found)
 }
 
-/// The random number of this file's history; `new` if it has none yet.
-pub(super) fn epoch(db: &Connection, new: u64) -> rusqlite::Result<u64> {
-    db.execute(
-        "INSERT INTO meta (key, value) VALUES ('epoch', ?1) ON CONFLICT DO NOTHING",
-        [signed(new)],
-    )?;
+/// Gives the file's history a random number, unless it has one.
+pub(super) fn begin_epoch(db: &Connection, new: u64) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO meta (key, value) VALUES ('epoch', ?1) ON CONFLICT DO NOTHING";
+    db.execute(sql, [signed(new)]).map(|_| ())
+}
+
+/// The random number of the file's history.
+pub(super) fn epoch(db: &Connection) -> rusqlite::Result<u64> {
     db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0).map(unsigned))
 }
 
@@ -160,6 +161,12 @@ pub(super) fn failed(error: rusqlite::Error) -> Error {
             _ => Error::Unavailable(error.to_string()),
         },
     }
+}
+
+/// Could something not be written? A failed fsync is another matter.
+pub(super) fn is_write_failure(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        || error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_WRITE)
 }
 
 /// Must the connection be given up, because the disk or the file is at fault?

@@ -52,7 +52,7 @@ impl Watched {
             worker_silence_ms: 60_000,
         };
         let statements = Statements::default();
-        let mut db = schema::open_writer(&path).expect("it opens");
+        let mut db = schema::open_writer(&path, true).expect("it opens");
         watch(&mut db, &statements);
         let mut reader = schema::open_other(&path, false).expect("it opens");
         watch(&mut reader, &statements);
@@ -236,13 +236,21 @@ async fn use_everything(watched: &Watched) {
     store.put_launch(launch).await.expect("put");
     store.launches().await.expect("listed");
     store.remove_launch("l").await.expect("removed");
+    assert_eq!(store.check().await, Ok(vec![]));
 }
 
 /// Plans that read more than they need, whatever the statement is for.
 fn faults(db: &Connection, sql: &str) -> Vec<String> {
     /// A handful of rows, or one for each that runs.
     const SMALL: [&str; 8] = [
-        "names", "accounts", "workers", "launches", "meta", "sqlite_schema", "CONSTANT", "(subquery",
+        "names",
+        "accounts",
+        "workers",
+        "launches",
+        "meta",
+        "sqlite_schema",
+        "CONSTANT",
+        "(subquery",
     ];
     let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("explained");
     let values = vec![rusqlite::types::Null; plan.parameter_count()];
@@ -300,8 +308,12 @@ async fn a_long_queue_costs_a_claim_nothing() {
         let submits = (0..queued).map(|n| {
             watched.task(|record| record.tenant = tenants[n % 3].parse().expect("a name"))
         });
-        for task in submits {
-            last = Some(watched.store.submit(task).await.expect("accepted").task);
+        let tasks: Vec<_> = submits.collect();
+        for some in tasks.chunks(500) {
+            let submits = some.iter().map(|task| watched.store.submit(task.clone()));
+            for submitted in futures_util::future::join_all(submits).await {
+                last = Some(submitted.expect("accepted").task);
+            }
         }
         let by = watched.register("w1").await;
         watched.claim_task(&by, 1).await;

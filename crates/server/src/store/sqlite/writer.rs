@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use rayreel_domain::task::Rules;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::memory::Memory;
@@ -25,6 +25,7 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 /// What the writer and its operations work with.
 pub(super) struct Context {
     pub(super) path: PathBuf,
+    pub(super) epoch: u64,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<Random>,
     pub(super) feed: Arc<Feed>,
@@ -282,19 +283,22 @@ fn transact(
     }
     let Tx { changes, wakes, .. } = tx;
     db.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).map_err(|error| {
-        match error.sqlite_error_code() {
-            // The end of the log could not be written, so there is no transaction in it.
-            Some(ErrorCode::DiskFull) => schema::failed(error),
-            // It may still be found on the disk after a crash.
-            _ => Error::OutcomeUnknown(error.to_string()),
+        if schema::is_write_failure(&error) {
+            // The end of the transaction could not be written, so the log has none.
+            return schema::failed(error);
         }
+        // It may still be found on the disk after a crash.
+        Error::OutcomeUnknown(error.to_string())
     })?;
     Ok((changes, wakes))
 }
 
-/// A fresh connection, and memory read from what is on the disk.
+/// A fresh connection to the same file, and memory read from what is on the disk.
 fn reopen(ctx: &Context) -> Result<Connection, Error> {
-    let db = schema::open_writer(&ctx.path)?;
+    let db = schema::open_writer(&ctx.path, false)?;
+    if schema::epoch(&db).map_err(schema::failed)? != ctx.epoch {
+        return Err(Error::Unavailable("its file was replaced by another".to_owned()));
+    }
     reload(&db, ctx).map_err(schema::failed)?;
     Ok(db)
 }

@@ -87,9 +87,7 @@ impl Shop {
     }
 
     fn gap_ms(&self, tenants: &[&str]) -> u64 {
-        let ms = |tenant: &&str| {
-            self.served_ms.get(&super::tenant(tenant)).copied().unwrap_or(0)
-        };
+        let ms = |tenant: &&str| self.served_ms.get(&super::tenant(tenant)).copied().unwrap_or(0);
         let most = tenants.iter().map(ms).max().unwrap_or(0);
         most - tenants.iter().map(ms).min().unwrap_or(0)
     }

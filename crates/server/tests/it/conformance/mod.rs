@@ -79,7 +79,7 @@ pub fn conforms(stores: &impl Stores) {
         Err(_) => default,
     };
     let config = Config {
-        cases: u32::try_from(number("CONFORMANCE_CASES", 64)).expect("fits"),
+        cases: u32::try_from(number("CONFORMANCE_CASES", 256)).expect("fits"),
         rng_seed: RngSeed::Fixed(number("CONFORMANCE_SEED", 1)),
         failure_persistence: None,
         max_shrink_iters: 20_000,

@@ -176,8 +176,7 @@ impl Model {
             !e.task.state.is_terminal() && e.task.pool == task.pool && e.task.tenant == task.tenant
         });
         let floor = self.floors.get(&task.pool).copied().unwrap_or(0);
-        let account =
-            self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
+        let account = self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
         if !active {
             *account = (*account).max(floor);
         }

@@ -22,24 +22,65 @@ pub(super) struct Limits {
 #[derive(Debug, Clone)]
 pub(super) enum Op {
     Submit(Submit),
-    Register { worker: usize, pool: usize, launch: bool },
-    Deregister { by: By },
+    Register {
+        worker: usize,
+        pool: usize,
+        launch: bool,
+    },
+    Deregister {
+        by: By,
+    },
     Claim(Claim),
-    Beat { by: By, attempt: Attempt, step: Option<u32> },
-    End { by: By, attempt: Attempt, end: End },
-    Reclaim { attempt: Attempt, beats: Beats, end: Reclaim },
-    Cancel { task: usize, foreign: bool },
-    Delete { task: usize, foreign: bool },
+    Beat {
+        by: By,
+        attempt: Attempt,
+        step: Option<u32>,
+    },
+    End {
+        by: By,
+        attempt: Attempt,
+        end: End,
+    },
+    Reclaim {
+        attempt: Attempt,
+        beats: Beats,
+        end: Reclaim,
+    },
+    Cancel {
+        task: usize,
+        foreign: bool,
+    },
+    Delete {
+        task: usize,
+        foreign: bool,
+    },
     Advance,
     /// Time passes.
-    Elapse { ms: u64 },
+    Elapse {
+        ms: u64,
+    },
     /// Somebody sets the clock.
-    Jump { ms: i64 },
+    Jump {
+        ms: i64,
+    },
     Restart,
-    Launch { id: usize, claimed: bool },
-    RemoveLaunch { id: usize },
-    Collect { limit: u32 },
-    List { tenant: usize, state: Option<usize>, model: Option<usize>, hours: Option<i64>, limit: u32 },
+    Launch {
+        id: usize,
+        claimed: bool,
+    },
+    RemoveLaunch {
+        id: usize,
+    },
+    Collect {
+        limit: u32,
+    },
+    List {
+        tenant: usize,
+        state: Option<usize>,
+        model: Option<usize>,
+        hours: Option<i64>,
+        limit: u32,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -137,7 +178,15 @@ fn submit() -> impl Strategy<Value = Op> {
     let small = prop_oneof![8 => 100..3_000u64, 1 => Just(0), 1 => 10_000..60_000u64];
     let key = proptest::option::weighted(0.3, (0..2u8, prop_oneof![4 => Just(0u8), 1 => Just(1)]));
     let deadline = proptest::option::weighted(0.2, 500..20_000u64);
-    (0..TENANTS.len(), prop_oneof![6 => Just(0usize), 1 => Just(1)], 0..MODELS.len(), 1..=5u8, small, key, deadline)
+    (
+        0..TENANTS.len(),
+        prop_oneof![6 => Just(0usize), 1 => Just(1)],
+        0..MODELS.len(),
+        1..=5u8,
+        small,
+        key,
+        deadline,
+    )
         .prop_map(|(tenant, pool, model, priority, estimate_ms, key, deadline_ms)| {
             Op::Submit(Submit { tenant, pool, model, priority, estimate_ms, key, deadline_ms })
         })
@@ -171,8 +220,10 @@ fn end() -> impl Strategy<Value = Op> {
 }
 
 fn reclaim() -> impl Strategy<Value = Op> {
-    let beats = prop_oneof![4 => Just(Beats::Seen), 1 => Just(Beats::Outdated), 1 => Just(Beats::Whatever)];
-    let end = prop_oneof![4 => Just(Reclaim::Lose), 1 => Just(Reclaim::Vanish), 1 => Just(Reclaim::Stop)];
+    let beats =
+        prop_oneof![4 => Just(Beats::Seen), 1 => Just(Beats::Outdated), 1 => Just(Beats::Whatever)];
+    let end =
+        prop_oneof![4 => Just(Reclaim::Lose), 1 => Just(Reclaim::Vanish), 1 => Just(Reclaim::Stop)];
     (attempt(), beats, end).prop_map(|(attempt, beats, end)| Op::Reclaim { attempt, beats, end })
 }
 
@@ -226,6 +277,7 @@ pub(super) fn sequences(longest: usize) -> impl Strategy<Value = (Limits, Vec<Op
         },
     );
     let first = [0, 1].map(|worker| Op::Register { worker, pool: 0, launch: false });
-    let ops = vec(op(), 1..=longest).prop_map(move |ops| first.iter().cloned().chain(ops).collect());
+    let ops =
+        vec(op(), 1..=longest).prop_map(move |ops| first.iter().cloned().chain(ops).collect());
     (limits, ops)
 }
