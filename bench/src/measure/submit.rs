@@ -1,0 +1,74 @@
+//! How many submits a second the server makes durable, and how long each waits.
+
+use std::time::Duration;
+
+use super::{Bench, others, submit_request};
+use crate::load::{End, Load, write_number};
+use crate::machine::{Usage, own_cpu_time};
+use crate::report::{Report, Section, Target};
+
+const CONNECTIONS: [usize; 4] = [1, 32, 64, 128];
+
+pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let usage = Usage::now();
+    let columns = [
+        "connections",
+        "submits/s",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "server CPU µs/submit",
+        "load generator CPU µs/submit",
+        "written bytes/submit",
+        "stored bytes/task",
+    ];
+    let mut section = Section::new("Durable submits", &columns);
+    for connections in CONNECTIONS {
+        bench.quiet().await;
+        let site = bench.site()?;
+        let server = site.serve().await?;
+        let load = |end| Load {
+            connections,
+            end,
+            request: submit_request("instant", 20),
+            fill: write_number,
+            expect: 202,
+            keep: false,
+            pace: None,
+        };
+        load(End::Requests(500)).run(server.address).await?;
+        let (own, cpu, written) = (own_cpu_time(), server.cpu_time(), server.written());
+        let run =
+            load(End::After(Duration::from_secs(bench.pick(10, 3)))).run(server.address).await?;
+        let count = run.times.len() as f64;
+        let cpu = (server.cpu_time() - cpu).as_secs_f64() * 1e6 / count;
+        let own = (own_cpu_time() - own).as_secs_f64() * 1e6 / count;
+        let written = (server.written() - written) as f64 / count;
+        // Once it has stopped, the log has gone into the database.
+        server.stop().await?;
+        let stored = site.store_bytes() as f64 / (count + 500.0);
+        section.row([
+            (connections as f64).into(),
+            run.per_second().into(),
+            run.times.p50().into(),
+            run.times.p99().into(),
+            run.times.max().into(),
+            cpu.into(),
+            own.into(),
+            written.into(),
+            stored.into(),
+        ]);
+        if connections == 64 {
+            let (rate, p99) = (run.per_second(), run.times.p99());
+            report.goal("durable submits, 64 connections", "/s", Target::AtLeast(27_200.0), rate);
+            report.goal("p99 of these", "ms", Target::Below(10.0), p99);
+        }
+    }
+    section.about(format!(
+        "A prompt of 200 characters, each task on the disk before its answer leaves, a fresh store \
+         a row, one request under way a connection.{}",
+        others(usage)
+    ));
+    report.add(section);
+    Ok(())
+}
