@@ -13,7 +13,7 @@ use super::*;
 /// No file, no variable, no flag.
 fn nothing() -> Sources {
     Sources {
-        directory: PathBuf::from("/work"),
+        directory: PathBuf::from("/srv"),
         data: Some(PathBuf::from("/home/me/.local/share/rayreel")),
         ..Sources::default()
     }
@@ -444,7 +444,7 @@ fn a_relative_data_directory_is_beside_the_file_or_in_the_working_directory() {
     let data = |sources: &Sources| Settings::load(sources).expect("right").data;
     assert_eq!(data(&sources), file.directory.path().join("videos"));
     sources.variables = with_variables(&[("RAYREEL_DATA", "here")]).variables;
-    assert_eq!(data(&sources), Path::new("/work/here"));
+    assert_eq!(data(&sources), Path::new("/srv/here"));
     sources.flags.data = Some(PathBuf::from("/there"));
     assert_eq!(data(&sources), Path::new("/there"));
 }

@@ -233,7 +233,7 @@ impl Server {
 
     fn tail(&self) -> String {
         let mut text = String::new();
-        let mut logs = vec![self.log()];
+        let mut logs = vec![self.log(), self.home.join("embedded.log")];
         logs.extend(
             fs::read_dir(self.home.join("logs"))
                 .into_iter()
