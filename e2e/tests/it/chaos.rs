@@ -16,6 +16,11 @@ const TASKS: usize = 1_000;
 const LEAST_KILLS: usize = 50;
 /// Tasks that wait at any time: enough for every worker, few enough that submits go on to the end.
 const AHEAD: usize = 60;
+/// However fast the machine is, no more tasks than this are submitted from one kill to the next.
+const PER_KILL: usize = 15;
+
+/// A stopped worker goes on after this: longer than its lease.
+const ZOMBIE: Duration = Duration::from_millis(2_500);
 
 /// Four workers from the start; limits that nothing here reaches, so that every task must succeed.
 const CONFIG: &str = "
@@ -42,6 +47,7 @@ struct Books {
     /// Each task as it was when it was first seen to have ended.
     ended: Mutex<HashMap<String, TaskBody>>,
     ended_count: AtomicUsize,
+    kills: AtomicUsize,
     /// Submits that had to be repeated.
     repeated: AtomicUsize,
     over: AtomicBool,
@@ -50,6 +56,11 @@ struct Books {
 impl Books {
     fn ended(&self) -> usize {
         self.ended_count.load(Ordering::SeqCst)
+    }
+
+    /// How many tasks may be submitted by now.
+    fn released(&self) -> usize {
+        (AHEAD + (1 + self.kills.load(Ordering::SeqCst)) * PER_KILL).min(TASKS)
     }
 
     fn is_over(&self) -> bool {
@@ -63,6 +74,8 @@ struct Kills {
     worker: usize,
     engine: usize,
     all: usize,
+    /// Not killed, but stopped for longer than a lease lasts.
+    stopped: usize,
 }
 
 impl Kills {
@@ -141,7 +154,8 @@ fn submit_all(api: &Api, books: &Books, mut random: fastrand::Rng) {
         });
         books.acknowledged.lock().expect("no panic holds it").push((number, task.id));
         until("some tasks have ended", || {
-            (books.is_over() || number < books.ended() + AHEAD).then_some(())
+            let allowed = books.released().min(books.ended() + AHEAD);
+            (books.is_over() || number + 1 < allowed || number + 1 == TASKS).then_some(())
         });
     }
 }
@@ -179,10 +193,18 @@ fn collect_all(api: &Api, books: &Books) {
 /// Kills until all tasks have ended, each time after some more of them have.
 fn kill_all(server: &mut Server, books: &Books, mut random: fastrand::Rng) -> Kills {
     let mut kills = Kills::default();
+    let mut zombies: VecDeque<(Process, Instant)> = VecDeque::new();
     loop {
-        let enough = (books.ended() + random.usize(4..=18)).min(TASKS);
+        books.kills.store(kills.count(), Ordering::SeqCst);
+        let enough = (books.ended() + random.usize(4..=18)).min(books.released());
         until("some more tasks end", || (books.ended() >= enough).then_some(()));
-        if enough == TASKS {
+        while let Some((zombie, since)) = zombies.front()
+            && (books.ended() == TASKS || since.elapsed() > ZOMBIE)
+        {
+            zombie.go_on();
+            zombies.pop_front();
+        }
+        if books.ended() == TASKS {
             assert!(kills.count() >= LEAST_KILLS, "only {kills:?}");
             return kills;
         }
@@ -194,8 +216,26 @@ fn kill_all(server: &mut Server, books: &Books, mut random: fastrand::Rng) -> Ki
                 server.serve();
                 kills.server += 1;
             }
-            30..65 => kills.worker += kill_one(server.workers(), &mut random),
-            65..85 => kills.engine += kill_one(server.engines(), &mut random),
+            30..60 => {
+                if let Some(worker) = one_of(server.workers(), &mut random) {
+                    worker.kill();
+                    kills.worker += 1;
+                }
+            }
+            60..80 => {
+                if let Some(engine) = one_of(server.engines(), &mut random) {
+                    engine.kill();
+                    kills.engine += 1;
+                }
+            }
+            // At most half of them, so that the others go on.
+            80..86 if zombies.len() < 2 => {
+                if let Some(worker) = one_of(server.workers(), &mut random) {
+                    worker.signal(Signal::STOP);
+                    zombies.push_back((worker, Instant::now()));
+                    kills.stopped += 1;
+                }
+            }
             _ => {
                 // Together, not one after the other.
                 for process in server.processes() {
@@ -209,12 +249,9 @@ fn kill_all(server: &mut Server, books: &Books, mut random: fastrand::Rng) -> Ki
     }
 }
 
-fn kill_one(mut processes: Vec<Process>, random: &mut fastrand::Rng) -> usize {
-    if processes.is_empty() {
-        return 0;
-    }
-    processes.swap_remove(random.usize(..processes.len())).kill();
-    1
+fn one_of(mut processes: Vec<Process>, random: &mut fastrand::Rng) -> Option<Process> {
+    let chosen = (!processes.is_empty()).then(|| random.usize(..processes.len()))?;
+    Some(processes.swap_remove(chosen))
 }
 
 /// Every acknowledged task is there, once, as it was when it was first seen to have ended, and its

@@ -216,7 +216,7 @@ fn ctrl_c_cancels_the_task_and_says_so() {
 
 #[test]
 fn ctrl_c_with_the_server_inside_cancels_as_well_and_leaves_nothing_running() {
-    let mut house = Server::prepare(&format!("[log]\nlevel = \"debug\"\n{SLOW}"));
+    let mut house = Server::prepare(SLOW);
     let (command, _, id) = long_generate(&house);
     command.interrupt();
     command.finish().expect_code(9);

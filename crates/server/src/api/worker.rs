@@ -270,6 +270,7 @@ pub(super) async fn control(
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let _hanging = Open::count(&app.metrics.hanging);
     let mut timeout = pin!(sleep(Duration::from_millis(call.wait_ms.min(MAX_WAIT_MS))));
+    let mut last = false;
     loop {
         // Listening before the store is asked, so that no wake-up falls between; but only for
         // workers that exist, because the feed remembers whom it should wake.
@@ -288,12 +289,14 @@ pub(super) async fn control(
         if !controlled.cancelled.is_empty() || !controlled.lost.is_empty() {
             return json(StatusCode::OK, &controlled);
         }
+        if last {
+            return json(StatusCode::OK, &controlled);
+        }
         tokio::select! {
-            biased;
-            // First: a cancel right before the server stops must still be told, or the worker goes
-            // on with a task that is nobody's.
             () = woken => {}
-            () = app.stopping.cancelled() => return json(StatusCode::OK, &controlled),
+            // One more look: a cancel right before the server stops must still be told, or the
+            // worker goes on with a task that is nobody's.
+            () = app.stopping.cancelled() => last = true,
             () = &mut timeout => return json(StatusCode::OK, &controlled),
         }
     }

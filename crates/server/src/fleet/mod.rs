@@ -95,6 +95,8 @@ pub struct Fleet {
 const PACE: Duration = Duration::from_millis(20);
 /// And this far at most: processes die without telling.
 const TICK: Duration = Duration::from_millis(500);
+/// A worker that is asked to go when the server stops gets so long.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 impl Fleet {
     pub fn new(app: Arc<App>, server: String) -> Self {
@@ -260,38 +262,50 @@ impl Fleet {
     /// The server stops: workers without a task go with it. One that has a task keeps it, and
     /// comes back when the server does.
     async fn leave(&self) {
+        // Asked twice: one that a cancel has not reached would first finish what is nobody's.
+        for _ in 0..2 {
+            let going = self.dismiss().await;
+            // Bounded: what does not go now is found at the next start.
+            if tokio::time::timeout(FAREWELL, self.see_off(&going)).await.is_ok() {
+                return;
+            }
+        }
+        tracing::warn!("some workers have not gone yet");
+    }
+
+    /// Asks the workers that hold nothing to go.
+    async fn dismiss(&self) -> Vec<Launch> {
         let components = &self.app.components;
-        let (Ok(launches), Ok(leases)) =
+        let (Ok(mut launches), Ok(leases)) =
             (components.store.launches().await, components.store.leases().await)
         else {
-            return;
+            return Vec::new();
         };
-        let mut going = Vec::new();
-        for launch in launches {
-            if leases.iter().any(|lease| lease.worker.as_str() == launch.id) {
-                tracing::info!(
-                    worker = launch.id,
-                    "left at work; it reconnects when the server is back"
-                );
-                continue;
+        launches.retain(|launch| {
+            let busy = leases.iter().any(|lease| lease.worker.as_str() == launch.id);
+            if busy {
+                let worker = &launch.id;
+                tracing::info!(worker, "left at work; it reconnects when the server is back");
             }
-            components.provider.stop(&launch, false).await;
-            going.push(launch);
-        }
-        // Bounded: what does not go now is found at the next start.
-        let waited = tokio::time::timeout(Duration::from_secs(3), async {
-            for launch in &going {
-                while components.provider.probe(launch).await.is_ok() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                let by = components.store.workers().await.ok().and_then(|workers| {
-                    workers.into_iter().find(|w| w.by.worker.as_str() == launch.id).map(|w| w.by)
-                });
-                self.forget(launch, by).await;
-            }
+            !busy
         });
-        if waited.await.is_err() {
-            tracing::warn!("some workers have not gone yet");
+        for launch in &launches {
+            components.provider.stop(launch, false).await;
+        }
+        launches
+    }
+
+    /// Waits until these workers have gone, and forgets them.
+    async fn see_off(&self, going: &[Launch]) {
+        let components = &self.app.components;
+        for launch in going {
+            while components.provider.probe(launch).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let by = components.store.workers().await.ok().and_then(|workers| {
+                workers.into_iter().find(|w| w.by.worker.as_str() == launch.id).map(|w| w.by)
+            });
+            self.forget(launch, by).await;
         }
     }
 

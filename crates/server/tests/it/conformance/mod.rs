@@ -86,7 +86,7 @@ pub fn conforms(stores: &impl Stores) {
         ..Config::default()
     };
     let runtime = runtime();
-    let longest = number("CONFORMANCE_LENGTH", 60) as usize;
+    let longest = number("CONFORMANCE_LENGTH", 80) as usize;
     let played = TestRunner::new(config).run(&op::sequences(longest), |(limits, ops)| {
         runtime.block_on(sequence::play(stores, limits, ops))
     });

@@ -31,6 +31,8 @@ pub(super) enum Op {
         by: By,
     },
     Claim(Claim),
+    /// A claim, and what the worker then does with what it gets.
+    Work { claim: Claim, ms: u64, beat: bool, end: Option<End> },
     Beat {
         by: By,
         attempt: Attempt,
@@ -57,6 +59,10 @@ pub(super) enum Op {
     Advance,
     /// Time passes.
     Elapse {
+        ms: u64,
+    },
+    /// Time passes, and the duty that watches it is awake.
+    Wait {
         ms: u64,
     },
     /// Somebody sets the clock.
@@ -162,8 +168,92 @@ pub(super) enum Beats {
     Whatever,
 }
 
-fn by() -> impl Strategy<Value = By> {
-    (0..WORKERS.len(), prop::bool::weighted(0.05)).prop_map(|(worker, stale)| By { worker, stale })
+/// What a sequence has more of than others: some states are far from where it begins.
+#[derive(Debug, Clone, Copy)]
+struct Mood {
+    submit: u32,
+    claim: u32,
+    work: u32,
+    end: u32,
+    beat: u32,
+    reclaim: u32,
+    /// Registrations, good-byes.
+    register: u32,
+    cancel: u32,
+    restart: u32,
+    /// Time passes, duties run.
+    time: u32,
+    /// It passes by hours, and back.
+    long_time: u32,
+    /// Of ten attempts that end, so many fail.
+    failures: u32,
+    /// How much more the first worker does than the others.
+    first: u32,
+    /// Chances.
+    key: f64,
+    target: f64,
+    /// Claims that repeat themselves, are late, or have forgotten what they hold.
+    confused: f64,
+}
+
+const EVERYTHING: Mood = Mood {
+    submit: 30,
+    claim: 30,
+    work: 20,
+    end: 20,
+    beat: 12,
+    reclaim: 6,
+    register: 6,
+    cancel: 5,
+    restart: 3,
+    time: 20,
+    long_time: 3,
+    failures: 4,
+    first: 4,
+    key: 0.2,
+    target: 0.2,
+    confused: 0.2,
+};
+
+const MOODS: [Mood; 6] = [
+    EVERYTHING,
+    // Engines break, those of one worker more than others.
+    Mood {
+        work: 80,
+        end: 5,
+        claim: 20,
+        failures: 8,
+        first: 20,
+        register: 12,
+        cancel: 1,
+        restart: 2,
+        time: 40,
+        target: 0.4,
+        confused: 0.02,
+        ..EVERYTHING
+    },
+    // There is little to do.
+    Mood { submit: 8, register: 15, target: 0.8, confused: 0.02, ..EVERYTHING },
+    // Tenants compete.
+    Mood {
+        submit: 60,
+        work: 80,
+        end: 5,
+        claim: 5,
+        failures: 1,
+        register: 1,
+        confused: 0.02,
+        ..EVERYTHING
+    },
+    // Workers and the server come and go.
+    Mood { register: 20, restart: 15, failures: 2, confused: 0.7, ..EVERYTHING },
+    // Days pass, and clients repeat themselves.
+    Mood { submit: 60, key: 0.9, cancel: 20, long_time: 15, time: 40, ..EVERYTHING },
+];
+
+fn by(mood: Mood) -> impl Strategy<Value = By> {
+    let worker = prop_oneof![mood.first => Just(0), 3 => Just(1), 2 => Just(2), 1 => Just(3)];
+    (worker, prop::bool::weighted(0.05)).prop_map(|(worker, stale)| By { worker, stale })
 }
 
 fn attempt() -> impl Strategy<Value = Attempt> {
@@ -174,49 +264,54 @@ fn attempt() -> impl Strategy<Value = Attempt> {
     ]
 }
 
-fn submit() -> impl Strategy<Value = Op> {
-    let small = prop_oneof![8 => 100..3_000u64, 1 => Just(0), 1 => 10_000..60_000u64];
-    let key = proptest::option::weighted(0.3, (0..2u8, prop_oneof![4 => Just(0u8), 1 => Just(1)]));
+fn submit(mood: Mood) -> impl Strategy<Value = Op> {
+    let cost = prop_oneof![8 => 100..3_000u64, 1 => Just(0), 1 => 10_000..60_000u64];
+    let request = prop_oneof![4 => Just(0u8), 1 => Just(1)];
+    let key = proptest::option::weighted(mood.key, (0..2u8, request));
     let deadline = proptest::option::weighted(0.2, 500..20_000u64);
-    (
-        0..TENANTS.len(),
-        prop_oneof![6 => Just(0usize), 1 => Just(1)],
-        0..MODELS.len(),
-        1..=5u8,
-        small,
-        key,
-        deadline,
-    )
-        .prop_map(|(tenant, pool, model, priority, estimate_ms, key, deadline_ms)| {
+    let pool = prop_oneof![6 => Just(0usize), 1 => Just(1)];
+    let priority = prop_oneof![3 => Just(3u8), 2 => 1..=5u8];
+    (0..TENANTS.len(), pool, 0..MODELS.len(), priority, cost, key, deadline).prop_map(
+        |(tenant, pool, model, priority, estimate_ms, key, deadline_ms)| {
             Op::Submit(Submit { tenant, pool, model, priority, estimate_ms, key, deadline_ms })
-        })
-}
-
-fn claim() -> impl Strategy<Value = Op> {
-    let seq = prop_oneof![10 => Just(Seq::Next), 2 => Just(Seq::Repeated), 1 => Just(Seq::Older)];
-    let holding = prop_oneof![
-        8 => Just(Holding::Held),
-        1 => Just(Holding::Nothing),
-        1 => attempt().prop_map(Holding::Attempt),
-    ];
-    let loaded = proptest::option::weighted(0.7, 0..MODELS.len());
-    let self_test = proptest::option::weighted(0.3, prop::bool::weighted(0.8));
-    let target = proptest::option::weighted(0.3, 0..4u32);
-    (by(), seq, holding, loaded, self_test, target).prop_map(
-        |(by, seq, holding, loaded, self_test, target)| {
-            Op::Claim(Claim { by, seq, holding, loaded, self_test, target })
         },
     )
 }
 
-fn end() -> impl Strategy<Value = Op> {
-    let end = prop_oneof![
-        5 => (0..2u8).prop_map(End::Commit),
-        5 => (prop::bool::weighted(0.7), prop::bool::weighted(0.8))
-            .prop_map(|(blames_engine, retryable)| End::Fail { blames_engine, retryable }),
-        2 => Just(End::Release),
+fn claim(mood: Mood) -> impl Strategy<Value = Claim> {
+    let seq = prop_oneof![1 => Just(Seq::Next), 1 => Just(Seq::Repeated), 1 => Just(Seq::Older)];
+    let holding = prop_oneof![
+        1 => Just(Holding::Held),
+        2 => Just(Holding::Nothing),
+        1 => attempt().prop_map(Holding::Attempt),
     ];
-    (by(), attempt(), end).prop_map(|(by, attempt, end)| Op::End { by, attempt, end })
+    let confused = proptest::option::weighted(mood.confused, (seq, holding));
+    let loaded = proptest::option::weighted(0.7, 0..MODELS.len());
+    let self_test = proptest::option::weighted(0.4, prop::bool::weighted(0.7));
+    let target = proptest::option::weighted(mood.target, 0..3u32);
+    (by(mood), confused, loaded, self_test, target).prop_map(
+        |(by, confused, loaded, self_test, target)| {
+            let (seq, holding) = confused.unwrap_or((Seq::Next, Holding::Held));
+            Claim { by, seq, holding, loaded, self_test, target }
+        },
+    )
+}
+
+fn end(mood: Mood) -> impl Strategy<Value = End> {
+    let fail = (prop::bool::weighted(0.8), prop::bool::weighted(0.8))
+        .prop_map(|(blames_engine, retryable)| End::Fail { blames_engine, retryable });
+    prop_oneof![
+        10 - mood.failures => (0..2u8).prop_map(End::Commit),
+        mood.failures => fail,
+        1 => Just(End::Release),
+    ]
+}
+
+fn work(mood: Mood) -> impl Strategy<Value = Op> {
+    let ms = prop_oneof![Just(0u64), Just(300), Just(2_500)];
+    let end = proptest::option::weighted(0.9, end(mood));
+    (claim(mood), ms, any::<bool>(), end)
+        .prop_map(|(claim, ms, beat, end)| Op::Work { claim, ms, beat, end })
 }
 
 fn reclaim() -> impl Strategy<Value = Op> {
@@ -235,34 +330,61 @@ fn list() -> impl Strategy<Value = Op> {
     )
 }
 
-fn op() -> impl Strategy<Value = Op> {
-    const HOUR: i64 = 3_600_000;
-    let elapse = prop_oneof![
-        6 => prop_oneof![Just(1u64), Just(400), Just(1_600), Just(4_000)],
-        1 => prop_oneof![Just(61_000u64), Just(2 * HOUR as u64), Just(25 * HOUR as u64)],
-    ];
-    let jump = prop_oneof![Just(1_000i64), Just(HOUR), Just(25 * HOUR)];
-    let task = (0..16usize, prop::bool::weighted(0.1));
+fn register(mood: Mood) -> impl Strategy<Value = Op> {
+    let pool = prop_oneof![6 => Just(0usize), 1 => Just(1)];
     prop_oneof![
-        30 => submit(),
-        6 => (0..WORKERS.len(), prop_oneof![6 => Just(0usize), 1 => Just(1)], any::<bool>())
-            .prop_map(|(worker, pool, launch)| Op::Register { worker, pool, launch }),
-        1 => by().prop_map(|by| Op::Deregister { by }),
-        40 => claim(),
-        12 => (by(), attempt(), proptest::option::of(0..20u32))
+        5 => (by(mood), pool, any::<bool>())
+            .prop_map(|(by, pool, launch)| Op::Register { worker: by.worker, pool, launch }),
+        1 => by(mood).prop_map(|by| Op::Deregister { by }),
+    ]
+}
+
+fn cancel() -> impl Strategy<Value = Op> {
+    (0..16usize, prop::bool::weighted(0.1), any::<bool>()).prop_map(|(task, foreign, delete)| {
+        if delete { Op::Delete { task, foreign } } else { Op::Cancel { task, foreign } }
+    })
+}
+
+fn time() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => Just(Op::Advance),
+        3 => prop_oneof![Just(1u64), Just(400), Just(1_600)].prop_map(|ms| Op::Elapse { ms }),
+        // So long that every backoff has passed.
+        4 => Just(Op::Wait { ms: 4_000 }),
+        1 => Just(Op::Wait { ms: 61_000 }),
+    ]
+}
+
+fn long_time() -> impl Strategy<Value = Op> {
+    const HOUR: i64 = 3_600_000;
+    // A day exactly, too: that is how long a key counts.
+    let ms = prop_oneof![Just(1_000), Just(HOUR), Just(24 * HOUR), Just(25 * HOUR)];
+    (ms, 0..4u8).prop_map(|(ms, how)| match how {
+        0 => Op::Jump { ms: -ms },
+        1 => Op::Jump { ms },
+        _ => Op::Elapse { ms: ms.unsigned_abs() },
+    })
+}
+
+fn op(mood: Mood) -> impl Strategy<Value = Op> {
+    prop_oneof![
+        mood.submit => submit(mood),
+        mood.claim => claim(mood).prop_map(Op::Claim),
+        mood.work => work(mood),
+        mood.end => (by(mood), attempt(), end(mood))
+            .prop_map(|(by, attempt, end)| Op::End { by, attempt, end }),
+        mood.beat => (by(mood), attempt(), proptest::option::of(0..20u32))
             .prop_map(|(by, attempt, step)| Op::Beat { by, attempt, step }),
-        28 => end(),
-        6 => reclaim(),
-        5 => task.clone().prop_map(|(task, foreign)| Op::Cancel { task, foreign }),
-        6 => task.prop_map(|(task, foreign)| Op::Delete { task, foreign }),
-        10 => Just(Op::Advance),
-        10 => elapse.prop_map(|ms| Op::Elapse { ms }),
-        2 => (jump, any::<bool>()).prop_map(|(ms, back)| Op::Jump { ms: if back { -ms } else { ms } }),
-        3 => Just(Op::Restart),
+        mood.reclaim => reclaim(),
+        mood.register => register(mood),
+        mood.cancel => cancel(),
+        mood.restart => Just(Op::Restart),
+        mood.time => time(),
+        mood.long_time => long_time(),
         2 => (0..3usize, any::<bool>()).prop_map(|(id, claimed)| Op::Launch { id, claimed }),
         1 => (0..3usize).prop_map(|id| Op::RemoveLaunch { id }),
         2 => (1..4u32).prop_map(|limit| Op::Collect { limit }),
-        6 => list(),
+        4 => list(),
     ]
 }
 
@@ -277,7 +399,8 @@ pub(super) fn sequences(longest: usize) -> impl Strategy<Value = (Limits, Vec<Op
         },
     );
     let first = [0, 1].map(|worker| Op::Register { worker, pool: 0, launch: false });
-    let ops =
-        vec(op(), 1..=longest).prop_map(move |ops| first.iter().cloned().chain(ops).collect());
+    let ops = (0..MOODS.len())
+        .prop_flat_map(move |mood| vec(op(MOODS[mood]), 1..=longest))
+        .prop_map(move |ops| first.iter().cloned().chain(ops).collect());
     (limits, ops)
 }

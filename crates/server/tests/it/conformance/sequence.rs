@@ -114,21 +114,27 @@ impl Run {
                 self.store().deregister(&by).await.map_err(failed)?;
                 self.model.deregister(&by);
             }
-            Op::Claim(claim) => self.claim(claim).await?,
+            Op::Claim(claim) => {
+                self.claim(claim).await?;
+            }
+            Op::Work { claim, ms, beat, end } => {
+                let by = claim.by;
+                let Some(fence) = self.claim(claim).await? else { return Ok(()) };
+                self.setup.clock.advance(Duration::from_millis(ms));
+                if beat {
+                    self.beat(by, fence, None).await?;
+                }
+                if let Some(end) = end {
+                    self.end(by, fence, end).await?;
+                }
+            }
             Op::Beat { by, attempt, step } => {
                 let Some(fence) = self.fence(attempt) else { return Ok(()) };
-                let by = self.identity(by);
-                let progress =
-                    step.map(|step| Progress { stage: "denoise".into(), step, steps: 20 });
-                let told = self.store().beat(&by, fence, progress.clone()).await;
-                prop_assert_eq!(told, self.model.beat(&by, fence, progress));
+                self.beat(by, fence, step).await?;
             }
             Op::End { by, attempt, end } => {
                 let Some(fence) = self.fence(attempt) else { return Ok(()) };
-                let (by, end) = (self.holder(by, fence), ended(end));
-                let told = self.store().end(&by, fence, end.clone()).await;
-                let not_before = told.as_ref().ok().map(|task| task.not_before);
-                prop_assert_eq!(told, self.model.end(&by, fence, end, not_before));
+                self.end(by, fence, end).await?;
             }
             Op::Reclaim { attempt, beats, end } => {
                 let Some(fence) = self.fence(attempt) else { return Ok(()) };
@@ -150,8 +156,10 @@ impl Run {
             }
             Op::Cancel { task, foreign } => self.cancel(task, foreign, false).await?,
             Op::Delete { task, foreign } => self.cancel(task, foreign, true).await?,
-            Op::Advance => {
-                prop_assert_eq!(self.store().advance().await, Ok(self.model.advance()));
+            Op::Advance => self.advance().await?,
+            Op::Wait { ms } => {
+                self.setup.clock.advance(Duration::from_millis(ms));
+                self.advance().await?;
             }
             Op::Elapse { ms } => self.setup.clock.advance(Duration::from_millis(ms)),
             Op::Jump { ms } => {
@@ -264,7 +272,29 @@ impl Run {
         Ok(())
     }
 
-    async fn claim(&mut self, claim: op::Claim) -> Played {
+    async fn advance(&mut self) -> Played {
+        prop_assert_eq!(self.store().advance().await, Ok(self.model.advance()));
+        Ok(())
+    }
+
+    async fn beat(&mut self, by: By, fence: Fence, step: Option<u32>) -> Played {
+        let by = self.identity(by);
+        let progress = step.map(|step| Progress { stage: "denoise".into(), step, steps: 20 });
+        let told = self.store().beat(&by, fence, progress.clone()).await;
+        prop_assert_eq!(told, self.model.beat(&by, fence, progress));
+        Ok(())
+    }
+
+    async fn end(&mut self, by: By, fence: Fence, end: End) -> Played {
+        let (by, end) = (self.holder(by, fence), ended(end));
+        let told = self.store().end(&by, fence, end.clone()).await;
+        let not_before = told.as_ref().ok().map(|task| task.not_before);
+        prop_assert_eq!(told, self.model.end(&by, fence, end, not_before));
+        Ok(())
+    }
+
+    /// The attempt, if there is one.
+    async fn claim(&mut self, claim: op::Claim) -> Result<Option<Fence>, TestCaseError> {
         let by = self.identity(claim.by);
         let newest = self.seqs.entry(by.worker.clone()).or_default();
         let seq = match claim.seq {
@@ -301,7 +331,7 @@ impl Run {
         }
         let expected = self.model.claim(&claim, fence.map(|fence| fence.nonce));
         prop_assert_eq!(told.map(Told::from), expected);
-        Ok(())
+        Ok(fence)
     }
 
     async fn cancel(&mut self, index: usize, foreign: bool, delete: bool) -> Played {
