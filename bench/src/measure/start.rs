@@ -67,7 +67,7 @@ async fn starts(
     ];
     let mut section = Section::new("From the submit to the start of the engine", &columns);
     let count = bench.pick(1_000, 100);
-    bench.quiet().await;
+    line.quiet(bench, server).await?;
     // The first one starts the engine.
     line.several(20).await?;
     let (p50, p99) = row("nothing", line.several(count).await?, &mut section);
@@ -76,7 +76,7 @@ async fn starts(
 
     let ids = line.several(20).await?.iter().map(|trip| trip.task).collect();
     let polls = poll_load(ids, 16, End::Requests(u64::MAX));
-    bench.quiet().await;
+    line.quiet(bench, server).await?;
     let polls = tokio::spawn(Load { pace: Some(POLLS), ..polls }.run(server.address));
     row(&format!("{POLLS} polls/s"), line.several(count).await?, &mut section);
     ensure!(!polls.is_finished(), "the polls ended: {:?}", polls.await?.err());
@@ -124,7 +124,7 @@ async fn lost(
     ];
     let mut section = Section::new("Time lost on a video of 40 steps", &columns);
     let (mut totals, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
-    bench.quiet().await;
+    line.quiet(bench, server).await?;
     // One more than counts: the first one loads the model.
     for turn in 0..=bench.pick(10, 2) {
         let trip = line.submit("video", 40).await?;
@@ -164,6 +164,13 @@ async fn lost(
 }
 
 impl Line {
+    /// Waits for a quiet moment; the server may have closed an idle connection by then.
+    async fn quiet(&mut self, bench: &Bench, server: &Server) -> anyhow::Result<()> {
+        bench.quiet().await;
+        self.connection = Connection::open(server.address).await?;
+        Ok(())
+    }
+
     /// Submits a task and waits until the engine has started it.
     async fn submit(&mut self, model: &str, steps: u32) -> anyhow::Result<Trip> {
         self.worker.check()?;

@@ -13,6 +13,7 @@ mod read;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod workers;
 mod writer;
 
 use std::path::PathBuf;
@@ -127,7 +128,7 @@ impl Store for SqliteStore {
 
     async fn submit(&self, task: Task) -> Result<Submitted, Error> {
         let body = ops::body(&task);
-        self.writer.append(body.len(), move |tx| tx.submit(task, &body)).await
+        self.writer.append(move |tx| tx.submit(task, &body)).await
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {

@@ -4,23 +4,17 @@ use rayreel_domain::id::{TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{Effect, End, Outcome, Refusal, State, Task};
 use rayreel_domain::time::Timestamp;
-use rayreel_domain::wire::worker::SelfTest;
 use rusqlite::{OptionalExtension, params};
 
-use super::memory::{
-    Live, NameId, Place, Quarantine, Slot, Worker, WorkerState, parse, signed, state_number,
-    unsigned,
-};
+use super::memory::{Live, NameId, Place, Slot, parse, signed, state_number, unsigned};
 use super::writer::{Failure, Tx};
-use super::{Cancelled, Error, Identity, Registration, Submitted, read};
+use super::{Cancelled, Error, Identity, Submitted, read};
 use crate::feed::Change;
 
 /// How long an idempotency key finds its task.
 const KEY_MS: u64 = 24 * 3_600_000;
-/// Failures on so many different tasks in a row quarantine a worker.
-const QUARANTINE_AFTER: usize = 3;
 
-type Done<T> = Result<T, Failure>;
+pub(super) type Done<T> = Result<T, Failure>;
 
 impl Tx<'_> {
     pub(super) fn now(&self) -> Timestamp {
@@ -30,6 +24,7 @@ impl Tx<'_> {
     /// Adds a task; `body` is the task as it is stored. Its row comes last: names and a lifted
     /// account may stand without it.
     pub(super) fn submit(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
+        self.written += body.len();
         if let Some(found) = self.same_key(&task)? {
             return Ok(found);
         }
@@ -189,48 +184,6 @@ impl Tx<'_> {
         Ok(task)
     }
 
-    /// Keeps the worker's record of failures in a row. At the third it is quarantined, and they are
-    /// counted as losses: true then.
-    fn judge(
-        &mut self,
-        worker: &WorkerName,
-        fence: Fence,
-        succeeded: bool,
-        blamed: Option<(rayreel_domain::ModelName, String)>,
-    ) -> Done<bool> {
-        let (failures, quarantine) = {
-            let mut memory = self.memory();
-            let Some(record) = memory.workers.get_mut(worker) else { return Ok(false) };
-            if succeeded {
-                record.failures.clear();
-            }
-            let Some((model, message)) = blamed else { return Ok(false) };
-            record.failures.retain(|f| f.task != fence.task);
-            record.failures.push(fence);
-            if record.failures.len() < QUARANTINE_AFTER || record.quarantine.is_some() {
-                return Ok(false);
-            }
-            (record.failures.clone(), Quarantine { model, message })
-        };
-        for failed in failures {
-            let Some((mut task, place)) = self.load(failed.task)? else { continue };
-            if task.recount(failed) {
-                self.db
-                    .prepare_cached("UPDATE tasks SET avoid = ?2, body = ?3 WHERE seq = ?1")?
-                    .execute(params![place.seq, avoided(&task), body(&task)])?;
-            }
-        }
-        self.db
-            .prepare_cached("UPDATE workers SET quarantine = ?2 WHERE name = ?1")?
-            .execute(params![worker.as_str(), quarantine.text()])?;
-        tracing::warn!(%worker, message = quarantine.message, "worker quarantined: its engine failed on {QUARANTINE_AFTER} tasks in a row");
-        if let Some(record) = self.memory().workers.get_mut(worker) {
-            record.failures.clear();
-            record.quarantine = Some(quarantine);
-        }
-        Ok(true)
-    }
-
     pub(super) fn cancel(
         &mut self,
         tenant: &TenantName,
@@ -357,77 +310,6 @@ impl Tx<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    pub(super) fn register(&mut self, worker: &Registration) -> Done<u64> {
-        let incarnation = self.ctx.random.number() >> 12;
-        let now = self.ctx.clock.monotonic();
-        let mut record = Worker::new(incarnation, worker.pool.clone(), worker.launch.clone(), now);
-        {
-            let memory = self.memory();
-            if memory.lease_of(&worker.worker).is_some() {
-                record.state = WorkerState::Busy;
-            }
-            // To come back is not to be healthy again.
-            let known = memory.workers.get(&worker.worker).filter(|w| w.pool == worker.pool);
-            record.quarantine = known.and_then(|w| w.quarantine.clone());
-        }
-        self.db
-            .prepare_cached(
-                "INSERT OR REPLACE INTO workers (name, incarnation, pool, launch, quarantine)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                worker.worker.as_str(),
-                signed(incarnation),
-                worker.pool.as_str(),
-                worker.launch,
-                record.quarantine.as_ref().map(Quarantine::text),
-            ])?;
-        self.memory().workers.insert(worker.worker.clone(), record);
-        self.wakes.workers.push(worker.worker.clone());
-        self.wakes.backlog = true;
-        Ok(incarnation)
-    }
-
-    pub(super) fn deregister(&mut self, by: &Identity) -> Done<()> {
-        let now = self.ctx.clock.monotonic();
-        let fence = {
-            let mut memory = self.memory();
-            if memory.worker(by, now).is_none() {
-                return Ok(());
-            }
-            memory.lease_of(&by.worker).map(|live| live.fence)
-        };
-        if let Some(fence) = fence {
-            self.end(fence, End::Vanish, false)?;
-        }
-        self.db
-            .prepare_cached("DELETE FROM workers WHERE name = ?1 AND incarnation = ?2")?
-            .execute(params![by.worker.as_str(), signed(by.incarnation)])?;
-        let pool = self.memory().workers.remove(&by.worker).map(|worker| worker.pool);
-        self.wakes.gone.push(by.worker.clone());
-        self.wakes.backlog = true;
-        if let Some(pool) = pool {
-            // What avoided this worker may now be free for another.
-            self.wakes.pools.push(pool);
-        }
-        Ok(())
-    }
-
-    /// Takes a worker's self-test; true if it may have tasks now.
-    pub(super) fn self_test(&mut self, by: &Identity, test: Option<&SelfTest>) -> Done<bool> {
-        if test != Some(&SelfTest::Passed) {
-            return Ok(false);
-        }
-        self.db
-            .prepare_cached("UPDATE workers SET quarantine = NULL WHERE name = ?1")?
-            .execute([by.worker.as_str()])?;
-        tracing::info!(worker = %by.worker, "worker out of quarantine: its self-test passed");
-        if let Some(worker) = self.memory().workers.get_mut(&by.worker) {
-            worker.quarantine = None;
-        }
-        Ok(true)
-    }
-
     /// Writes a changed task with its effects, keeps memory in step, and tells who waits.
     pub(super) fn store_change(
         &mut self,
@@ -505,7 +387,9 @@ impl Tx<'_> {
     }
 
     /// Writes a task whose state has changed, or whose worker has beaten.
-    pub(super) fn write_row(&self, task: &Task, seq: i64, slot: Slot) -> Done<()> {
+    pub(super) fn write_row(&mut self, task: &Task, seq: i64, slot: Slot) -> Done<()> {
+        let body = body(task);
+        self.written += body.len();
         self.db
             .prepare_cached(
                 "UPDATE tasks SET state = ?2, slot = ?3, not_before = ?4, avoid = ?5, graces = 0,
@@ -517,7 +401,7 @@ impl Tx<'_> {
                 slot as i64,
                 signed(task.not_before.0),
                 avoided(task),
-                body(task),
+                body,
             ])?;
         Ok(())
     }
@@ -590,7 +474,7 @@ pub(super) fn task_and_place(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Task,
 }
 
 /// The worker that should not get a queued task again: the one that has just failed it.
-fn avoided(task: &Task) -> Option<&str> {
+pub(super) fn avoided(task: &Task) -> Option<&str> {
     let last = task.attempts.last().filter(|_| task.state == State::Queued);
     last.filter(|a| a.outcome == Some(Outcome::Failed)).map(|a| a.worker.as_str())
 }

@@ -1,8 +1,8 @@
 //! The writer: one thread, one connection, many operations to a commit.
 //!
 //! Operations queue up while a commit waits for the disk, and the next transaction takes all of
-//! them: so the cost of an fsync is shared by whoever came at the same time, and a lone caller
-//! waits for nobody. An answer leaves only after the commit.
+//! them, and those that come while it runs: so the cost of an fsync is shared by whoever came at
+//! the same time, and a lone caller waits for nobody. An answer leaves only after the commit.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
@@ -65,6 +65,8 @@ pub(super) struct Tx<'a> {
     pub(super) changes: Vec<Change>,
     /// Whom to wake after the commit, besides those whom the changes concern.
     pub(super) wakes: Wakes,
+    /// Bytes of tasks so far.
+    pub(super) written: usize,
 }
 
 /// Who is woken after a commit; waking earlier would let them find nothing.
@@ -106,8 +108,6 @@ impl Tx<'_> {
 pub(super) trait Job: Send {
     /// Does it; an error means that the whole batch is lost.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), rusqlite::Error>;
-    /// About how much it writes.
-    fn bytes(&self) -> usize;
     /// Tells the caller.
     fn finish(self: Box<Self>, batch: Result<(), Error>);
 }
@@ -116,7 +116,6 @@ struct Call<F, T> {
     work: Option<F>,
     /// It writes in several statements, which must be undone together.
     savepoint: bool,
-    bytes: usize,
     answer: Option<Result<T, Error>>,
     reply: oneshot::Sender<Result<T, Error>>,
 }
@@ -157,10 +156,6 @@ where
         Ok(())
     }
 
-    fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     fn finish(self: Box<Self>, batch: Result<(), Error>) {
         let answer = match (batch, self.answer) {
             (Err(error), _) => Err(error),
@@ -194,21 +189,20 @@ impl Writer {
         F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
-        self.hand_in(true, 0, work).await
+        self.hand_in(true, work).await
     }
 
-    /// Like [`Writer::call`], for an operation that writes so many bytes, and in such a way that
-    /// each of its statements may stand without the later ones: it needs no savepoint, which costs
-    /// a copy of every page that it changes.
-    pub(super) async fn append<T, F>(&self, bytes: usize, work: F) -> Result<T, Error>
+    /// Like [`Writer::call`], for an operation of which each statement may stand without the later
+    /// ones: it needs no savepoint, which costs a copy of every page that it changes.
+    pub(super) async fn append<T, F>(&self, work: F) -> Result<T, Error>
     where
         F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
     {
-        self.hand_in(false, bytes, work).await
+        self.hand_in(false, work).await
     }
 
-    async fn hand_in<T, F>(&self, savepoint: bool, bytes: usize, work: F) -> Result<T, Error>
+    async fn hand_in<T, F>(&self, savepoint: bool, work: F) -> Result<T, Error>
     where
         F: FnOnce(&mut Tx<'_>) -> Result<T, Failure> + Send + 'static,
         T: Send + 'static,
@@ -216,7 +210,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let gone = || Error::Unavailable("the store has stopped".to_owned());
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
-        let call = Call { work: Some(work), savepoint, bytes, answer: None, reply };
+        let call = Call { work: Some(work), savepoint, answer: None, reply };
         jobs.send(Box::new(call)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -237,17 +231,9 @@ fn work(db: Connection, ctx: &Context, queue: &mpsc::Receiver<Box<dyn Job>>) {
     let mut db = Some(db);
     let mut batch: Vec<Box<dyn Job>> = Vec::with_capacity(MAX_BATCH);
     while let Ok(first) = queue.recv() {
-        let mut bytes = first.bytes();
         batch.push(first);
-        while batch.len() < MAX_BATCH
-            && bytes < MAX_BATCH_BYTES
-            && let Ok(job) = queue.try_recv()
-        {
-            bytes += job.bytes();
-            batch.push(job);
-        }
         let done = db.take().map_or_else(|| reopen(ctx), Ok).and_then(|connection| {
-            let done = transact(&connection, ctx, &mut batch)?;
+            let done = transact(&connection, ctx, &mut batch, queue)?;
             Ok((done, connection))
         });
         match done {
@@ -259,6 +245,8 @@ fn work(db: Connection, ctx: &Context, queue: &mpsc::Receiver<Box<dyn Job>>) {
                 db = Some(connection);
             }
             Err(error) => {
+                // Those who wait would meet the same.
+                batch.extend(queue.try_iter().take(MAX_BATCH));
                 tracing::error!(%error, operations = batch.len(), "the store could not write; the connection is opened anew");
                 batch.drain(..).for_each(|job| job.finish(Err(error.clone())));
                 // Memory may be ahead of the disk: the next batch starts from the disk again.
@@ -268,18 +256,24 @@ fn work(db: Connection, ctx: &Context, queue: &mpsc::Receiver<Box<dyn Job>>) {
     }
 }
 
-/// One transaction over the whole batch.
+/// One transaction over what is in the batch and who comes while it runs.
 fn transact(
     db: &Connection,
     ctx: &Context,
-    batch: &mut [Box<dyn Job>],
+    batch: &mut Vec<Box<dyn Job>>,
+    queue: &mpsc::Receiver<Box<dyn Job>>,
 ) -> Result<(Vec<Change>, Wakes), Error> {
     db.prepare_cached("BEGIN IMMEDIATE")
         .and_then(|mut begin| begin.execute([]))
         .map_err(schema::failed)?;
-    let mut tx = Tx { db, ctx, changes: Vec::new(), wakes: Wakes::default() };
-    for job in batch {
+    let mut tx = Tx { db, ctx, changes: Vec::new(), wakes: Wakes::default(), written: 0 };
+    let mut next = 0;
+    while let Some(job) = batch.get_mut(next) {
         job.run(&mut tx).map_err(schema::failed)?;
+        next += 1;
+        if next < MAX_BATCH && tx.written < MAX_BATCH_BYTES {
+            batch.extend(queue.try_recv());
+        }
     }
     let Tx { changes, wakes, .. } = tx;
     db.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).map_err(|error| {

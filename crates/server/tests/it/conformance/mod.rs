@@ -8,6 +8,7 @@
 mod fair;
 mod model;
 mod op;
+mod quarantine;
 mod sequence;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use rayreel_server::clock::{ManualClock, Random};
 use rayreel_server::store::Store;
 
 pub use fair::shares_fairly;
+pub use quarantine::quarantines;
 
 /// What a store is opened with.
 #[derive(Debug, Clone)]

@@ -32,7 +32,12 @@ pub(super) enum Op {
     },
     Claim(Claim),
     /// A claim, and what the worker then does with what it gets.
-    Work { claim: Claim, ms: u64, beat: bool, end: Option<End> },
+    Work {
+        claim: Claim,
+        ms: u64,
+        beat: bool,
+        end: Option<End>,
+    },
     Beat {
         by: By,
         attempt: Attempt,
@@ -246,7 +251,7 @@ const MOODS: [Mood; 6] = [
         ..EVERYTHING
     },
     // Workers and the server come and go.
-    Mood { register: 20, restart: 15, failures: 2, confused: 0.7, ..EVERYTHING },
+    Mood { register: 30, restart: 15, failures: 2, first: 12, confused: 0.7, ..EVERYTHING },
     // Days pass, and clients repeat themselves.
     Mood { submit: 60, key: 0.9, cancel: 20, long_time: 15, time: 40, ..EVERYTHING },
 ];
@@ -287,7 +292,7 @@ fn claim(mood: Mood) -> impl Strategy<Value = Claim> {
     ];
     let confused = proptest::option::weighted(mood.confused, (seq, holding));
     let loaded = proptest::option::weighted(0.7, 0..MODELS.len());
-    let self_test = proptest::option::weighted(0.4, prop::bool::weighted(0.7));
+    let self_test = proptest::option::weighted(0.3, prop::bool::weighted(0.6));
     let target = proptest::option::weighted(mood.target, 0..3u32);
     (by(mood), confused, loaded, self_test, target).prop_map(
         |(by, confused, loaded, self_test, target)| {
@@ -310,8 +315,12 @@ fn end(mood: Mood) -> impl Strategy<Value = End> {
 fn work(mood: Mood) -> impl Strategy<Value = Op> {
     let ms = prop_oneof![Just(0u64), Just(300), Just(2_500)];
     let end = proptest::option::weighted(0.9, end(mood));
-    (claim(mood), ms, any::<bool>(), end)
-        .prop_map(|(claim, ms, beat, end)| Op::Work { claim, ms, beat, end })
+    (claim(mood), ms, any::<bool>(), end).prop_map(|(claim, ms, beat, end)| Op::Work {
+        claim,
+        ms,
+        beat,
+        end,
+    })
 }
 
 fn reclaim() -> impl Strategy<Value = Op> {

@@ -180,6 +180,48 @@ fn a_database_that_is_locked_for_long_is_an_error_and_not_the_end() {
     });
 }
 
+/// A list is one moment: a task that is claimed and given back meanwhile is in it, and once.
+#[test]
+fn a_list_holds_each_task_once_whatever_happens_to_them() {
+    const TASKS: usize = 20;
+    let (home, setup) = (folder(), Setup::new());
+    let store = Arc::new(open(home.path(), &setup));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        submit(&*store, &setup, TASKS).await;
+        let by = register(&*store, "w1").await;
+        let worker = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move {
+                for seq in 1..400 {
+                    // Each claim gives the last one's task back.
+                    assert!(claim(&*store, &by, seq).await.is_some());
+                }
+            }
+        });
+        let query = rayreel_server::store::ListQuery {
+            tenant: conformance::tenant("anna"),
+            state: None,
+            model: None,
+            before: None,
+            created_from: None,
+            created_before: None,
+            limit: 100,
+        };
+        while !worker.is_finished() {
+            let page = store.list(&query).await.expect("listed");
+            let ids: std::collections::BTreeSet<_> =
+                page.tasks.iter().map(|view| view.task.id).collect();
+            assert_eq!((page.tasks.len(), ids.len()), (TASKS, TASKS));
+        }
+        worker.await.expect("no panic");
+    });
+}
+
 /// Workers that claim, beat, commit, fail, give back and vanish, clients that submit and cancel,
 /// all at once: at the end every task has ended, and each that succeeded has done so once.
 #[test]

@@ -44,6 +44,11 @@ fn sqlite_shares_fairly() {
     conformance::runtime().block_on(conformance::shares_fairly(&Sqlite));
 }
 
+#[test]
+fn sqlite_quarantines() {
+    conformance::runtime().block_on(conformance::quarantines(&Sqlite));
+}
+
 /// A folder in memory, where there is such a place: few tests are about the disk itself.
 fn folder() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");

@@ -1,0 +1,141 @@
+//! What can be seen of the model.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rayreel_domain::id::{PoolName, TaskId, WorkerName};
+use rayreel_domain::lease::Fence;
+use rayreel_domain::schedule::{self, Rival, UNIT_WEIGHT};
+use rayreel_domain::task::{Refusal, State, Task};
+use rayreel_domain::wire::worker::{Beaten, Progress};
+use rayreel_server::store::{Activity, Backlog, Error, Identity, LeaseView, ListQuery, WorkerView};
+
+use super::{Entry, Held, Model, Worker};
+
+impl Model {
+    pub(in super::super) fn held(&self, fence: Fence) -> Beaten {
+        match self.entry(fence.task).map(|index| self.tasks[index].task.check(fence)) {
+            Some(Ok(())) => Beaten::Continue,
+            Some(Err(Refusal::Stale { cancelled: true })) => Beaten::Cancelled,
+            _ => Beaten::Lost,
+        }
+    }
+
+    pub(in super::super) fn leased(&self, fence: Fence) -> Result<Task, Error> {
+        match self.held(fence) {
+            Beaten::Continue => Ok(self.tasks[self.entry(fence.task).expect("held")].task.clone()),
+            beaten => Err(Error::StaleLease { cancelled: beaten == Beaten::Cancelled }),
+        }
+    }
+
+    pub(in super::super) fn position(&self, entry: &Entry) -> Option<u64> {
+        if !entry.ready {
+            return None;
+        }
+        let (pool, tenant) = (&entry.task.pool, &entry.task.tenant);
+        let sum = |entries: &[&Entry]| entries.iter().map(|e| e.task.estimate_ms).sum::<u64>();
+        let own: Vec<_> = self.ready_of(pool, tenant).collect();
+        let before = |e: &&&Entry| {
+            (std::cmp::Reverse(e.task.priority), e.seq)
+                < (std::cmp::Reverse(entry.task.priority), entry.seq)
+        };
+        let ahead = own.iter().filter(before).count() as u64;
+        let rivals: Vec<_> = self
+            .tenants
+            .iter()
+            .filter(|other| *other != tenant)
+            .map(|other| (other, self.ready_of(pool, other).collect::<Vec<_>>()))
+            .filter(|(_, ready)| !ready.is_empty())
+            .map(|(other, ready)| Rival {
+                virtual_ms: self.account(pool, other),
+                weight: UNIT_WEIGHT,
+                queued: ready.len() as u64,
+                queued_ms: sum(&ready),
+            })
+            .collect();
+        let each = sum(&own) / own.len() as u64;
+        let virtual_ms = self.account(pool, tenant);
+        Some(schedule::position(virtual_ms, UNIT_WEIGHT, ahead, ahead * each, &rivals))
+    }
+
+    pub(in super::super) fn progress(&self, id: TaskId) -> Option<Progress> {
+        self.leases.get(&id).and_then(|held| held.progress.clone())
+    }
+
+    /// Newest first.
+    pub(in super::super) fn list(&self, query: &ListQuery) -> Vec<&Entry> {
+        self.tasks
+            .iter()
+            .rev()
+            .filter(|e| e.task.tenant == query.tenant)
+            .filter(|e| query.state.is_none_or(|state| e.task.state == state))
+            .filter(|e| query.model.as_ref().is_none_or(|model| e.task.model == *model))
+            .filter(|e| query.created_from.is_none_or(|from| e.task.created_at >= from))
+            .filter(|e| query.created_before.is_none_or(|before| e.task.created_at < before))
+            .collect()
+    }
+
+    pub(in super::super) fn lease_views(&self) -> Vec<LeaseView> {
+        let view = |held: &Held| LeaseView {
+            fence: held.fence,
+            worker: held.worker.clone(),
+            beats: held.beats,
+            confirmed: self
+                .leased(held.fence)
+                .is_ok_and(|task| task.lease.as_ref().is_some_and(|lease| lease.confirmed)),
+            graces: held.graces,
+            held_ms: self.held_ms(held.fence.task),
+        };
+        self.leases.values().map(view).collect()
+    }
+
+    pub(in super::super) fn worker_views(&self) -> Vec<WorkerView> {
+        let now = self.now();
+        let ms = |since: Duration| (now - since).as_millis() as u64;
+        let view = |(name, worker): (&WorkerName, &Worker)| WorkerView {
+            by: Identity { worker: name.clone(), incarnation: worker.incarnation },
+            pool: worker.pool.clone(),
+            launch: worker.launch.clone(),
+            silent_ms: ms(worker.seen),
+            activity: match worker.idle_since {
+                Some(since) => Activity::Idle { for_ms: ms(since) },
+                None if worker.started => Activity::Busy,
+                None => Activity::Starting,
+            },
+            quarantined: worker.quarantine.is_some(),
+        };
+        self.workers.iter().map(view).collect()
+    }
+
+    pub(in super::super) fn backlog(&self) -> Vec<Backlog> {
+        let mut pools: BTreeMap<PoolName, Backlog> = BTreeMap::new();
+        for entry in self.tasks.iter().filter(|e| !e.task.state.is_terminal()) {
+            let task = &entry.task;
+            let backlog = pools.entry(task.pool.clone()).or_insert_with(|| Backlog {
+                pool: task.pool.clone(),
+                ready: 0,
+                ready_ms: 0,
+                delayed: 0,
+                running: 0,
+            });
+            if entry.ready {
+                backlog.ready += 1;
+                backlog.ready_ms += task.estimate_ms;
+            } else if task.state == State::Queued {
+                backlog.delayed += 1;
+            } else {
+                backlog.running += 1;
+            }
+        }
+        pools.into_values().collect()
+    }
+
+    /// Folders that may go now, sorted.
+    pub(in super::super) fn due_garbage(&self) -> Vec<String> {
+        let now = self.wall();
+        let due = self.garbage.iter().filter(|(_, at)| *at <= now);
+        let mut folders: Vec<_> = due.map(|(folder, _)| folder.clone()).collect();
+        folders.sort();
+        folders
+    }
+}
