@@ -19,8 +19,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use machine::Machine;
 use measure::{Bench, Measure};
@@ -93,7 +94,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let patience = Duration::from_secs(arguments.patience);
     let bench = Bench { binary, data, quick: arguments.quick, patience };
     let mut report = Report::new(machine, arguments.quick);
-    measure::all(&bench, &arguments.only, &mut report).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Dropped when it is interrupted, it ends the processes that it has started.
+    tokio::select! {
+        measured = measure::all(&bench, &arguments.only, &mut report) => measured?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    }
 
     print!("{}", report.page());
     if let Some(path) = &arguments.json {

@@ -76,8 +76,8 @@ impl Section {
     }
 
     /// Says what the figures mean.
-    pub(crate) fn about(&mut self, about: String) {
-        self.about = about;
+    pub(crate) fn about(&mut self, about: impl Into<String>) {
+        self.about = about.into();
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
@@ -267,7 +267,7 @@ mod tests {
         let mut report = Report::new(machine, false);
         report.goal("submits", "/s", Target::AtLeast(27_200.0), 30_000.0);
         let mut section = Section::new("Submits", &["connections", "/s"]);
-        section.about("How many.".to_owned());
+        section.about("How many.");
         section.row([1.0.into(), 2_000.0.into()]);
         report.add(section);
         let page = report.page();

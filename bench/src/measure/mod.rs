@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use crate::http::Request;
 use crate::load::{End, Load, TaskHex, mix, write_number};
 use crate::machine::Usage;
-use crate::report::Report;
+use crate::report::{Cell, Report};
 use crate::server::{Server, Site};
 
 /// What can be measured.
@@ -145,11 +145,9 @@ fn poll_load(
     Load { connections, end, request, fill, expect: 200, keep: false, pace: None }
 }
 
-/// A sentence on who else used the machine, as figures are worth less then.
-fn others(since: Usage) -> String {
-    let percent = since.others_since() * 100.0;
-    if percent < 1.0 {
-        return String::new();
-    }
-    format!(" Meanwhile other processes used {percent:.0} % of the machine.")
+/// Name of the column that says how much of the machine others used: figures are worth less then.
+const OTHERS: &str = "others used, %";
+
+fn others(since: Usage) -> Cell {
+    Cell::Number((since.others_since() * 100.0).round())
 }

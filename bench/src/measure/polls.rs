@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bench, others, poll_load, submit_tasks};
+use super::{Bench, OTHERS, others, poll_load, submit_tasks};
 use crate::fleet::{Ending, drain};
 use crate::load::{End, TaskHex};
 use crate::machine::{Usage, own_cpu_time};
@@ -12,7 +12,6 @@ use crate::server::Server;
 const CONNECTIONS: usize = 64;
 
 pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let usage = Usage::now();
     let columns = [
         "tasks asked for",
         "polls/s",
@@ -21,6 +20,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         "max ms",
         "server CPU µs/poll",
         "load generator CPU µs/poll",
+        OTHERS,
     ];
     let mut section = Section::new("Status polls", &columns);
     let site = bench.site()?;
@@ -37,8 +37,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
     report.goal("status polls of tasks in a long queue", "/s", Target::AtLeast(50_000.0), rate);
 
     section.about(format!(
-        "GET of one task after the other in random order, over {CONNECTIONS} connections.{}",
-        others(usage)
+        "GET of one task after the other in random order, over {CONNECTIONS} connections."
     ));
     report.add(section);
     Ok(())
@@ -54,6 +53,7 @@ async fn poll(
     let load = |end| poll_load(tasks.clone(), CONNECTIONS, end);
     load(End::Requests(2_000)).run(server.address).await?;
     bench.quiet().await;
+    let usage = Usage::now();
     let (own, cpu) = (own_cpu_time(), server.cpu_time());
     let run = load(End::After(Duration::from_secs(bench.pick(8, 3)))).run(server.address).await?;
     let count = run.times.len() as f64;
@@ -69,6 +69,7 @@ async fn poll(
         max.into(),
         cpu.into(),
         own.into(),
+        others(usage),
     ]);
     Ok(rate)
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::{Bench, others, submit_tasks};
+use super::{Bench, OTHERS, others, submit_tasks};
 use crate::fleet::FakeWorker;
 use crate::machine::Usage;
 use crate::report::{Report, Section, Target, number};
@@ -27,21 +27,22 @@ pub(super) async fn measure(
         "peak MB",
         "database MB",
         "submits/s on the way",
+        OTHERS,
     ];
     let mut section = Section::new("Memory", &columns);
     let idle = settled(&server).await?;
-    show(&mut section, 0, idle, &site, f64::NAN);
+    show(&mut section, 0, idle, &site, f64::NAN, usage);
     let long = bench.pick(1_000_000, 50_000);
     let mut queued = 0;
     let mut most = 0.0f64;
     for goal in [10_000, long] {
-        let start = Instant::now();
+        let (usage, start) = (Usage::now(), Instant::now());
         submit_tasks(&server, goal - queued).await?;
         let rate = (goal - queued) as f64 / start.elapsed().as_secs_f64();
         queued = goal;
         let now = settled(&server).await?;
         most = most.max(now.resident);
-        show(&mut section, queued, now, &site, rate);
+        show(&mut section, queued, now, &site, rate, usage);
     }
     if memory {
         report.goal("memory, idle", "MB", Target::Below(40.0), idle.resident);
@@ -49,11 +50,10 @@ pub(super) async fn measure(
             let name = "memory with 1,000,000 queued tasks";
             report.goal(name, "MB", Target::Below(400.0), most);
         }
-        section.about(format!(
+        section.about(
             "Resident memory of the server two seconds after the last submit, in 10^6 bytes; \
-             anonymous is what the kernel cannot drop.{}",
-            others(usage)
-        ));
+             anonymous is what the kernel cannot drop.",
+        );
         report.add(section);
     }
     if restart {
@@ -68,7 +68,7 @@ async fn settled(server: &Server) -> anyhow::Result<Memory> {
     server.memory()
 }
 
-fn show(section: &mut Section, queued: u64, memory: Memory, site: &Site, rate: f64) {
+fn show(section: &mut Section, queued: u64, memory: Memory, site: &Site, rate: f64, usage: Usage) {
     section.row([
         (queued as f64).into(),
         memory.resident.into(),
@@ -76,6 +76,7 @@ fn show(section: &mut Section, queued: u64, memory: Memory, site: &Site, rate: f
         memory.peak.into(),
         (site.store_bytes() as f64 / 1e6).into(),
         rate.into(),
+        others(usage),
     ]);
 }
 
@@ -86,9 +87,13 @@ async fn restarts(
     queued: u64,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let usage = Usage::now();
-    let columns =
-        ["restart", "listens after, ms", "first claim answered after, ms", "server MB then"];
+    let columns = [
+        "restart",
+        "listens after, ms",
+        "first claim answered after, ms",
+        "server MB then",
+        OTHERS,
+    ];
     let mut section = Section::new("From a kill to the first claim", &columns);
     let token = server.worker_token.clone();
     let mut slowest = 0.0f64;
@@ -103,7 +108,7 @@ async fn restarts(
         if forget {
             site.forget_cache().context("the page cache could not be dropped")?;
         }
-        let start = Instant::now();
+        let (usage, start) = (Usage::now(), Instant::now());
         let connection;
         (server, connection) = site.serve_again(&token).await?;
         let listens = start.elapsed().as_secs_f64() * 1e3;
@@ -113,7 +118,13 @@ async fn restarts(
         let claimed = start.elapsed().as_secs_f64() * 1e3;
         slowest = slowest.max(claimed);
         let memory = settled(&server).await?;
-        section.row([name.into(), listens.into(), claimed.into(), memory.resident.into()]);
+        section.row([
+            name.into(),
+            listens.into(),
+            claimed.into(),
+            memory.resident.into(),
+            others(usage),
+        ]);
     }
     if !bench.quick {
         let name = "kill -9 → first claim, 1,000,000 queued";
@@ -121,9 +132,8 @@ async fn restarts(
     }
     section.about(format!(
         "{} queued tasks; from the start of the process until a worker that registers has \
-         its task.{}",
-        number(queued as f64),
-        others(usage)
+         its task.",
+        number(queued as f64)
     ));
     report.add(section);
     Ok(())

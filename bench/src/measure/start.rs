@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::ensure;
 use rayreel_domain::wire::api::TASKS_PATH;
 
-use super::{Bench, MARK, others, poll_load, submit_request, submit_tasks};
+use super::{Bench, MARK, OTHERS, others, poll_load, submit_request, submit_tasks};
 use crate::engine::Witness;
 use crate::http::{Connection, Request};
 use crate::load::{End, Load, TaskHex, Times, mix, task_hex, write_number};
 use crate::machine::{Usage, monotonic_ns};
-use crate::report::{Report, Section, Target};
+use crate::report::{Report, Section, Target, number};
 use crate::server::{Server, Worker};
 
 /// Polls a second in the background of the second row.
@@ -56,7 +56,6 @@ async fn starts(
     line: &mut Line,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let usage = Usage::now();
     let columns = [
         "meanwhile",
         "tasks",
@@ -64,13 +63,16 @@ async fn starts(
         "p99 ms",
         "max ms",
         "of it until the POST is answered, p50 ms",
+        OTHERS,
     ];
     let mut section = Section::new("From the submit to the start of the engine", &columns);
     let count = bench.pick(1_000, 100);
     line.quiet(bench, server).await?;
     // The first one starts the engine.
     line.several(20).await?;
-    let (p50, p99) = row("nothing", line.several(count).await?, &mut section);
+    let usage = Usage::now();
+    let trips = line.several(count).await?;
+    let (p50, p99) = row("nothing", trips, usage, &mut section);
     report.goal("queued → engine starts, warm, p50", "ms", Target::Below(3.0), p50);
     report.goal("queued → engine starts, warm, p99", "ms", Target::Below(15.0), p99);
 
@@ -78,20 +80,21 @@ async fn starts(
     let polls = poll_load(ids, 16, End::Requests(u64::MAX));
     line.quiet(bench, server).await?;
     let polls = tokio::spawn(Load { pace: Some(POLLS), ..polls }.run(server.address));
-    row(&format!("{POLLS} polls/s"), line.several(count).await?, &mut section);
+    let usage = Usage::now();
+    let trips = line.several(count).await?;
+    row(&format!("{} polls/s", number(f64::from(POLLS))), trips, usage, &mut section);
     ensure!(!polls.is_finished(), "the polls ended: {:?}", polls.await?.err());
     polls.abort();
 
-    section.about(format!(
+    section.about(
         "One task after the other through a real worker and a real engine process, which notes \
-         when it reads the order; counted from before the POST is sent.{}",
-        others(usage)
-    ));
+         when it reads the order; counted from before the POST is sent.",
+    );
     report.add(section);
     Ok(())
 }
 
-fn row(name: &str, trips: Vec<Trip>, section: &mut Section) -> (f64, f64) {
+fn row(name: &str, trips: Vec<Trip>, usage: Usage, section: &mut Section) -> (f64, f64) {
     let times = |of: fn(&Trip) -> u64| Times::new(trips.iter().map(of).collect());
     let waited = times(|trip| trip.started - trip.sent);
     let answered = times(|trip| trip.answered - trip.sent);
@@ -102,6 +105,7 @@ fn row(name: &str, trips: Vec<Trip>, section: &mut Section) -> (f64, f64) {
         waited.p99().into(),
         waited.max().into(),
         answered.p50().into(),
+        others(usage),
     ]);
     (waited.p50(), waited.p99())
 }
@@ -112,7 +116,6 @@ async fn lost(
     line: &mut Line,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let usage = Usage::now();
     let columns = [
         "videos",
         "from submit to success, s",
@@ -121,10 +124,12 @@ async fn lost(
         "after it, ms",
         "lost ms, most",
         "lost %, median",
+        OTHERS,
     ];
     let mut section = Section::new("Time lost on a video of 40 steps", &columns);
     let (mut totals, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
     line.quiet(bench, server).await?;
+    let usage = Usage::now();
     // One more than counts: the first one loads the model.
     for turn in 0..=bench.pick(10, 2) {
         let trip = line.submit("video", 40).await?;
@@ -152,13 +157,13 @@ async fn lost(
         after.p50().into(),
         losses.max().into(),
         part.into(),
+        others(usage),
     ]);
     report.goal("lost by the control plane on 40 steps of 100 ms", "%", Target::Below(0.1), part);
-    section.about(format!(
+    section.about(
         "Steps of 100 ms and a file of 2 MB, which is checksummed, uploaded and synced; all that \
-         is not the engine's counts as lost. A real step takes seconds, the loss stays.{}",
-        others(usage)
-    ));
+         is not the engine's counts as lost. A real step takes seconds, the loss stays.",
+    );
     report.add(section);
     Ok(())
 }
@@ -215,7 +220,6 @@ impl Line {
 
 /// Tasks a second through one worker and an engine that does nothing.
 pub(super) async fn through_one_worker(bench: &Bench) -> anyhow::Result<f64> {
-    bench.quiet().await;
     let site = bench.site()?;
     let mut witness = Witness::listen(&site.witness())?;
     let server = site.serve().await?;

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Bench, others, submit_tasks};
+use super::{Bench, OTHERS, others, submit_tasks};
 use crate::http::{Connection, Events, Request};
 use crate::load::TaskHex;
 use crate::machine::Usage;
@@ -19,7 +19,6 @@ use crate::server::Server;
 const LANES: usize = 32;
 
 pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let usage = Usage::now();
     let columns = [
         "streams",
         "on tasks",
@@ -29,11 +28,13 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         "opened/s",
         "the event reached",
         "the last after, ms",
+        OTHERS,
     ];
     let mut section = Section::new("Event streams", &columns);
     let streams = bench.pick(10_000, 2_000);
     for tasks in [streams, 1] {
         bench.quiet().await;
+        let usage = Usage::now();
         let site = bench.site()?;
         let server = site.serve().await?;
         let tasks = submit_tasks(&server, tasks as u64).await?;
@@ -52,6 +53,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             rate.into(),
             (reached as f64).into(),
             last.into(),
+            others(usage),
         ]);
         ensure!(reached == streams, "{} streams did not get the event", streams - reached);
         if tasks.len() > 1 && !bench.quick {
@@ -59,12 +61,11 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             report.goal(name, "MB", Target::Below(150.0), with - before);
         }
     }
-    section.about(format!(
+    section.about(
         "Each stream has got its first event before memory is read (resident, the whole server). \
          Then every task is cancelled, one after the other; the time is from the first cancel to \
-         the last stream that tells.{}",
-        others(usage)
-    ));
+         the last stream that tells.",
+    );
     report.add(section);
     Ok(())
 }

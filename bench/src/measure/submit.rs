@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bench, others, submit_request};
+use super::{Bench, OTHERS, others, submit_request};
 use crate::load::{End, Load, write_number};
 use crate::machine::{Usage, own_cpu_time};
 use crate::report::{Report, Section, Target};
@@ -10,7 +10,6 @@ use crate::report::{Report, Section, Target};
 const CONNECTIONS: [usize; 4] = [1, 32, 64, 128];
 
 pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let usage = Usage::now();
     let columns = [
         "connections",
         "submits/s",
@@ -21,6 +20,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         "load generator CPU µs/submit",
         "written bytes/submit",
         "stored bytes/task",
+        OTHERS,
     ];
     let mut section = Section::new("Durable submits", &columns);
     for connections in CONNECTIONS {
@@ -37,6 +37,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             pace: None,
         };
         load(End::Requests(500)).run(server.address).await?;
+        let usage = Usage::now();
         let (own, cpu, written) = (own_cpu_time(), server.cpu_time(), server.written());
         let run =
             load(End::After(Duration::from_secs(bench.pick(10, 3)))).run(server.address).await?;
@@ -44,6 +45,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         let cpu = (server.cpu_time() - cpu).as_secs_f64() * 1e6 / count;
         let own = (own_cpu_time() - own).as_secs_f64() * 1e6 / count;
         let written = (server.written() - written) as f64 / count;
+        let others = others(usage);
         // Once it has stopped, the log has gone into the database.
         server.stop().await?;
         let stored = site.store_bytes() as f64 / (count + 500.0);
@@ -57,6 +59,7 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             own.into(),
             written.into(),
             stored.into(),
+            others,
         ]);
         if connections == 64 {
             let (rate, p99) = (run.per_second(), run.times.p99());
@@ -64,11 +67,10 @@ pub(super) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             report.goal("p99 of these", "ms", Target::Below(10.0), p99);
         }
     }
-    section.about(format!(
+    section.about(
         "A prompt of 200 characters, each task on the disk before its answer leaves, a fresh store \
-         a row, one request under way a connection.{}",
-        others(usage)
-    ));
+         a row, one request under way a connection.",
+    );
     report.add(section);
     Ok(())
 }

@@ -125,7 +125,7 @@ pub(crate) struct Request {
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     pub frames: Option<u32>,
     /// Length; becomes the nearest number of frames that is allowed
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = finite)]
     pub seconds: Option<f64>,
     /// Frames a second
     #[arg(long, value_name = "N")]
@@ -134,7 +134,7 @@ pub(crate) struct Request {
     #[arg(long, value_name = "N")]
     pub steps: Option<u32>,
     /// Classifier-free guidance scale
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = finite)]
     pub guidance: Option<f64>,
     /// The same seed and request give the same video [default: random]
     #[arg(long, value_name = "N")]
@@ -248,6 +248,14 @@ pub(crate) enum Config {
 pub(crate) enum Engine {
     /// The test card
     Testcard,
+}
+
+/// A number that JSON can carry.
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("it is not a number".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,9 @@ use crate::settings;
 const HANDOVER: Duration = Duration::from_secs(30);
 /// How long a named server may fail to answer a single call.
 const HICCUP: Duration = Duration::from_millis(500);
+/// A server that was there gets so long to come back, as a service does whose manager restarts it,
+/// before one of its clients takes its place.
+const COMEBACK: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// What an embedded server may do.
@@ -46,6 +49,8 @@ pub(crate) struct Session {
     place: Place,
     client: Option<Client>,
     embedded: Option<Server>,
+    /// When the server of another process was lost.
+    lost_at: Option<Instant>,
 }
 
 impl Session {
@@ -65,7 +70,7 @@ impl Session {
                 Place::Local(Box::new(settings))
             }
         };
-        Ok(Self { place, client: None, embedded: None })
+        Ok(Self { place, client: None, embedded: None, lost_at: None })
     }
 
     /// The server, which is found or started if need be.
@@ -102,6 +107,9 @@ impl Session {
                     let client = Client::new(&running.url, Some(running.token.as_str()))?;
                     client.is_alive().await.map(|()| client)
                 }
+                None if self.lost_at.is_some_and(|lost| lost.elapsed() < COMEBACK) => {
+                    Err(Failure::new(Code::ServerUnreachable, "the server has gone"))
+                }
                 None => self.start(settings).await,
             };
             match found {
@@ -123,7 +131,9 @@ impl Session {
 
     /// The server did not answer: look for it again next time.
     pub(crate) fn lost(&mut self) {
-        self.client = None;
+        if self.client.take().is_some() && self.embedded.is_none() {
+            self.lost_at = Some(Instant::now());
+        }
     }
 
     /// Does the server run in this process?

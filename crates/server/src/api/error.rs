@@ -169,7 +169,12 @@ impl From<store::Error> for Error {
                  Idempotency-Key if it is a submit",
             )
             .because(cause),
-            error @ (Store::TooNew { .. } | Store::Corrupt(_)) => Self::internal(error),
+            Store::Corrupt(cause) => Self::new(
+                Code::StoreCorrupt,
+                "the database is damaged; what can still be read is served",
+            )
+            .because(cause),
+            error @ Store::TooNew { .. } => Self::internal(error),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Fleet {
                     live.push(launch);
                 }
             }
-            let mut snapshot = counted(pool, &workers);
+            let mut snapshot = counted(pool, &workers, app.settings.terms().lease_ms);
             if let Some(waiting) = backlog.iter().find(|b| b.pool == *pool) {
                 snapshot.queued = waiting.ready;
                 snapshot.queued_ms = waiting.ready_ms;
@@ -321,11 +321,14 @@ impl Fleet {
 
 /// Workers of a pool that can be counted on. Those that the fleet has started and that have not
 /// asked for work yet are counted by their launch.
-fn counted(pool: &PoolName, workers: &[WorkerView]) -> Snapshot {
+fn counted(pool: &PoolName, workers: &[WorkerView], lease_ms: u64) -> Snapshot {
+    // A busy worker beats; one that has been silent for a lease has lost its task, and hangs.
+    let hangs = |silent_ms| silent_ms >= lease_ms.max(HANGING_MS);
     let mut snapshot = Snapshot::default();
     for worker in workers.iter().filter(|w| w.pool == *pool && w.silent_ms < SILENT_MS) {
         match worker.activity {
             _ if worker.quarantined => snapshot.busy += 1,
+            Activity::Busy if hangs(worker.silent_ms) => {}
             Activity::Busy => snapshot.busy += 1,
             Activity::Idle { for_ms } => snapshot.idle_ms.push(for_ms),
             Activity::Starting if worker.launch.is_none() => snapshot.busy += 1,
@@ -338,3 +341,5 @@ fn counted(pool: &PoolName, workers: &[WorkerView]) -> Snapshot {
 /// Every worker calls at least each half minute; one that has been silent for longer than this is
 /// not counted on.
 pub const SILENT_MS: u64 = 90_000;
+/// However short leases are, a busy worker may pause for this long.
+const HANGING_MS: u64 = 5_000;

@@ -191,6 +191,23 @@ async fn a_dead_worker_gives_its_task_back_at_once_and_uncharged_and_is_replaced
 }
 
 #[tokio::test]
+async fn a_worker_that_hangs_is_not_counted_on_once_its_lease_is_over() {
+    let mut pool = Pool::new(&[("RAYREEL_LEASE_SECONDS", "30")]);
+    pool.world.submit("first").await;
+    pool.look().await;
+    let by = pool.register(&pool.provider.launched()[0]).await;
+    let Claimed::Task(claimed) = pool.claim(&by, 1).await else { panic!("a task") };
+    pool.store().beat(&by, claimed.fence().unwrap(), None).await.unwrap();
+    pool.world.submit("second").await;
+    pool.world.clock.advance(Duration::from_secs(29));
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1, "the maximum is one");
+    pool.world.clock.advance(Duration::from_secs(1));
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 2);
+}
+
+#[tokio::test]
 async fn a_crash_loop_backs_off_and_says_why() {
     let mut pool = Pool::new(&[]);
     *pool.provider.dies_at_once.lock().unwrap() = true;

@@ -1,5 +1,7 @@
 //! The database file: its tables, its versions, and how a connection is set up.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -74,6 +76,11 @@ const APPLICATION_ID: u32 = 0x7261_7972;
 pub(super) fn open_writer(path: &Path, create: bool) -> Result<Connection, Error> {
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
+    if create {
+        // Prompts are private; SQLite gives its log the mode of the file. If this fails, so does
+        // the opening, which says why.
+        let _ = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    }
     let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
     configure(&db).map_err(failed)?;
     // Before anything is written: is this ours, and do we know it? A file that is refused stays

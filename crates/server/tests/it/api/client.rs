@@ -58,7 +58,10 @@ impl Server {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, Arc::clone(&app), shutdown.clone()));
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        // The workspace's one way to build a client: it brings the TLS provider that reqwest lacks
+        // when all crates are tested together.
+        let http = rayreel_worker::http::client(&"http://127.0.0.1".parse().unwrap());
+        let http = http.build().unwrap();
         Self { world, app, address, http, shutdown, serving }
     }
 
