@@ -226,7 +226,7 @@ impl Code {
     }
 
     /// Does a failure with this code speak against the worker's engine rather than the task?
-    /// Three such failures on different tasks in a row quarantine the worker.
+    /// Three such failures on different tasks in a row quarantine the model on that worker.
     pub fn blames_engine(self) -> bool {
         matches!(
             self,

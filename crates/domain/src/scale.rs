@@ -29,6 +29,14 @@ pub struct Snapshot {
     pub idle_ms: alloc::vec::Vec<u64>,
 }
 
+impl Snapshot {
+    /// Workers that are there or about to be.
+    pub fn live(&self) -> u32 {
+        let idle = u32::try_from(self.idle_ms.len()).unwrap_or(u32::MAX);
+        self.busy.saturating_add(idle).saturating_add(self.starting)
+    }
+}
+
 /// What should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -40,9 +48,6 @@ pub struct Plan {
 
 /// Decides the plan for one pool.
 pub fn plan(policy: Policy, now: &Snapshot) -> Plan {
-    let idle = u32::try_from(now.idle_ms.len()).unwrap_or(u32::MAX);
-    let ready = idle.saturating_add(now.starting);
-    let live = now.busy.saturating_add(ready);
     let by_wait = now.queued_ms.div_ceil(policy.target_wait_ms.max(1));
     // A task needs one worker at most, and a queue that is not empty at least one.
     let wanted = by_wait.min(now.queued).max(u64::from(now.queued > 0));
@@ -55,7 +60,7 @@ pub fn plan(policy: Policy, now: &Snapshot) -> Plan {
         .saturating_add(u32::try_from(keep_idle).unwrap_or(u32::MAX));
     // Busy workers above a lowered maximum finish their task: the target never goes below them.
     let target = needed.max(kept.min(policy.max)).max(now.busy);
-    Plan { target, launch: needed.saturating_sub(live) }
+    Plan { target, launch: needed.saturating_sub(now.live()) }
 }
 
 #[cfg(test)]

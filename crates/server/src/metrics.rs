@@ -172,18 +172,19 @@ async fn ask(store: &dyn Store, registry: &mut Registry) -> Result<(), store::Er
     };
     for work in &backlog {
         let pool = work.pool.as_str();
-        gauge(&tasks, pool, "ready", work.ready);
+        let ready = || work.ready.values();
+        gauge(&tasks, pool, "ready", ready().map(|ready| ready.tasks).sum());
         gauge(&tasks, pool, "delayed", work.delayed);
         gauge(&tasks, pool, "running", work.running);
-        gauge(&queued_work, pool, "ready", work.ready_ms);
+        gauge(&queued_work, pool, "ready", ready().map(|ready| ready.ms).sum());
     }
     let counted = Family::<InPool, Gauge>::default();
     registry.register("workers", "Registered workers", counted.clone());
     for worker in &workers {
         let state = match worker.activity {
-            _ if worker.quarantined => "quarantined",
             Activity::Starting => "starting",
             Activity::Busy => "busy",
+            Activity::Idle { .. } if !worker.quarantined.is_empty() => "quarantined",
             Activity::Idle { .. } => "idle",
         };
         counted.get_or_create(&InPool { pool: worker.pool.to_string(), state }).inc();

@@ -452,9 +452,11 @@ pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelS
         generate(host, model, &desk, "self-test".into(), request, |_| {}).await
     };
     let failure = match tokio::time::timeout(SELF_TEST, test).await {
-        Ok(Ok(_)) => return SelfTest::Passed,
+        Ok(Ok(_)) => return SelfTest { model: model.name.clone(), failure: None },
         // The model does not do such requests, but it is loaded and answers.
-        Ok(Err(failure)) if failure.code == Code::EngineRefused => return SelfTest::Passed,
+        Ok(Err(failure)) if failure.code == Code::EngineRefused => {
+            return SelfTest { model: model.name.clone(), failure: None };
+        }
         Ok(Err(failure)) => failure,
         Err(_) => {
             host.kill().await;
@@ -464,7 +466,8 @@ pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelS
     };
     let detail = failure.detail.map(|detail| format!("\n{detail}")).unwrap_or_default();
     let message = format!("{}: {}{detail}", failure.code, failure.message);
-    SelfTest::Failed { message: message.chars().take(MAX_MESSAGE).collect() }
+    let message = message.chars().take(MAX_MESSAGE).collect();
+    SelfTest { model: model.name.clone(), failure: Some(message) }
 }
 
 fn on_disk(what: &str, error: &io::Error) -> Failure {

@@ -104,10 +104,8 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
 
 impl Worker {
     async fn run(mut self) -> Result<Exit, Error> {
-        // Between self-tests that fail, and between answers that come too soon.
-        let mut penance = Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
+        // Between answers that come too soon.
         let mut pause = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
-        let mut failing = false;
         loop {
             let going = told_to_go(self.signals.clone(), self.dismissed.clone());
             let asked = Instant::now();
@@ -123,10 +121,6 @@ impl Worker {
                     return end.exit(&self.identity.worker);
                 }
             };
-            if !matches!(claimed, Claimed::Quarantine { .. }) {
-                penance.reset();
-                failing = false;
-            }
             let going = told_to_go(self.signals.clone(), self.dismissed.clone());
             match claimed {
                 Claimed::Task(assignment) => match attempt::run(&mut self, *assignment).await {
@@ -148,18 +142,13 @@ impl Worker {
                 }
                 Claimed::Quarantine { model, message } => {
                     tracing::warn!(model = %model.name, message, "in quarantine until a self-test passes");
-                    let wait = if failing { penance.wait() } else { Duration::ZERO };
-                    let test = async {
-                        sleep(wait).await;
-                        attempt::self_test(&mut self.host, &self.scratch, &model).await
-                    };
+                    let test = attempt::self_test(&mut self.host, &self.scratch, &model);
                     let result = tokio::select! {
                         biased;
                         () = going => return self.farewell().await,
                         result = test => result,
                     };
                     tracing::info!(?result, "self-test ended");
-                    failing = result != SelfTest::Passed;
                     self.self_test = Some(result);
                 }
             }

@@ -110,3 +110,13 @@ fn workers_that_die_before_they_ask_for_work_are_started_less_often_and_the_task
     std::fs::remove_file(&scratch).expect("removed");
     api.wait_for_success(&id);
 }
+
+#[test]
+fn a_pool_that_starts_no_workers_says_so_until_one_comes() {
+    let server = Server::start("[pools.local]\nmax = 0\n");
+    let api = server.api();
+    let id = api.submit(&json!({"prompt": "a fox", "size": "64x64", "frames": 1})).id;
+    let task = api.wait_for(&id, "explained", |task| task.waiting_reason.is_some());
+    let reason = task.waiting_reason.unwrap_or_default();
+    assert!(reason.contains("`local`") && reason.contains("max = 0"), "{reason}");
+}

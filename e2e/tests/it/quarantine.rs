@@ -86,7 +86,6 @@ fn a_queue_that_meets_one_broken_worker_comes_through_on_the_other() {
 }
 
 #[test]
-#[ignore = "a quarantined worker takes no task of any model, so the pool waits for the broken one"]
 fn a_sound_model_behind_a_broken_one_in_the_same_pool_comes_through() {
     let faults = Faults::new();
     let broken = faults.path("broken");
@@ -105,6 +104,9 @@ fn a_sound_model_behind_a_broken_one_in_the_same_pool_comes_through() {
         api.wait_for_success(&id);
     }
     for id in poison {
-        assert_eq!(api.task(&id).status, State::Queued);
+        let task = api.wait_for(&id, "explained", |task| task.waiting_reason.is_some());
+        assert_eq!(task.status, State::Queued);
+        let reason = task.waiting_reason.unwrap_or_default();
+        assert!(reason.contains("`fault`") && reason.contains("GPU is broken"), "{reason}");
     }
 }

@@ -56,7 +56,7 @@ pub struct Claim {
     /// The model that is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loaded: Option<ModelName>,
-    /// Result of the self-test that a quarantined worker was asked for.
+    /// Result of the self-test that the worker was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub self_test: Option<SelfTest>,
     /// How long the server may hold the call; at most 30,000.
@@ -65,10 +65,13 @@ pub struct Claim {
 
 /// How a self-test went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "result", rename_all = "snake_case", deny_unknown_fields)]
-pub enum SelfTest {
-    Passed,
-    Failed { message: String },
+#[serde(deny_unknown_fields)]
+pub struct SelfTest {
+    /// What was tested.
+    pub model: ModelName,
+    /// Why it failed; none if it passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// Answer to [`Claim`].
@@ -80,8 +83,8 @@ pub enum Claimed {
     Nothing,
     /// The worker is not needed: it has been deregistered and exits with status 0.
     Drain,
-    /// Too many tasks failed in a row on this worker: restart the engine, generate something small
-    /// with `model`, and claim again with the result.
+    /// Too many tasks of `model` failed in a row on this worker: restart the engine, generate
+    /// something small with it, and claim again with the result.
     Quarantine {
         model: alloc::boxed::Box<ModelSetup>,
         message: String,

@@ -342,7 +342,7 @@ impl Api {
             eta.map(|ms| ms.div_ceil(1000)),
         );
         if queued {
-            shown.waiting_reason = targets.blocked(&task.pool);
+            shown.waiting_reason = targets.blocked(&task.pool, &task.model);
         }
         shown
     }

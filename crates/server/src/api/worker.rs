@@ -10,12 +10,12 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
 use rayreel_domain::Code;
-use rayreel_domain::id::{ModelName, PoolName, WorkerName};
+use rayreel_domain::id::{PoolName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{End, Failure, Task};
 use rayreel_domain::wire::worker::{
     Assignment, Beat, BeatAnswer, Beaten, Claim, Claimed, Control, Controlled, Deregister, Done,
-    Fail, ModelSetup, Register, Registered, Release,
+    Fail, Register, Registered, Release, SelfTest,
 };
 use serde::de::DeserializeOwned;
 use tokio::time::sleep;
@@ -197,8 +197,17 @@ pub(super) async fn claim(
                 return answer(Claimed::Drain);
             }
             store::Claimed::Quarantine { model, message } => {
-                let model = Box::new(api.test_setup(model)?);
-                return answer(Claimed::Quarantine { model, message });
+                match app.settings.model_setup(&model) {
+                    Some(setup) => {
+                        let model = Box::new(setup);
+                        return answer(Claimed::Quarantine { model, message });
+                    }
+                    None => {
+                        // It is not configured any more: its tasks are refused one by one.
+                        claim.self_test = Some(SelfTest { model, failure: None });
+                        continue;
+                    }
+                }
             }
             store::Claimed::Nothing { ready } => ready,
         };
@@ -247,15 +256,6 @@ impl Api {
             Ok(_) | Err(store::Error::StaleLease { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// The model for a self-test; the default one if that one is gone.
-    fn test_setup(&self, model: ModelName) -> Result<ModelSetup, Error> {
-        let settings = &self.app.settings;
-        settings
-            .model_setup(&model)
-            .or_else(|| settings.model_setup(&settings.default_model))
-            .ok_or_else(|| Error::internal("the default model is not configured"))
     }
 }
 

@@ -9,6 +9,7 @@
 //! delays the next one; three in a row open the breaker: the pool's tasks stay queued, and say why.
 
 mod breaker;
+mod census;
 pub mod local;
 pub mod process;
 
@@ -17,7 +18,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rayreel_domain::id::PoolName;
+use rayreel_domain::id::{ModelName, PoolName};
 use rayreel_domain::scale::{self, Policy, Snapshot};
 use rayreel_domain::task::End;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,8 @@ pub struct Targets(RwLock<HashMap<PoolName, Decision>>);
 struct Decision {
     target: Option<u32>,
     blocked: Option<String>,
+    /// Models that no worker of the pool may have tasks of, and why.
+    barred: HashMap<ModelName, String>,
 }
 
 impl Targets {
@@ -68,18 +71,20 @@ impl Targets {
         self.read().get(pool).and_then(|decision| decision.target)
     }
 
-    /// Why no worker is being started although tasks wait.
-    pub fn blocked(&self, pool: &PoolName) -> Option<String> {
-        self.read().get(pool).and_then(|decision| decision.blocked.clone())
+    /// Why tasks of the model wait although it would be their turn.
+    pub fn blocked(&self, pool: &PoolName, model: &ModelName) -> Option<String> {
+        let decisions = self.read();
+        let decision = decisions.get(pool)?;
+        decision.barred.get(model).or(decision.blocked.as_ref()).cloned()
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<PoolName, Decision>> {
         self.0.read().expect("nothing panics while it holds this lock")
     }
 
-    fn set(&self, pool: &PoolName, target: Option<u32>, blocked: Option<String>) {
+    fn set(&self, pool: &PoolName, decision: Decision) {
         let mut decisions = self.0.write().expect("nothing panics while it holds this lock");
-        decisions.insert(pool.clone(), Decision { target, blocked });
+        decisions.insert(pool.clone(), decision);
     }
 }
 
@@ -140,14 +145,21 @@ impl Fleet {
                     live.push(launch);
                 }
             }
-            let mut snapshot = counted(pool, &workers, app.settings.terms().lease_ms);
-            if let Some(waiting) = backlog.iter().find(|b| b.pool == *pool) {
-                snapshot.queued = waiting.ready;
-                snapshot.queued_ms = waiting.ready_ms;
-            }
+            let crew: Vec<&WorkerView> =
+                workers.iter().filter(|w| w.pool == *pool && w.silent_ms < SILENT_MS).collect();
+            let ready = backlog.iter().find(|b| b.pool == *pool).map(|b| &b.ready);
+            let ready = ready.cloned().unwrap_or_default();
+            let mut snapshot = census::snapshot(&crew, &ready, app.settings.terms().lease_ms);
             snapshot.starting =
                 u32::try_from(live.iter().filter(|launch| !launch.claimed).count()).unwrap_or(0);
-            self.reconcile(pool, config.policy(), &snapshot).await?;
+            let barred = census::barred(&crew);
+            self.reconcile(pool, config.policy(), &snapshot, barred).await?;
+            let idle = |w: &&&WorkerView| matches!(w.activity, Activity::Idle { .. });
+            let surplus = app.targets.of(pool).is_some_and(|target| snapshot.live() > target);
+            if surplus && crew.iter().filter(idle).any(|worker| worker.launch.is_some()) {
+                // Parked claims of idle workers come back and learn that they are not needed.
+                app.components.feed.wake_all(pool);
+            }
         }
         // Pools that are configured no more: what was started for them is stopped.
         for launch in launches.into_values().flatten() {
@@ -216,21 +228,21 @@ impl Fleet {
         pool: &PoolName,
         policy: Policy,
         snapshot: &Snapshot,
+        barred: HashMap<ModelName, String>,
     ) -> Result<(), store::Error> {
         let plan = scale::plan(policy, snapshot);
         let components = self.app.components.clone();
         let now = components.clock.monotonic();
         let breaker = self.breaker(pool);
-        let blocked = (plan.launch > 0).then(|| breaker.blocked(now)).flatten();
+        let mut blocked = (plan.launch > 0).then(|| breaker.blocked(now)).flatten();
         let allowed = if blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
         let target = (policy.max > 0).then_some(plan.target);
-        self.app.targets.set(pool, target, blocked);
-        let idle = u32::try_from(snapshot.idle_ms.len()).unwrap_or(u32::MAX);
-        let live = snapshot.busy.saturating_add(idle).saturating_add(snapshot.starting);
-        if idle > 0 && target.is_some_and(|target| live > target) {
-            // Parked claims of idle workers come back and learn that they are not needed.
-            components.feed.wake_all(pool);
+        if policy.max == 0 && snapshot.live() == 0 {
+            blocked = Some(format!(
+                "pool `{pool}` starts no workers of its own (max = 0), and none has come"
+            ));
         }
+        self.app.targets.set(pool, Decision { target, blocked, barred });
         for _ in 0..allowed {
             let launch = Launch {
                 id: format!("{pool:.40}-{:012x}", components.random.number() >> 16),
@@ -319,27 +331,6 @@ impl Fleet {
     }
 }
 
-/// Workers of a pool that can be counted on. Those that the fleet has started and that have not
-/// asked for work yet are counted by their launch.
-fn counted(pool: &PoolName, workers: &[WorkerView], lease_ms: u64) -> Snapshot {
-    // A busy worker beats; one that has been silent for a lease has lost its task, and hangs.
-    let hangs = |silent_ms| silent_ms >= lease_ms.max(HANGING_MS);
-    let mut snapshot = Snapshot::default();
-    for worker in workers.iter().filter(|w| w.pool == *pool && w.silent_ms < SILENT_MS) {
-        match worker.activity {
-            _ if worker.quarantined => snapshot.busy += 1,
-            Activity::Busy if hangs(worker.silent_ms) => {}
-            Activity::Busy => snapshot.busy += 1,
-            Activity::Idle { for_ms } => snapshot.idle_ms.push(for_ms),
-            Activity::Starting if worker.launch.is_none() => snapshot.busy += 1,
-            Activity::Starting => {}
-        }
-    }
-    snapshot
-}
-
 /// Every worker calls at least each half minute; one that has been silent for longer than this is
 /// not counted on.
 pub const SILENT_MS: u64 = 90_000;
-/// However short leases are, a busy worker may pause for this long.
-const HANGING_MS: u64 = 5_000;

@@ -16,6 +16,8 @@
 
 pub mod sqlite;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
@@ -170,12 +172,13 @@ pub struct Claim {
 #[derive(Debug, Clone)]
 pub enum Claimed {
     Task(Box<Task>),
-    /// `ready` tells that the pool has tasks which this worker should leave to others.
+    /// `ready` tells that the pool has tasks which this worker can't have, or leaves to others.
     Nothing {
         ready: bool,
     },
     /// The worker has been deregistered and exits.
     Drain,
+    /// The model is in quarantine on this worker, tasks wait for it, and a test is due.
     Quarantine {
         model: ModelName,
         message: String,
@@ -240,7 +243,8 @@ pub struct WorkerView {
     /// Milliseconds since its last call, on the server's monotonic clock.
     pub silent_ms: u64,
     pub activity: Activity,
-    pub quarantined: bool,
+    /// Models that the worker gets no tasks of, and the failure that decided it.
+    pub quarantined: Vec<(ModelName, String)>,
 }
 
 /// What a worker is at.
@@ -268,13 +272,20 @@ pub struct LeaseView {
     pub held_ms: u64,
 }
 
+/// Tasks that could start now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ready {
+    pub tasks: u64,
+    /// Their estimated GPU-milliseconds.
+    pub ms: u64,
+}
+
 /// Work of one pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backlog {
     pub pool: PoolName,
-    /// Tasks that could start now, and their estimated GPU-milliseconds.
-    pub ready: u64,
-    pub ready_ms: u64,
+    /// Tasks that could start now, by model.
+    pub ready: BTreeMap<ModelName, Ready>,
     /// Tasks that wait for their next try.
     pub delayed: u64,
     pub running: u64,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rayreel_domain::id::ModelName;
 use rayreel_domain::task::State;
 use rayreel_server::fleet::{Death, Fleet, Provider};
 use rayreel_server::store::{Claim, Claimed, Identity, Launch, Registration, Store};
@@ -54,6 +55,10 @@ impl Provider for Fake {
     async fn forget(&self, launch: &Launch) {
         self.alive.lock().unwrap().remove(&launch.id);
     }
+}
+
+fn testcard() -> ModelName {
+    "testcard".parse().expect("a name")
 }
 
 struct Pool {
@@ -224,7 +229,7 @@ async fn a_crash_loop_backs_off_and_says_why() {
             if pool.provider.launched().len() > tries {
                 break;
             }
-            let reason = pool.world.app.targets.blocked(&local).expect("says why");
+            let reason = pool.world.app.targets.blocked(&local, &testcard()).expect("says why");
             assert!(reason.contains("no GPU"), "{reason}");
             pool.world.clock.advance(Duration::from_millis(500));
             waited += Duration::from_millis(500);
@@ -246,7 +251,8 @@ async fn a_worker_that_never_asks_for_work_is_ended() {
     pool.look().await;
     pool.world.clock.advance(Duration::from_secs(5));
     pool.look().await;
-    let reason = pool.world.app.targets.blocked(&"local".parse().unwrap()).expect("says why");
+    let reason =
+        pool.world.app.targets.blocked(&"local".parse().unwrap(), &testcard()).expect("says why");
     assert!(reason.contains("within 5 s"), "{reason}");
 }
 

@@ -1,8 +1,12 @@
 //! A worker in quarantine proves with a small generation of its own that its engine works.
 
-use rayreel_domain::wire::worker::{Claimed, SelfTest};
+use rayreel_domain::wire::worker::{Claimed, ModelSetup, SelfTest};
 
 use crate::rig::{GOOD, Rig};
+
+fn passed(model: &ModelSetup) -> SelfTest {
+    SelfTest { model: model.name.clone(), failure: None }
+}
 
 #[test]
 fn a_worker_comes_out_of_quarantine_with_a_fresh_engine_that_works() {
@@ -25,7 +29,7 @@ while True:
     rig.peer.wait_for("claim", 3);
     rig.peer.see(|script| {
         assert_eq!(script.claims()[1].self_test, None);
-        assert_eq!(script.claims()[2].self_test, Some(SelfTest::Passed));
+        assert_eq!(script.claims()[2].self_test, Some(passed(&model)));
         assert_eq!(script.claims()[2].loaded.as_ref(), Some(&model.name));
         assert_eq!(script.count("uploads"), 1, "the self-test's file stays");
     });
@@ -59,12 +63,11 @@ fn a_self_test_that_fails_is_told_and_repeated() {
     rig.peer.wait_for("claim", 3);
     rig.peer.see(|script| {
         let claims = script.claims();
-        let Some(SelfTest::Failed { message }) = &claims[1].self_test else {
-            panic!("{:?}", claims[1]);
-        };
+        let failure = claims[1].self_test.as_ref().and_then(|test| test.failure.as_ref());
+        let message = failure.expect("it failed");
         assert!(message.contains("output_invalid"), "{message}");
         assert!(message.contains("no GPU"), "{message}");
-        assert_eq!(claims[2].self_test, Some(SelfTest::Passed));
+        assert_eq!(claims[2].self_test, Some(passed(&model)));
     });
     rig.finish();
 }
@@ -80,7 +83,7 @@ fn an_engine_that_refuses_the_small_request_works() {
     });
     rig.peer.wait_for("claim", 2);
     let result = rig.peer.see(|script| script.claims()[1].self_test.clone());
-    assert_eq!(result, Some(SelfTest::Passed));
+    assert_eq!(result, Some(passed(&model)));
     rig.finish();
 }
 

@@ -1,7 +1,7 @@
 //! The claim: who gets what. The choice is `rayreel_domain::schedule`'s; here its candidates are
 //! found without ever loading the queue: counts are in memory, and each head is one index lookup.
 
-use rayreel_domain::id::{PoolName, WorkerName};
+use rayreel_domain::id::{ModelName, PoolName, WorkerName};
 use rayreel_domain::schedule::{self, Candidate, Choice, Head};
 use rayreel_domain::task::{Claimant, End, Priority};
 use rusqlite::{OptionalExtension, Row, params};
@@ -15,7 +15,7 @@ type Done<T> = Result<T, Failure>;
 impl Tx<'_> {
     pub(super) fn claim(&mut self, claim: &Claim) -> Done<Claimed> {
         let now = self.ctx.clock.monotonic();
-        let (pool, held, quarantine) = {
+        let (pool, held) = {
             let mut memory = self.memory();
             let held = memory.lease_of(&claim.by.worker).map(|l| (l.fence, l.incarnation, l.seq));
             let Some(worker) = memory.worker(&claim.by, now) else {
@@ -26,7 +26,7 @@ impl Tx<'_> {
                 return Ok(Claimed::Nothing { ready: false });
             }
             worker.last_seq = claim.seq;
-            (worker.pool.clone(), held, worker.quarantine.clone())
+            (worker.pool.clone(), held)
         };
         if let Some((fence, incarnation, seq)) = held {
             if claim.holding.contains(&fence) {
@@ -48,31 +48,47 @@ impl Tx<'_> {
             _ => false,
         };
         self.wakes.backlog |= idle;
-        if let Some(quarantine) = quarantine
-            && !self.self_test(&claim.by, claim.self_test.as_ref())?
-        {
-            return Ok(Claimed::Quarantine {
-                model: quarantine.model,
-                message: quarantine.message,
-            });
+        if let Some(test) = &claim.self_test {
+            self.self_test(&claim.by, test)?;
         }
         let pool_id = self.memory().id_of(pool.as_str());
-        let mut ready = false;
+        let barred = self.barred(&claim.by.worker);
+        let mut ready = Vec::new();
         if let Some(pool_id) = pool_id {
-            if let Some(choice) = self.choose(claim, &pool, pool_id)? {
+            if let Some(choice) = self.choose(claim, &pool, pool_id, &barred)? {
                 return self.assign(claim, choice);
             }
-            ready = self
-                .memory()
-                .pools
-                .get(&pool_id)
-                .is_some_and(|pool| pool.tenants.values().any(|account| account.ready() > 0));
+            ready = self.memory().ready_models(pool_id);
         }
-        if !ready && claim.target.is_some_and(|target| self.surplus(claim, &pool, target)) {
+        let none_for_it = ready.iter().all(|model| barred.contains(model));
+        if none_for_it && claim.target.is_some_and(|target| self.surplus(claim, &pool, target)) {
             self.deregister(&claim.by)?;
             return Ok(Claimed::Drain);
         }
-        Ok(Claimed::Nothing { ready })
+        if let Some((model, message)) = self.due_test(&claim.by.worker, &ready) {
+            return Ok(Claimed::Quarantine { model, message });
+        }
+        Ok(Claimed::Nothing { ready: !ready.is_empty() })
+    }
+
+    /// The models of which the worker may not have tasks.
+    fn barred(&self, worker: &WorkerName) -> Vec<NameId> {
+        let memory = self.memory();
+        let quarantine = memory.workers.get(worker).map(|worker| &worker.quarantine[..]);
+        let ids = quarantine.unwrap_or_default().iter().map(|q| memory.id_of(q.model.as_str()));
+        ids.flatten().collect()
+    }
+
+    /// A barred model for which tasks wait, and which may be tested again.
+    fn due_test(&self, worker: &WorkerName, ready: &[NameId]) -> Option<(ModelName, String)> {
+        let now = self.ctx.clock.monotonic();
+        let memory = self.memory();
+        let waits = |model: &ModelName| {
+            memory.id_of(model.as_str()).is_some_and(|model| ready.contains(&model))
+        };
+        let mut quarantine = memory.workers.get(worker)?.quarantine.iter();
+        let due = quarantine.find(|q| q.due <= now && waits(&q.model))?;
+        Some((due.model.clone(), due.message.clone()))
     }
 
     fn choose(
@@ -80,6 +96,7 @@ impl Tx<'_> {
         claim: &Claim,
         pool: &PoolName,
         pool_id: NameId,
+        barred: &[NameId],
     ) -> Done<Option<Choice<NameId>>> {
         let name = &claim.by.worker;
         let (loaded, streak) = {
@@ -91,10 +108,17 @@ impl Tx<'_> {
         // A task that failed here goes elsewhere, as long as there is an elsewhere.
         let alone = !self.counted_on(&self.memory(), pool).any(|(other, _)| other != name);
         let avoiding = if alone { Vec::new() } else { self.avoiding(pool_id, name)? };
+        let tenants = self.tenants(pool_id, loaded, &avoiding, barred);
         let mut heads = Vec::new();
-        for Tenant { tenant, virtual_ms, models } in self.tenants(pool_id, loaded, &avoiding) {
-            let avoid = avoiding.contains(&tenant).then_some(name.as_str());
-            heads.push((tenant, virtual_ms, self.heads(pool_id, tenant, &models, avoid)?));
+        for Tenant { tenant, virtual_ms, models } in tenants {
+            let avoided = avoiding.contains(&tenant);
+            let mut found = Vec::with_capacity(models.len());
+            for model in models {
+                let avoid = avoided && self.elsewhere(name, pool, model);
+                let avoid = avoid.then_some(name.as_str());
+                found.extend(self.head(pool_id, tenant, model, avoid)?);
+            }
+            heads.push((tenant, virtual_ms, found));
         }
         let candidates: Vec<_> = heads
             .iter()
@@ -107,7 +131,15 @@ impl Tx<'_> {
         Ok(schedule::choose(&candidates, loaded, streak, self.ctx.locality))
     }
 
-    /// Workers of the pool that are healthy and have called not long ago.
+    /// May another worker of the pool have tasks of this model?
+    fn elsewhere(&self, name: &WorkerName, pool: &PoolName, model: NameId) -> bool {
+        let memory = self.memory();
+        let Some(model) = memory.names.get(&model) else { return false };
+        let takes = |worker: &Worker| worker.quarantine.iter().all(|q| q.model.as_str() != model);
+        self.counted_on(&memory, pool).any(|(other, worker)| other != name && takes(worker))
+    }
+
+    /// Workers of the pool that have called not long ago.
     fn counted_on<'m>(
         &self,
         memory: &'m Memory,
@@ -116,16 +148,16 @@ impl Tx<'_> {
         let now = self.ctx.clock.monotonic();
         memory.workers.iter().filter(move |(_, worker)| {
             worker.pool == *pool
-                && worker.quarantine.is_none()
                 && millis(now.saturating_sub(worker.seen)) < self.ctx.worker_silence_ms
         })
     }
 
-    /// Has the pool more workers than it should, and is this the one that has been idle longest?
+    /// Has the pool more workers than it should, and is this the one that has been idle longest of
+    /// those that the fleet has started? Who has come by himself stays.
     fn surplus(&self, claim: &Claim, pool: &PoolName, target: u32) -> bool {
         let memory = self.memory();
         let since = |worker: &Worker| match worker.state {
-            WorkerState::IdleSince(since) => Some(since),
+            WorkerState::IdleSince(since) if worker.launch.is_some() => Some(since),
             _ => None,
         };
         let own = memory.workers.get(&claim.by.worker).and_then(since);
@@ -145,42 +177,54 @@ impl Tx<'_> {
 
     /// Tenants of whom one is chosen for certain: the one with the least virtual time, the least of
     /// those whose next task is of the loaded model, and those of whom counts can't tell which task
-    /// this worker may have.
-    fn tenants(&self, pool: NameId, loaded: Option<NameId>, avoiding: &[NameId]) -> Vec<Tenant> {
+    /// this worker may have. Tasks of barred models are as if they were not there.
+    fn tenants(
+        &self,
+        pool: NameId,
+        loaded: Option<NameId>,
+        avoiding: &[NameId],
+        barred: &[NameId],
+    ) -> Vec<Tenant> {
         let memory = self.memory();
         let Some(pool) = memory.pools.get(&pool) else { return Vec::new() };
-        let ready = || pool.tenants.iter().filter(|(_, account)| account.ready() > 0);
+        let has_some = |account: &Account| account.next_models(barred).next().is_some();
+        let ready = || pool.tenants.iter().filter(|(_, account)| has_some(account));
         let plain = || ready().filter(|(tenant, _)| !avoiding.contains(tenant));
         let order = |(tenant, account): &(&NameId, &Account)| (account.virtual_ms, **tenant);
         let fairest = plain().min_by_key(order);
         let nearest = loaded.and_then(|model| {
             plain()
-                .filter(|(_, account)| account.next_models().any(|m| m == model))
+                .filter(|(_, account)| account.next_models(barred).any(|m| m == model))
                 .min_by_key(order)
         });
         let nearest = nearest.filter(|near| Some(near.0) != fairest.map(|fair| fair.0));
         let counted = fairest.into_iter().chain(nearest).map(|(tenant, account)| Tenant {
             tenant: *tenant,
             virtual_ms: account.virtual_ms,
-            models: account.next_models().collect(),
+            models: account.next_models(barred).collect(),
         });
         let others = ready().filter(|(tenant, _)| avoiding.contains(tenant));
         let others = others.map(|(tenant, account)| Tenant {
             tenant: *tenant,
             virtual_ms: account.virtual_ms,
-            models: account.queues.keys().copied().collect(),
+            models: account
+                .queues
+                .keys()
+                .copied()
+                .filter(|model| !barred.contains(model))
+                .collect(),
         });
         counted.chain(others).collect()
     }
 
-    /// The first ready task of each of these models.
-    fn heads(
+    /// The first ready task of a model.
+    fn head(
         &self,
         pool: NameId,
         tenant: NameId,
-        models: &[NameId],
+        model: NameId,
         avoid: Option<&str>,
-    ) -> Done<Vec<Head<NameId>>> {
+    ) -> Done<Option<Head<NameId>>> {
         let mut statement = self.db.prepare_cached(match avoid {
             None => {
                 "SELECT rank, seq FROM tasks INDEXED BY tasks_ready
@@ -193,19 +237,15 @@ impl Tx<'_> {
                  AND avoid IS NOT ?4 ORDER BY rank, seq LIMIT 1"
             }
         })?;
-        let mut heads = Vec::with_capacity(models.len());
-        for model in models {
-            let found = |row: &Row<'_>| Ok((row.get::<_, u8>(0)?, row.get::<_, i64>(1)?));
-            let head = match avoid {
-                None => statement.query_row(params![pool, tenant, model], found),
-                Some(worker) => statement.query_row(params![pool, tenant, model, worker], found),
-            };
-            if let Some((rank, seq)) = head.optional()? {
-                let priority = Priority::new(5u8.saturating_sub(rank)).unwrap_or_default();
-                heads.push(Head { model: *model, priority, seq: unsigned(seq) });
-            }
-        }
-        Ok(heads)
+        let head = |row: &Row<'_>| {
+            let priority = Priority::new(5u8.saturating_sub(row.get(0)?)).unwrap_or_default();
+            Ok(Head { model, priority, seq: unsigned(row.get(1)?) })
+        };
+        let found = match avoid {
+            None => statement.query_row(params![pool, tenant, model], head),
+            Some(worker) => statement.query_row(params![pool, tenant, model, worker], head),
+        };
+        Ok(found.optional()?)
     }
 
     fn assign(&mut self, claim: &Claim, choice: Choice<NameId>) -> Done<Claimed> {

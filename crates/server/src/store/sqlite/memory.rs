@@ -12,7 +12,7 @@ use rayreel_domain::task::{State, Task};
 use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
 
-use super::{Activity, Backlog, Identity, LeaseView, WorkerView};
+use super::{Activity, Backlog, Identity, LeaseView, Ready, WorkerView};
 
 /// The store's number of a name.
 pub(super) type NameId = i64;
@@ -76,11 +76,12 @@ impl Account {
         self.queues.values().map(|q| q.ready_ms).sum()
     }
 
-    /// The models of the ready tasks of the highest priority: one of these is next.
-    pub(super) fn next_models(&self) -> impl Iterator<Item = NameId> {
-        let rank = (0..5).find(|rank| self.queues.values().any(|q| q.ready[*rank] > 0));
-        self.queues
-            .iter()
+    /// The models of the ready tasks of the highest priority, but for those that are barred: one of
+    /// these is next.
+    pub(super) fn next_models(&self, barred: &[NameId]) -> impl Iterator<Item = NameId> {
+        let allowed = || self.queues.iter().filter(|(model, _)| !barred.contains(model));
+        let rank = (0..5).find(|rank| allowed().any(|(_, q)| q.ready[*rank] > 0));
+        allowed()
             .filter(move |(_, q)| rank.is_some_and(|rank| q.ready[rank] > 0))
             .map(|(model, _)| *model)
     }
@@ -164,9 +165,9 @@ pub(super) struct Worker {
     pub(super) incarnation: u64,
     pub(super) pool: PoolName,
     pub(super) launch: Option<String>,
-    pub(super) quarantine: Option<Quarantine>,
-    /// Attempts that failed in a row through the engine, of different tasks.
-    pub(super) failures: Vec<Fence>,
+    pub(super) quarantine: Vec<Quarantine>,
+    /// For each model, attempts that failed in a row through the engine, of different tasks.
+    pub(super) failures: HashMap<ModelName, Vec<Fence>>,
     pub(super) seen: Duration,
     pub(super) last_seq: u64,
     pub(super) state: WorkerState,
@@ -181,19 +182,36 @@ pub(super) enum WorkerState {
     IdleSince(Duration),
 }
 
-/// Why a worker may not have tasks.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// A model of which a worker may not have tasks, and why.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(super) struct Quarantine {
     pub(super) model: ModelName,
     pub(super) message: String,
+    /// Self-tests that failed, and when the next one is due, on the monotonic clock: at once after
+    /// a restart.
+    #[serde(skip)]
+    pub(super) failed_tests: u32,
+    #[serde(skip)]
+    pub(super) due: Duration,
 }
 
 impl Quarantine {
-    /// As it is stored.
-    pub(super) fn text(&self) -> String {
-        serde_json::to_string(self).expect("two strings")
+    /// As a worker's are stored.
+    pub(super) fn text(all: &[Self]) -> Option<String> {
+        (!all.is_empty()).then(|| serde_json::to_string(all).expect("strings"))
+    }
+
+    /// Its test has failed: the next one is later.
+    pub(super) fn postpone(&mut self, now: Duration) {
+        let pause = RETEST.saturating_mul(1 << self.failed_tests.min(16)).min(RETEST_MAX);
+        self.failed_tests += 1;
+        self.due = now + pause;
     }
 }
+
+/// Between two self-tests of a model: doubled with each that fails, up to the most.
+const RETEST: Duration = Duration::from_millis(250);
+const RETEST_MAX: Duration = Duration::from_secs(60);
 
 impl Worker {
     pub(super) fn new(
@@ -206,8 +224,8 @@ impl Worker {
             incarnation,
             pool,
             launch,
-            quarantine: None,
-            failures: Vec::new(),
+            quarantine: Vec::new(),
+            failures: HashMap::new(),
             seen: now,
             last_seq: 0,
             state: WorkerState::Starting,
@@ -270,7 +288,7 @@ impl Memory {
             if let Some(known) = old.workers.remove(name)
                 && known.incarnation == worker.incarnation
             {
-                let quarantine = worker.quarantine.take();
+                let quarantine = std::mem::take(&mut worker.quarantine);
                 *worker = Worker { quarantine, ..known };
             }
         }
@@ -296,7 +314,8 @@ impl Memory {
             let (Ok(name), Ok(pool)) = (name.parse::<WorkerName>(), pool.parse()) else { continue };
             let mut worker = Worker::new(unsigned(row.get(1)?), pool, row.get(3)?, now);
             let quarantine: Option<String> = row.get(4)?;
-            worker.quarantine = quarantine.and_then(|text| serde_json::from_str(&text).ok());
+            worker.quarantine =
+                quarantine.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
             self.workers.insert(name, worker);
         }
         Ok(())
@@ -397,6 +416,17 @@ impl Memory {
         self.queued = self.queued.saturating_sub(1);
     }
 
+    /// The models of which the pool has ready tasks.
+    pub(super) fn ready_models(&self, pool: NameId) -> Vec<NameId> {
+        let tenants = self.pools.get(&pool).into_iter().flat_map(|pool| pool.tenants.values());
+        let queues = tenants.flat_map(|account| &account.queues);
+        let mut models: Vec<NameId> =
+            queues.filter(|(_, queue)| queue.ready_count() > 0).map(|(model, _)| *model).collect();
+        models.sort_unstable();
+        models.dedup();
+        models
+    }
+
     /// Tasks that probably start before one that has `ahead` of its own tenant in front of it.
     pub(super) fn position(&self, place: &Place, ahead: u64) -> u64 {
         let Some(pool) = self.pools.get(&place.pool) else { return ahead };
@@ -455,7 +485,11 @@ impl Memory {
                     Activity::Idle { for_ms: millis(now.saturating_sub(since)) }
                 }
             },
-            quarantined: worker.quarantine.is_some(),
+            quarantined: worker
+                .quarantine
+                .iter()
+                .map(|q| (q.model.clone(), q.message.clone()))
+                .collect(),
         };
         self.workers.iter().map(view).collect()
     }
@@ -465,12 +499,19 @@ impl Memory {
             .iter()
             .filter_map(|(id, pool)| {
                 let accounts = || pool.tenants.values();
+                let queues = || accounts().flat_map(|account| &account.queues);
+                let mut ready: BTreeMap<ModelName, Ready> = BTreeMap::new();
+                for (model, queue) in queues().filter(|(_, queue)| queue.ready_count() > 0) {
+                    let model = self.names.get(model)?.parse().ok()?;
+                    let sum = ready.entry(model).or_default();
+                    sum.tasks += queue.ready_count();
+                    sum.ms += queue.ready_ms;
+                }
                 Some(Backlog {
                     pool: self.names.get(id)?.parse().ok()?,
-                    ready: accounts().map(Account::ready).sum(),
-                    ready_ms: accounts().map(Account::ready_ms).sum(),
-                    delayed: accounts().flat_map(|a| a.queues.values()).map(|q| q.delayed).sum(),
-                    running: accounts().map(|a| a.running).sum(),
+                    ready,
+                    delayed: queues().map(|(_, queue)| queue.delayed).sum(),
+                    running: accounts().map(|account| account.running).sum(),
                 })
             })
             .collect()

@@ -30,7 +30,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView,
-    ListQuery, Page, Registration, Store, Submitted, View, WorkerView,
+    ListQuery, Page, Ready, Registration, Store, Submitted, View, WorkerView,
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;

@@ -7,6 +7,7 @@ use rayreel_domain::time::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
 use super::memory::{Live, NameId, Place, Slot, parse, signed, state_number, unsigned};
+use super::workers::Verdict;
 use super::writer::{Failure, Tx};
 use super::{Cancelled, Error, Identity, Submitted, read};
 use crate::feed::Change;
@@ -159,10 +160,12 @@ impl Tx<'_> {
         let Some((mut task, place)) = self.load(fence.task)? else {
             return Err(Error::StaleLease { cancelled: false }.into());
         };
-        let (blamed, succeeded) = match &end {
-            End::Fail(failure) => (failure.code.blames_engine().then(|| failure.clone()), false),
-            End::Commit(_) => (None, true),
-            _ => (None, false),
+        let verdict = match &end {
+            End::Fail(failure) if failure.code.blames_engine() => {
+                Verdict::Broken(failure.message.clone())
+            }
+            End::Commit(_) => Verdict::Works,
+            _ => Verdict::Neither,
         };
         let held = self.held_ms(&task);
         let worker = task.lease.as_ref().map(|lease| lease.worker.clone());
@@ -175,8 +178,7 @@ impl Tx<'_> {
         };
         self.store_change(&task, &place, effect, worker.clone().filter(|_| !by_worker))?;
         let Some(worker) = worker else { return Ok(task) };
-        let blamed = blamed.map(|failure| (task.model.clone(), failure.message));
-        if self.judge(&worker, fence, succeeded, blamed)?
+        if self.judge(&worker, &task.model, fence, verdict)?
             && let Some((recounted, _)) = self.load(fence.task)?
         {
             task = recounted;

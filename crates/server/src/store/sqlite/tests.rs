@@ -123,7 +123,10 @@ impl Watched {
             seq,
             holding: Vec::new(),
             loaded: Some("testcard".parse().expect("a name")),
-            self_test: Some(rayreel_domain::wire::worker::SelfTest::Passed),
+            self_test: Some(rayreel_domain::wire::worker::SelfTest {
+                model: "testcard".parse().expect("a name"),
+                failure: None,
+            }),
             target: Some(0),
         };
         self.store.claim(claim).await.expect("answered")

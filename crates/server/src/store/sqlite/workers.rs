@@ -1,4 +1,4 @@
-//! Workers: who is there, and who may not have tasks for now.
+//! Workers: who is there, and of which models one may not have tasks for now.
 
 use rayreel_domain::ModelName;
 use rayreel_domain::id::WorkerName;
@@ -12,7 +12,7 @@ use super::ops::{Done, avoided, body};
 use super::writer::Tx;
 use super::{Identity, Registration};
 
-/// Failures on so many different tasks in a row quarantine a worker.
+/// Failures on so many different tasks of a model in a row quarantine it on the worker.
 const QUARANTINE_AFTER: usize = 3;
 
 impl Tx<'_> {
@@ -27,7 +27,7 @@ impl Tx<'_> {
             }
             // To come back is not to be healthy again.
             let known = memory.workers.get(&worker.worker).filter(|w| w.pool == worker.pool);
-            record.quarantine = known.and_then(|w| w.quarantine.clone());
+            record.quarantine = known.map(|w| w.quarantine.clone()).unwrap_or_default();
         }
         self.db
             .prepare_cached(
@@ -39,7 +39,7 @@ impl Tx<'_> {
                 signed(incarnation),
                 worker.pool.as_str(),
                 worker.launch,
-                record.quarantine.as_ref().map(Quarantine::text),
+                Quarantine::text(&record.quarantine),
             ])?;
         self.memory().workers.insert(worker.worker.clone(), record);
         self.wakes.workers.push(worker.worker.clone());
@@ -72,43 +72,65 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes a worker's self-test; true if it may have tasks now.
-    pub(super) fn self_test(&mut self, by: &Identity, test: Option<&SelfTest>) -> Done<bool> {
-        if test != Some(&SelfTest::Passed) {
-            return Ok(false);
-        }
-        self.db
-            .prepare_cached("UPDATE workers SET quarantine = NULL WHERE name = ?1")?
-            .execute([by.worker.as_str()])?;
-        tracing::info!(worker = %by.worker, "worker out of quarantine: its self-test passed");
-        if let Some(worker) = self.memory().workers.get_mut(&by.worker) {
-            worker.quarantine = None;
-        }
-        Ok(true)
+    /// Takes a worker's self-test: the model is free again, or is tested again later.
+    pub(super) fn self_test(&mut self, by: &Identity, test: &SelfTest) -> Done<()> {
+        let now = self.ctx.clock.monotonic();
+        let text = {
+            let mut memory = self.memory();
+            let Some(worker) = memory.workers.get_mut(&by.worker) else { return Ok(()) };
+            let tested = worker.quarantine.iter().position(|q| q.model == test.model);
+            let Some(tested) = tested else { return Ok(()) };
+            if test.failure.is_some() {
+                worker.quarantine[tested].postpone(now);
+                return Ok(());
+            }
+            worker.quarantine.remove(tested);
+            Quarantine::text(&worker.quarantine)
+        };
+        tracing::info!(worker = %by.worker, model = %test.model, "out of quarantine: the self-test passed");
+        self.store_quarantine(&by.worker, text)
     }
 
-    /// Keeps the worker's record of failures in a row. At the third it is quarantined, and they are
-    /// counted as losses: true then.
+    fn store_quarantine(&self, worker: &WorkerName, text: Option<String>) -> Done<()> {
+        self.db
+            .prepare_cached("UPDATE workers SET quarantine = ?2 WHERE name = ?1")?
+            .execute(params![worker.as_str(), text])?;
+        Ok(())
+    }
+
+    /// Keeps the worker's record of failures in a row. At the third of a model, the model is
+    /// quarantined on this worker, and they are counted as losses: true then.
     pub(super) fn judge(
         &mut self,
         worker: &WorkerName,
+        model: &ModelName,
         fence: Fence,
-        succeeded: bool,
-        blamed: Option<(ModelName, String)>,
+        verdict: Verdict,
     ) -> Done<bool> {
-        let (failures, quarantine) = {
+        let now = self.ctx.clock.monotonic();
+        let (failures, text) = {
             let mut memory = self.memory();
             let Some(record) = memory.workers.get_mut(worker) else { return Ok(false) };
-            if succeeded {
-                record.failures.clear();
-            }
-            let Some((model, message)) = blamed else { return Ok(false) };
-            record.failures.retain(|f| f.task != fence.task);
-            record.failures.push(fence);
-            if record.failures.len() < QUARANTINE_AFTER || record.quarantine.is_some() {
+            let message = match verdict {
+                Verdict::Neither => return Ok(false),
+                Verdict::Works => {
+                    record.failures.remove(model);
+                    return Ok(false);
+                }
+                Verdict::Broken(message) => message,
+            };
+            let failures = record.failures.entry(model.clone()).or_default();
+            failures.retain(|failed| failed.task != fence.task);
+            failures.push(fence);
+            let known = record.quarantine.iter().any(|q| q.model == *model);
+            if failures.len() < QUARANTINE_AFTER || known {
                 return Ok(false);
             }
-            (record.failures.clone(), Quarantine { model, message })
+            tracing::warn!(%worker, %model, message, "quarantined: the engine failed on {QUARANTINE_AFTER} tasks in a row");
+            let model = model.clone();
+            let failures = record.failures.remove(&model).unwrap_or_default();
+            record.quarantine.push(Quarantine { model, message, failed_tests: 0, due: now });
+            (failures, Quarantine::text(&record.quarantine))
         };
         for failed in failures {
             let Some((mut task, place)) = self.load(failed.task)? else { continue };
@@ -118,14 +140,14 @@ impl Tx<'_> {
                     .execute(params![place.seq, avoided(&task), body(&task)])?;
             }
         }
-        self.db
-            .prepare_cached("UPDATE workers SET quarantine = ?2 WHERE name = ?1")?
-            .execute(params![worker.as_str(), quarantine.text()])?;
-        tracing::warn!(%worker, message = quarantine.message, "worker quarantined: its engine failed on {QUARANTINE_AFTER} tasks in a row");
-        if let Some(record) = self.memory().workers.get_mut(worker) {
-            record.failures.clear();
-            record.quarantine = Some(quarantine);
-        }
+        self.store_quarantine(worker, text)?;
         Ok(true)
     }
+}
+
+/// What the end of an attempt says of the engine that made it.
+pub(super) enum Verdict {
+    Works,
+    Broken(String),
+    Neither,
 }

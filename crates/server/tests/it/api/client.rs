@@ -102,10 +102,17 @@ impl Server {
 
     /// Registers a worker of the default pool.
     pub(super) async fn worker(&self, name: &str) -> Worker<'_> {
-        let registered: Registered = self
-            .call("register", &json!({"worker": name, "pool": "local", "version": "test"}))
-            .await
-            .json();
+        self.register(name, json!({"worker": name, "pool": "local", "version": "test"})).await
+    }
+
+    /// The same, as one that a fleet has started.
+    pub(super) async fn launched_worker(&self, name: &str) -> Worker<'_> {
+        let message = json!({"worker": name, "pool": "local", "launch": name, "version": "test"});
+        self.register(name, message).await
+    }
+
+    async fn register(&self, name: &str, message: Value) -> Worker<'_> {
+        let registered: Registered = self.call("register", &message).await.json();
         Worker { server: self, name: name.to_owned(), incarnation: registered.incarnation }
     }
 

@@ -176,7 +176,7 @@ async fn a_task_that_a_worker_should_leave_to_others_wakes_one_of_them() {
 #[tokio::test]
 async fn a_worker_that_is_not_needed_is_told_to_go() {
     let server = Server::with(&[("RAYREEL_POOLS__LOCAL__IDLE_TIMEOUT_SECONDS", "1")]).await;
-    let worker = server.worker("w").await;
+    let worker = server.launched_worker("w").await;
     let idle = async {
         server.until_metric(r#"rayreel_workers{pool="local",state="idle"}"#, 1.0).await;
         server.world.clock.advance(Duration::from_secs(2));
@@ -187,6 +187,21 @@ async fn a_worker_that_is_not_needed_is_told_to_go() {
     assert_eq!(claimed, Claimed::Drain);
     let again = worker.call("claim", json!({"seq": 2, "wait_ms": 0})).await;
     again.refused(409, "stale_worker", None);
+}
+
+#[tokio::test]
+async fn a_worker_that_has_come_by_itself_stays() {
+    let server = Server::with(&[("RAYREEL_POOLS__LOCAL__IDLE_TIMEOUT_SECONDS", "1")]).await;
+    let worker = server.worker("w").await;
+    let task = async {
+        server.until_metric(r#"rayreel_workers{pool="local",state="idle"}"#, 1.0).await;
+        server.world.clock.advance(Duration::from_secs(2));
+        let mut fleet = Fleet::new(Arc::clone(&server.app), server.address.clone());
+        fleet.look().await.unwrap();
+        server.submit("p").await
+    };
+    let (claimed, _) = tokio::join!(worker.claim(1, LONG), task);
+    assert!(matches!(claimed, Claimed::Task(_)), "{claimed:?}");
 }
 
 #[tokio::test]
@@ -206,7 +221,7 @@ async fn a_quarantined_worker_is_told_what_to_test() {
         }
         other => panic!("{other:?}"),
     }
-    let passed = json!({"seq": 5, "wait_ms": 0, "self_test": {"result": "passed"}});
+    let passed = json!({"seq": 5, "wait_ms": 0, "self_test": {"model": "testcard"}});
     match worker.call("claim", passed).await.json() {
         Claimed::Task(assignment) => assert_eq!(assignment.fence.task, id(&behind)),
         other => panic!("{other:?}"),

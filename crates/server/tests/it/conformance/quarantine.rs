@@ -1,5 +1,5 @@
-//! A worker whose engine fails everything is kept from the queue until it has proved itself. Random
-//! sequences seldom get far into this, so here it is step by step.
+//! A model whose engine fails everything on a worker is kept from that worker until it has proved
+//! itself. Random sequences seldom get far into this, so here it is step by step.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,11 @@ use super::{Setup, Stores};
 pub async fn quarantines(stores: &impl Stores) {
     three_failures_in_a_row_and_a_passed_test(stores).await;
     a_success_in_between_starts_the_count_again(stores).await;
+    other_models_go_on(stores).await;
+    a_test_that_fails_is_repeated_ever_later(stores).await;
     neither_a_restart_nor_a_new_registration_ends_it(stores).await;
-    who_is_quarantined_does_not_count_as_another_worker(stores).await;
+    who_may_not_have_a_task_is_no_elsewhere_for_it(stores).await;
+    a_worker_that_can_have_nothing_is_sent_away_when_there_are_too_many(stores).await;
 }
 
 struct Shop {
@@ -36,13 +39,15 @@ impl Shop {
     async fn register(&self, name: &str) -> Identity {
         let worker = super::worker(name);
         let pool = super::pool("local");
-        let registration = Registration { worker: worker.clone(), pool, launch: None };
+        let launch = Some(name.to_owned());
+        let registration = Registration { worker: worker.clone(), pool, launch };
         Identity { worker, incarnation: self.store.register(registration).await.expect("known") }
     }
 
-    async fn submit(&self, count: usize) {
+    async fn submit(&self, model: &str, count: usize) {
         for _ in 0..count {
-            self.store.submit(super::task(&self.setup, |_| {})).await.expect("accepted");
+            let task = super::task(&self.setup, |task| task.model = super::model(model));
+            self.store.submit(task).await.expect("accepted");
         }
     }
 
@@ -66,18 +71,21 @@ impl Shop {
 
     /// Three failures, each of another task: none is ready again in between.
     async fn ruin(&mut self, by: &Identity) -> Vec<TaskId> {
+        let before = self.quarantined(by).await.len();
         let mut failed = Vec::new();
         for _ in 0..3 {
-            assert!(!self.quarantined(by).await);
+            assert_eq!(self.quarantined(by).await.len(), before);
             failed.push(self.work(by, broken()).await.id);
         }
-        assert!(self.quarantined(by).await);
+        assert_eq!(self.quarantined(by).await.len(), before + 1);
         failed
     }
 
-    async fn quarantined(&self, by: &Identity) -> bool {
+    /// Names of the models that the worker gets nothing of.
+    async fn quarantined(&self, by: &Identity) -> Vec<String> {
         let workers = self.store.workers().await.expect("answered");
-        workers.iter().any(|worker| worker.by == *by && worker.quarantined)
+        let own = workers.into_iter().find(|worker| worker.by == *by).expect("registered");
+        own.quarantined.into_iter().map(|(model, _)| model.to_string()).collect()
     }
 
     async fn wait(&self) {
@@ -94,52 +102,116 @@ fn done() -> End {
     End::Commit(super::commit(0))
 }
 
+fn passed(model: &str) -> Option<SelfTest> {
+    Some(SelfTest { model: super::model(model), failure: None })
+}
+
+fn failed(model: &str) -> Option<SelfTest> {
+    Some(SelfTest { model: super::model(model), failure: Some("still broken".into()) })
+}
+
 async fn three_failures_in_a_row_and_a_passed_test(stores: &impl Stores) {
     let home = stores.home();
     let mut shop = Shop::open(stores, &home).await;
     let by = shop.register("w1").await;
-    shop.submit(5).await;
-    let failed = shop.ruin(&by).await;
-    for id in failed {
+    shop.submit("testcard", 5).await;
+    for id in shop.ruin(&by).await {
         let view = shop.store.get(&super::tenant("anna"), id).await.expect("answered");
         let task = view.expect("there").task;
         // It was not the task's fault.
         assert_eq!((task.failures, task.losses), (0, 1));
         assert_eq!(task.attempts[0].outcome, Some(Outcome::Lost));
     }
-    let no = SelfTest::Failed { message: "still broken".into() };
-    for test in [None, Some(no)] {
+    for test in [None, passed("another")] {
         let Claimed::Quarantine { model, message } = shop.ask(&by, test, None).await else {
             panic!("it gets nothing before it has passed its test");
         };
         assert_eq!((model, message.as_str()), (super::model("testcard"), "it broke"));
     }
-    assert!(matches!(shop.ask(&by, Some(SelfTest::Passed), None).await, Claimed::Task(_)));
-    assert!(!shop.quarantined(&by).await);
+    assert!(matches!(shop.ask(&by, passed("testcard"), None).await, Claimed::Task(_)));
+    assert!(shop.quarantined(&by).await.is_empty());
 }
 
 async fn a_success_in_between_starts_the_count_again(stores: &impl Stores) {
     let home = stores.home();
     let mut shop = Shop::open(stores, &home).await;
     let by = shop.register("w1").await;
-    shop.submit(9).await;
+    shop.submit("testcard", 9).await;
     for end in [broken(), broken(), done(), broken(), broken()] {
         shop.work(&by, end).await;
-        assert!(!shop.quarantined(&by).await);
+        assert!(shop.quarantined(&by).await.is_empty());
     }
     // What is not the engine's fault counts neither way.
     let failure = Failure::new(Code::UploadFailed, "no route");
     shop.work(&by, End::Fail(failure)).await;
-    assert!(!shop.quarantined(&by).await);
+    assert!(shop.quarantined(&by).await.is_empty());
     shop.work(&by, broken()).await;
-    assert!(shop.quarantined(&by).await);
+    assert_eq!(shop.quarantined(&by).await, ["testcard"]);
+}
+
+async fn other_models_go_on(stores: &impl Stores) {
+    let home = stores.home();
+    let mut shop = Shop::open(stores, &home).await;
+    let by = shop.register("w1").await;
+    shop.submit("testcard", 2).await;
+    shop.work(&by, broken()).await;
+    shop.work(&by, broken()).await;
+    // The count is each model's own, whatever comes between.
+    shop.submit("other", 4).await;
+    shop.work(&by, done()).await;
+    shop.work(&by, broken()).await;
+    shop.submit("testcard", 2).await;
+    assert_eq!(shop.work(&by, done()).await.model, super::model("other"));
+    assert_eq!(shop.work(&by, done()).await.model, super::model("other"));
+    shop.work(&by, broken()).await;
+    assert_eq!(shop.quarantined(&by).await, ["testcard"]);
+    // What waits of it is as if it were not there.
+    shop.wait().await;
+    shop.submit("other", 1).await;
+    while let Claimed::Task(task) = shop.ask(&by, None, None).await {
+        assert_eq!(task.model, super::model("other"));
+        shop.store.end(&by, task.fence().expect("running"), done()).await.expect("ended");
+    }
+    assert!(matches!(shop.ask(&by, None, None).await, Claimed::Quarantine { .. }));
+}
+
+async fn a_test_that_fails_is_repeated_ever_later(stores: &impl Stores) {
+    let home = stores.home();
+    let mut shop = Shop::open(stores, &home).await;
+    let by = shop.register("w1").await;
+    shop.submit("testcard", 5).await;
+    shop.ruin(&by).await;
+    assert!(matches!(shop.ask(&by, None, None).await, Claimed::Quarantine { .. }));
+    for pause in [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000] {
+        let asked = shop.ask(&by, failed("testcard"), None).await;
+        assert!(matches!(asked, Claimed::Nothing { ready: true }), "{asked:?}");
+        shop.setup.clock.advance(Duration::from_millis(pause - 1));
+        assert!(matches!(shop.ask(&by, None, None).await, Claimed::Nothing { ready: true }));
+        shop.setup.clock.advance(Duration::from_millis(1));
+        assert!(matches!(shop.ask(&by, None, None).await, Claimed::Quarantine { .. }), "{pause}");
+    }
+    // Nothing to do with it: nothing to test.
+    let list = rayreel_server::store::ListQuery {
+        tenant: super::tenant("anna"),
+        state: None,
+        model: None,
+        before: None,
+        created_from: None,
+        created_before: None,
+        limit: 100,
+    };
+    for view in shop.store.list(&list).await.expect("answered").tasks {
+        shop.store.cancel(&super::tenant("anna"), view.task.id).await.expect("cancelled");
+    }
+    assert!(matches!(shop.ask(&by, None, None).await, Claimed::Nothing { ready: false }));
+    assert_eq!(shop.quarantined(&by).await, ["testcard"]);
 }
 
 async fn neither_a_restart_nor_a_new_registration_ends_it(stores: &impl Stores) {
     let home = stores.home();
     let mut shop = Shop::open(stores, &home).await;
     let by = shop.register("w1").await;
-    shop.submit(5).await;
+    shop.submit("testcard", 5).await;
     shop.ruin(&by).await;
     let setup = shop.setup.clone();
     drop(shop);
@@ -147,28 +219,39 @@ async fn neither_a_restart_nor_a_new_registration_ends_it(stores: &impl Stores) 
     assert!(matches!(shop.ask(&by, None, None).await, Claimed::Quarantine { .. }));
     let again = shop.register("w1").await;
     assert!(matches!(shop.ask(&again, None, None).await, Claimed::Quarantine { .. }));
-    assert!(matches!(shop.ask(&again, Some(SelfTest::Passed), None).await, Claimed::Task(_)));
+    assert!(matches!(shop.ask(&again, passed("testcard"), None).await, Claimed::Task(_)));
 }
 
-async fn who_is_quarantined_does_not_count_as_another_worker(stores: &impl Stores) {
+async fn who_may_not_have_a_task_is_no_elsewhere_for_it(stores: &impl Stores) {
     let home = stores.home();
     let mut shop = Shop::open(stores, &home).await;
     let (healthy, sick) = (shop.register("w1").await, shop.register("w2").await);
-    shop.submit(3).await;
+    shop.submit("testcard", 3).await;
     shop.ruin(&sick).await;
     shop.wait().await;
-    // The healthy worker fails a task, which nobody else can take: it gets it again.
+    // The healthy worker fails tasks. The one of the broken model nobody else can take: it gets it
+    // again. The other one waits for the other worker.
     let failed = shop.work(&healthy, broken()).await.id;
-    shop.wait().await;
-    let mut left = Vec::new();
-    while let Claimed::Task(task) = shop.ask(&healthy, None, Some(1)).await {
-        left.push(task.id);
-        let fence = task.fence().expect("running");
-        shop.store.end(&healthy, fence, done()).await.expect("ended");
+    let mut finished = Vec::new();
+    for _ in 0..2 {
+        finished.push(shop.work(&healthy, done()).await.id);
     }
-    assert!(left.len() == 3 && left.contains(&failed), "all tasks come to an end: {left:?}");
-    // One worker is wanted, and one there is.
-    assert!(matches!(shop.ask(&healthy, None, Some(1)).await, Claimed::Nothing { .. }));
-    shop.ask(&sick, Some(SelfTest::Passed), None).await;
-    assert!(matches!(shop.ask(&healthy, None, Some(1)).await, Claimed::Drain));
+    shop.submit("other", 1).await;
+    let other = shop.work(&healthy, broken()).await.id;
+    shop.wait().await;
+    finished.push(shop.work(&healthy, done()).await.id);
+    assert_eq!(finished.last(), Some(&failed));
+    assert!(matches!(shop.ask(&healthy, None, None).await, Claimed::Nothing { ready: true }));
+    assert_eq!(shop.work(&sick, done()).await.id, other);
+}
+
+async fn a_worker_that_can_have_nothing_is_sent_away_when_there_are_too_many(stores: &impl Stores) {
+    let home = stores.home();
+    let mut shop = Shop::open(stores, &home).await;
+    let sick = shop.register("w1").await;
+    shop.submit("testcard", 3).await;
+    shop.ruin(&sick).await;
+    shop.wait().await;
+    assert!(matches!(shop.ask(&sick, None, Some(1)).await, Claimed::Quarantine { .. }));
+    assert!(matches!(shop.ask(&sick, None, Some(0)).await, Claimed::Drain));
 }

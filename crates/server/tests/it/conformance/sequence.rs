@@ -306,6 +306,8 @@ impl Run {
             Seq::Older => newest.saturating_sub(1),
         };
         let held = self.model.lease_of(&by.worker).map(|held| held.fence);
+        let barred = self.model.workers.get(&by.worker).and_then(|w| w.quarantine.first());
+        let asked = barred.map_or_else(|| super::model(op::MODELS[0]), |b| b.model.clone());
         let claim = Claim {
             by,
             seq,
@@ -315,9 +317,9 @@ impl Run {
                 Holding::Attempt(attempt) => self.fence(attempt).into_iter().collect(),
             },
             loaded: claim.loaded.map(|model| super::model(op::MODELS[model])),
-            self_test: claim.self_test.map(|passed| match passed {
-                true => SelfTest::Passed,
-                false => SelfTest::Failed { message: "no".into() },
+            self_test: claim.self_test.map(|test| SelfTest {
+                model: test.model.map_or(asked, |model| super::model(op::MODELS[model])),
+                failure: (!test.passed).then(|| "no".into()),
             }),
             target: claim.target,
         };
@@ -359,7 +361,7 @@ impl Run {
         workers.sort_by(|a, b| a.by.worker.cmp(&b.by.worker));
         prop_assert_eq!(workers, self.model.worker_views());
         let mut backlog = self.store().backlog().await.map_err(failed)?;
-        backlog.retain(|b| b.ready + b.delayed + b.running > 0);
+        backlog.retain(|b| !b.ready.is_empty() || b.delayed + b.running > 0);
         backlog.sort_by(|a, b| a.pool.cmp(&b.pool));
         prop_assert_eq!(backlog, self.model.backlog());
         Ok(())

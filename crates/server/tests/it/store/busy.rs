@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rayreel_domain::code::Code;
 use rayreel_domain::task::{End, Failure, Idempotency, Outcome, Rules, State};
+use rayreel_domain::wire::worker::SelfTest;
 use rayreel_server::clock::SystemClock;
 use rayreel_server::store::sqlite::{Options, SqliteStore};
 use rayreel_server::store::{Claimed, Error, Store};
@@ -254,10 +255,12 @@ fn a_crowd_of_workers_does_everything_once() {
                 while ended.load(Ordering::SeqCst) < TASKS {
                     seq += 1;
                     let claimed = match store.claim(asks(&by, seq)).await.expect("answered") {
-                        Claimed::Quarantine { .. } => {
-                            let test = Some(rayreel_domain::wire::worker::SelfTest::Passed);
-                            let claim =
-                                rayreel_server::store::Claim { self_test: test, ..asks(&by, seq) };
+                        Claimed::Quarantine { model, .. } => {
+                            let test = SelfTest { model, failure: None };
+                            let claim = rayreel_server::store::Claim {
+                                self_test: Some(test),
+                                ..asks(&by, seq)
+                            };
                             store.claim(claim).await.expect("answered")
                         }
                         claimed => claimed,

@@ -62,8 +62,24 @@ pub(super) struct Worker {
     started: bool,
     seen: Duration,
     streak: Option<(ModelName, u32)>,
-    failures: Vec<Fence>,
-    pub(super) quarantine: Option<(ModelName, String)>,
+    failures: BTreeMap<ModelName, Vec<Fence>>,
+    pub(super) quarantine: Vec<Barred>,
+}
+
+/// A model that a worker gets no tasks of.
+#[derive(Debug, Clone)]
+pub(super) struct Barred {
+    pub(super) model: ModelName,
+    pub(super) message: String,
+    /// Self-tests that failed, and from when on the next one may be asked for.
+    failed: u32,
+    due: Duration,
+}
+
+impl Worker {
+    fn bars(&self, model: &ModelName) -> bool {
+        self.quarantine.iter().any(|barred| barred.model == *model)
+    }
 }
 
 #[derive(Debug)]
@@ -224,7 +240,8 @@ impl Model {
             .workers
             .get(&worker.worker)
             .filter(|old| old.pool == worker.pool)
-            .and_then(|old| old.quarantine.clone());
+            .map(|old| old.quarantine.clone())
+            .unwrap_or_default();
         let record = Worker {
             incarnation,
             pool: worker.pool.clone(),
@@ -234,7 +251,7 @@ impl Model {
             started: self.lease_of(&worker.worker).is_some(),
             seen: self.now(),
             streak: None,
-            failures: Vec::new(),
+            failures: BTreeMap::new(),
             quarantine: kept,
         };
         self.workers.insert(worker.worker.clone(), record);
@@ -250,14 +267,11 @@ impl Model {
         self.workers.remove(&by.worker);
     }
 
-    /// Workers of the pool that are alive and healthy.
+    /// Workers of the pool that are alive.
     fn counted(&self, pool: &PoolName) -> Vec<(&WorkerName, &Worker)> {
         let now = self.now();
         let silence = Duration::from_millis(self.setup.worker_silence_ms);
-        self.workers
-            .iter()
-            .filter(|(_, w)| w.pool == *pool && w.quarantine.is_none() && now - w.seen < silence)
-            .collect()
+        self.workers.iter().filter(|(_, w)| w.pool == *pool && now - w.seen < silence).collect()
     }
 
     /// `nonce` is the store's, if it has given a task.
@@ -285,34 +299,55 @@ impl Model {
         worker.started = true;
         worker.idle_since.get_or_insert(now);
         let pool = worker.pool.clone();
-        if let Some((model, message)) = worker.quarantine.clone() {
-            if claim.self_test != Some(SelfTest::Passed) {
-                return Ok(Told::Quarantine { model, message });
+        if let Some(SelfTest { model, failure }) = &claim.self_test {
+            if failure.is_none() {
+                worker.quarantine.retain(|barred| barred.model != *model);
             }
-            worker.quarantine = None;
+            for barred in worker.quarantine.iter_mut().filter(|barred| barred.model == *model) {
+                // A quarter of a second, a half, and so on to a minute.
+                let pause = (250u64 << barred.failed.min(10)).min(60_000);
+                barred.failed += 1;
+                barred.due = now + Duration::from_millis(pause);
+            }
         }
         if let Some(id) = self.choose(claim, &pool) {
             return Ok(Told::Task(Box::new(self.assign(claim, id, nonce))));
         }
-        let ready = self.tasks.iter().any(|e| e.ready && e.task.pool == pool);
-        let idle: Vec<_> =
-            self.counted(&pool).into_iter().filter_map(|(_, worker)| worker.idle_since).collect();
-        let longest = idle.iter().min() == self.workers[name].idle_since.as_ref();
+        let ready: Vec<&ModelName> = self
+            .tasks
+            .iter()
+            .filter(|e| e.ready && e.task.pool == pool)
+            .map(|e| &e.task.model)
+            .collect();
+        let worker = &self.workers[name];
+        let for_it = ready.iter().any(|model| !worker.bars(model));
+        let test = worker.quarantine.iter().find(|b| b.due <= now && ready.contains(&&b.model));
+        let test = test.map(|b| (b.model.clone(), b.message.clone()));
+        let ready = !ready.is_empty();
+        let launched = |worker: &Worker| worker.idle_since.filter(|_| worker.launch.is_some());
+        let counted = self.counted(&pool);
+        let idle = counted.into_iter().filter_map(|(_, worker)| launched(worker)).min();
+        let longest = idle.is_some() && idle == launched(&self.workers[name]);
         let surplus = claim.target.is_some_and(|t| self.counted(&pool).len() > t as usize);
-        if surplus && longest && !ready {
+        if surplus && longest && !for_it {
             self.deregister(&claim.by);
             return Ok(Told::Drain);
+        }
+        if let Some((model, message)) = test {
+            return Ok(Told::Quarantine { model, message });
         }
         Ok(Told::Nothing { ready })
     }
 
     fn choose(&mut self, claim: &Claim, pool: &PoolName) -> Option<TaskId> {
         let name = &claim.by.worker;
-        let others = self.counted(pool).iter().any(|(other, _)| *other != name);
+        let counted = self.counted(pool);
         // A task that this worker has just failed is for others, if there are any.
         let allowed = |task: &Task| {
+            let others = counted.iter().any(|(other, w)| *other != name && !w.bars(&task.model));
             let last = task.attempts.last().filter(|a| a.outcome == Some(Outcome::Failed));
-            !(others && last.is_some_and(|a| a.worker == *name))
+            let refused = others && last.is_some_and(|a| a.worker == *name);
+            !refused && !self.workers[name].bars(&task.model)
         };
         let number = |model: &ModelName| self.models.iter().position(|m| m == model);
         let heads: Vec<Vec<Head<usize>>> = self
@@ -486,15 +521,19 @@ impl Model {
         let Some(worker) = lease.and_then(|lease| self.workers.get_mut(&lease.worker)) else {
             return Ok(answer);
         };
+        let model = answer.model.clone();
         if succeeded {
-            worker.failures.clear();
+            worker.failures.remove(&model);
         }
         if let Some(message) = blamed {
-            worker.failures.retain(|failed| failed.task != fence.task);
-            worker.failures.push(fence);
-            if worker.failures.len() >= 3 && worker.quarantine.is_none() {
-                worker.quarantine = Some((answer.model.clone(), message));
-                for failed in std::mem::take(&mut worker.failures) {
+            let barred = worker.bars(&model);
+            let failures = worker.failures.entry(model.clone()).or_default();
+            failures.retain(|failed| failed.task != fence.task);
+            failures.push(fence);
+            if failures.len() >= 3 && !barred {
+                let failures = std::mem::take(failures);
+                worker.quarantine.push(Barred { model, message, failed: 0, due: Duration::ZERO });
+                for failed in failures {
                     if let Some(index) = self.entry(failed.task) {
                         self.tasks[index].task.recount(failed);
                     }
@@ -580,6 +619,9 @@ impl Model {
             worker.seen = now;
             worker.streak = None;
             worker.failures.clear();
+            for barred in &mut worker.quarantine {
+                (barred.failed, barred.due) = (0, Duration::ZERO);
+            }
             worker.last_seq = lease
                 .filter(|lease| lease.incarnation == worker.incarnation)
                 .map_or(0, |lease| lease.seq);

@@ -102,7 +102,11 @@ impl Model {
                 None if worker.started => Activity::Busy,
                 None => Activity::Starting,
             },
-            quarantined: worker.quarantine.is_some(),
+            quarantined: worker
+                .quarantine
+                .iter()
+                .map(|barred| (barred.model.clone(), barred.message.clone()))
+                .collect(),
         };
         self.workers.iter().map(view).collect()
     }
@@ -113,14 +117,14 @@ impl Model {
             let task = &entry.task;
             let backlog = pools.entry(task.pool.clone()).or_insert_with(|| Backlog {
                 pool: task.pool.clone(),
-                ready: 0,
-                ready_ms: 0,
+                ready: BTreeMap::new(),
                 delayed: 0,
                 running: 0,
             });
             if entry.ready {
-                backlog.ready += 1;
-                backlog.ready_ms += task.estimate_ms;
+                let ready = backlog.ready.entry(task.model.clone()).or_default();
+                ready.tasks += 1;
+                ready.ms += task.estimate_ms;
             } else if task.state == State::Queued {
                 backlog.delayed += 1;
             } else {
