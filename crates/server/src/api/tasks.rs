@@ -103,7 +103,8 @@ pub(super) async fn submit(
     };
     app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
 
-    let view = View { task: submitted.task, progress: None, position: submitted.position };
+    let view =
+        View { task: Arc::new(submitted.task), progress: None, position: submitted.position };
     let shown = api.show(&view, now);
     let mut response = json(StatusCode::ACCEPTED, &shown)?;
     let headers = response.headers_mut();

@@ -17,6 +17,7 @@
 pub mod sqlite;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
@@ -198,7 +199,7 @@ pub struct Cancelled {
 /// A task with what is known only while it lives.
 #[derive(Debug, Clone)]
 pub struct View {
-    pub task: Task,
+    pub task: Arc<Task>,
     pub progress: Option<Progress>,
     /// Tasks that will probably start before it, if it is queued.
     pub position: Option<u64>,

@@ -10,6 +10,7 @@ mod claim;
 mod memory;
 mod ops;
 mod read;
+mod recent;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use crate::clock::{Clock, Random};
 use crate::feed::Feed;
 use memory::Memory;
 use read::Readers;
+use recent::Recent;
 use writer::{Context, Writer};
 
 /// What a store needs to know.
@@ -98,9 +100,10 @@ impl SqliteStore {
             garbage_after_ms: options.garbage_after_ms,
             worker_silence_ms: options.worker_silence_ms,
             memory: Arc::clone(&memory),
+            recent: Recent::new(),
         });
         let writer = Writer::start(db, Arc::clone(&ctx))?;
-        Ok(Self { ctx, readers: Readers::new(path, memory), writer })
+        Ok(Self { readers: Readers::new(Arc::clone(&ctx)), ctx, writer })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -204,7 +207,7 @@ impl Store for SqliteStore {
         let task = self.readers.get(fence.task)?.map(|view| view.task);
         let task = task.ok_or(Error::StaleLease { cancelled: false })?;
         match task.check(fence) {
-            Ok(()) => Ok(task),
+            Ok(()) => Ok(Arc::unwrap_or_clone(task)),
             Err(rayreel_domain::task::Refusal::Stale { cancelled }) => {
                 Err(Error::StaleLease { cancelled })
             }

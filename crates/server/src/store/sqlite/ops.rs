@@ -220,6 +220,7 @@ impl Tx<'_> {
                  SELECT tenant, key, ?2, body FROM tasks WHERE seq = ?1 AND key IS NOT NULL",
             )?
             .execute(params![place.seq, signed(task.created_at.plus_ms(KEY_MS).0)])?;
+        self.rewritten.push(task.id);
         self.db.prepare_cached("DELETE FROM tasks WHERE seq = ?1")?.execute([place.seq])?;
         // Its files are nobody's at once, but an upload may still be under way.
         self.discard(&task.id.to_string(), now)?;
@@ -392,6 +393,7 @@ impl Tx<'_> {
     pub(super) fn write_row(&mut self, task: &Task, seq: i64, slot: Slot) -> Done<()> {
         let body = body(task);
         self.written += body.len();
+        self.rewritten.push(task.id);
         self.db
             .prepare_cached(
                 "UPDATE tasks SET state = ?2, slot = ?3, not_before = ?4, avoid = ?5, graces = 0,

@@ -1,14 +1,15 @@
 //! Reading: on connections of their own, beside the writer.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use rayreel_domain::id::TaskId;
-use rayreel_domain::task::{State, Task};
+use rayreel_domain::task::State;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::memory::{Memory, NameId, Place, Slot, signed, state_number, unsigned};
 use super::ops::task_and_place;
+use super::recent::Seen;
+use super::writer::Context;
 use super::{Error, ListQuery, Page, View, schema};
 
 /// Connections that are kept for later.
@@ -17,14 +18,13 @@ const KEPT: usize = 4;
 const COUNTED: u64 = 256;
 
 pub(super) struct Readers {
-    path: PathBuf,
+    ctx: Arc<Context>,
     idle: Mutex<Vec<Connection>>,
-    memory: Arc<Mutex<Memory>>,
 }
 
 impl Readers {
-    pub(super) fn new(path: PathBuf, memory: Arc<Mutex<Memory>>) -> Self {
-        Self { path, idle: Mutex::new(Vec::new()), memory }
+    pub(super) fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, idle: Mutex::new(Vec::new()) }
     }
 
     /// Keeps a connection for later, if there are not enough.
@@ -44,7 +44,7 @@ impl Readers {
         let kept = self.idle.lock().expect("nothing panics while it holds this lock").pop();
         let db = match kept {
             Some(db) => db,
-            None => schema::open_other(&self.path, false)?,
+            None => schema::open_other(&self.ctx.path, false)?,
         };
         let result = query(&db);
         if !result.as_ref().err().is_some_and(schema::is_fatal) {
@@ -54,24 +54,29 @@ impl Readers {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Result<Option<View>, Error> {
-        self.with(|db| {
-            let mut statement = db.prepare_cached(
-                "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks WHERE id = ?1",
-            )?;
-            // While the row is open, what else the view reads is in the same transaction: one
-            // moment, and one round of file locks instead of two.
-            let mut rows = statement.query([id.as_bytes()])?;
-            let Some(row) = rows.next()? else { return Ok(None) };
-            let (task, place) = task_and_place(row)?;
-            self.view(db, task, &place).map(Some)
-        })
+        let seen = self.ctx.recent.get(id, || {
+            self.with(|db| {
+                let mut statement = db.prepare_cached(
+                    "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
+                     WHERE id = ?1",
+                )?;
+                statement.query_row([id.as_bytes()], seen).optional()
+            })
+        })?;
+        let Some(seen) = seen else { return Ok(None) };
+        let view = self.view(&seen, || {
+            let recount = || self.with(|db| position(db, &self.ctx.memory, &seen.place));
+            self.ctx.recent.position(&seen, recount)
+        })?;
+        Ok(Some(view))
     }
 
     pub(super) fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.memory.lock().expect("nothing panics while it holds this lock")
+        self.ctx.memory.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn view(&self, db: &Connection, task: Task, place: &Place) -> rusqlite::Result<View> {
+    fn view<E>(&self, seen: &Seen, position: impl FnOnce() -> Result<u64, E>) -> Result<View, E> {
+        let task = Arc::clone(&seen.task);
         let mut view = View { task, progress: None, position: None };
         match view.task.state {
             State::Running => {
@@ -82,9 +87,7 @@ impl Readers {
                     .filter(|live| Some(live.fence) == fence)
                     .and_then(|live| live.progress.clone());
             }
-            State::Queued if place.slot == Slot::Ready => {
-                view.position = Some(position(db, &self.memory, place)?);
-            }
+            State::Queued if seen.place.slot == Slot::Ready => view.position = Some(position()?),
             _ => {}
         }
         Ok(view)
@@ -105,7 +108,7 @@ impl Readers {
             // One moment: a task that changes its state meanwhile is seen once.
             let db = &*db.unchecked_transaction()?;
             // The index is sorted within each state: take enough of each, and merge.
-            let mut found: Vec<(Task, Place)> = Vec::new();
+            let mut found: Vec<Seen> = Vec::new();
             for state in states {
                 let mut sql = String::from(
                     "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
@@ -126,20 +129,26 @@ impl Readers {
                 sql.push_str(" ORDER BY seq DESC LIMIT ?");
                 values.push(wanted);
                 let mut statement = db.prepare_cached(&sql)?;
-                let rows = statement.query_map(params_from_iter(values), task_and_place)?;
+                let rows = statement.query_map(params_from_iter(values), seen)?;
                 found.extend(rows.collect::<Result<Vec<_>, _>>()?);
             }
-            found.sort_by_key(|(_, place)| std::cmp::Reverse(place.seq));
+            found.sort_by_key(|seen| std::cmp::Reverse(seen.place.seq));
             let more = found.len() > query.limit as usize;
             found.truncate(query.limit as usize);
-            let next = found.last().filter(|_| more).map(|(_, place)| unsigned(place.seq));
+            let next = found.last().filter(|_| more).map(|seen| unsigned(seen.place.seq));
             let tasks = found
-                .into_iter()
-                .map(|(task, place)| self.view(db, task, &place))
+                .iter()
+                .map(|seen| self.view(seen, || position(db, &self.ctx.memory, &seen.place)))
                 .collect::<Result<_, _>>()?;
             Ok(Page { tasks, next })
         })
     }
+}
+
+/// The columns of [`task_and_place`].
+fn seen(row: &rusqlite::Row<'_>) -> rusqlite::Result<Seen> {
+    let (task, place) = task_and_place(row)?;
+    Ok(Seen::new(task, place, row.get_ref(7)?.as_bytes()?.len()))
 }
 
 /// Tasks that will probably start before a ready one.

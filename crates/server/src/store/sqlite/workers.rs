@@ -135,6 +135,7 @@ impl Tx<'_> {
         for failed in failures {
             let Some((mut task, place)) = self.load(failed.task)? else { continue };
             if task.recount(failed) {
+                self.rewritten.push(task.id);
                 self.db
                     .prepare_cached("UPDATE tasks SET avoid = ?2, body = ?3 WHERE seq = ?1")?
                     .execute(params![place.seq, avoided(&task), body(&task)])?;

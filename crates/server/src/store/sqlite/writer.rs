@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
+use rayreel_domain::id::TaskId;
 use rayreel_domain::task::Rules;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::memory::Memory;
+use super::recent::Recent;
 use super::{Error, checkpoint, schema};
 use crate::clock::{Clock, Random};
 use crate::feed::{Change, Feed};
@@ -36,6 +38,7 @@ pub(super) struct Context {
     /// A worker that has not called for so long is not counted on.
     pub(super) worker_silence_ms: u64,
     pub(super) memory: Arc<Mutex<Memory>>,
+    pub(super) recent: Recent,
 }
 
 /// Why an operation ended without its result.
@@ -63,6 +66,8 @@ pub(super) struct Tx<'a> {
     pub(super) db: &'a Connection,
     pub(super) ctx: &'a Context,
     pub(super) changes: Vec<Change>,
+    /// Tasks that are stored otherwise than before.
+    pub(super) rewritten: Vec<TaskId>,
     /// Whom to wake after the commit, besides those whom the changes concern.
     pub(super) wakes: Wakes,
     /// Bytes of tasks so far.
@@ -250,6 +255,7 @@ fn work(db: Connection, ctx: &Context, queue: &mpsc::Receiver<Box<dyn Job>>) {
                 tracing::error!(%error, operations = batch.len(), "the store could not write; the connection is opened anew");
                 batch.drain(..).for_each(|job| job.finish(Err(error.clone())));
                 // Memory may be ahead of the disk: the next batch starts from the disk again.
+                ctx.recent.forget_all();
                 db = reopen(ctx).ok();
             }
         }
@@ -266,7 +272,14 @@ fn transact(
     db.prepare_cached("BEGIN IMMEDIATE")
         .and_then(|mut begin| begin.execute([]))
         .map_err(schema::failed)?;
-    let mut tx = Tx { db, ctx, changes: Vec::new(), wakes: Wakes::default(), written: 0 };
+    let mut tx = Tx {
+        db,
+        ctx,
+        changes: Vec::new(),
+        rewritten: Vec::new(),
+        wakes: Wakes::default(),
+        written: 0,
+    };
     let mut next = 0;
     while let Some(job) = batch.get_mut(next) {
         job.run(&mut tx).map_err(schema::failed)?;
@@ -275,7 +288,7 @@ fn transact(
             batch.extend(queue.try_recv());
         }
     }
-    let Tx { changes, wakes, .. } = tx;
+    let Tx { changes, rewritten, wakes, .. } = tx;
     db.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).map_err(|error| {
         if schema::is_write_failure(&error) {
             // The end of the transaction could not be written, so the log has none.
@@ -284,6 +297,9 @@ fn transact(
         // It may still be found on the disk after a crash.
         Error::OutcomeUnknown(error.to_string())
     })?;
+    if !changes.is_empty() || !rewritten.is_empty() {
+        ctx.recent.forget(&rewritten);
+    }
     Ok((changes, wakes))
 }
 
@@ -304,5 +320,7 @@ fn reload(db: &Connection, ctx: &Context) -> rusqlite::Result<()> {
     let mut memory = ctx.memory.lock().expect("nothing panics while it holds this lock");
     fresh.adopt(std::mem::take(&mut *memory));
     *memory = fresh;
+    drop(memory);
+    ctx.recent.forget_all();
     Ok(())
 }

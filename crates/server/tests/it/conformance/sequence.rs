@@ -428,7 +428,7 @@ impl Run {
 
 fn plain(view: View) -> (Task, Option<Progress>, Option<u64>) {
     let View { task, progress, position } = view;
-    (task, progress, position)
+    (std::sync::Arc::unwrap_or_clone(task), progress, position)
 }
 
 fn failed(error: Error) -> TestCaseError {

@@ -1,13 +1,13 @@
 //! Many callers at once, and callers that go away.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rayreel_domain::code::Code;
-use rayreel_domain::task::{End, Failure, Idempotency, Outcome, Rules, State};
+use rayreel_domain::task::{End, Failure, Idempotency, Outcome, Rules, State, Task};
 use rayreel_domain::wire::worker::SelfTest;
 use rayreel_server::clock::SystemClock;
 use rayreel_server::store::sqlite::{Options, SqliteStore};
@@ -154,7 +154,7 @@ fn a_call_that_fails_takes_no_other_with_it() {
         assert!(matches!(answers[1], Err(Error::Unavailable(_))), "{:?}", answers[1]);
         for task in [before, after] {
             let found = store.get(&task.tenant, task.id).await.expect("answered");
-            assert_eq!(found.map(|view| view.task), Some(task));
+            assert_eq!(found.map(|view| Arc::unwrap_or_clone(view.task)), Some(task));
         }
         assert_eq!(store.check().await, Ok(vec![]));
     });
@@ -245,8 +245,30 @@ fn a_crowd_of_workers_does_everything_once() {
         .build()
         .expect("a runtime");
     let ended = Arc::new(AtomicU64::new(0));
+    let known = Arc::new(Mutex::new(Vec::new()));
     runtime.block_on(async {
         let mut crowd = tokio::task::JoinSet::new();
+        // Clients that ask for tasks while they change.
+        for _ in 0..2 {
+            let (store, ended, known) =
+                (Arc::clone(&store), Arc::clone(&ended), Arc::clone(&known));
+            crowd.spawn(async move {
+                for turn in 0usize.. {
+                    if ended.load(Ordering::SeqCst) >= TASKS {
+                        break;
+                    }
+                    let asked: Option<Task> = {
+                        let known = known.lock().expect("no panic");
+                        known.get(turn % known.len().max(1)).cloned()
+                    };
+                    if let Some(asked) = asked {
+                        let found = store.get(&asked.tenant, asked.id).await.expect("answered");
+                        assert!(found.expect("there").task.seq() >= asked.seq());
+                    }
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
         for number in 0..WORKERS {
             let (store, setup, ended) = (Arc::clone(&store), setup.clone(), Arc::clone(&ended));
             crowd.spawn(async move {
@@ -289,7 +311,13 @@ fn a_crowd_of_workers_does_everything_once() {
                         _ => done(),
                     };
                     let _ = store.beat(&by, fence, None).await.expect("answered");
-                    match store.end(&by, fence, end).await {
+                    let answer = store.end(&by, fence, end).await;
+                    if let Ok(task) = &answer {
+                        // Whoever knows of a change reads it.
+                        let found = store.get(&task.tenant, task.id).await.expect("answered");
+                        assert!(found.expect("there").task.seq() >= task.seq());
+                    }
+                    match answer {
                         Ok(task) if task.state.is_terminal() => {
                             ended.fetch_add(1, Ordering::SeqCst);
                         }
@@ -303,14 +331,15 @@ fn a_crowd_of_workers_does_everything_once() {
             });
         }
         for client in ["anna", "bert", "cleo", "dora"] {
-            let (store, setup) = (Arc::clone(&store), setup.clone());
+            let (store, setup, known) = (Arc::clone(&store), setup.clone(), Arc::clone(&known));
             crowd.spawn(async move {
                 for _ in 0..TASKS / 4 {
                     let task = conformance::task(&setup, |record| {
                         record.tenant = conformance::tenant(client);
                         record.estimate_ms = 10;
                     });
-                    store.submit(task).await.expect("accepted");
+                    let submitted = store.submit(task).await.expect("accepted");
+                    known.lock().expect("no panic").push(submitted.task);
                 }
             });
         }
@@ -332,6 +361,8 @@ fn a_crowd_of_workers_does_everything_once() {
             };
             for view in store.list(&query).await.expect("listed").tasks {
                 let task = view.task;
+                let found = store.get(&task.tenant, task.id).await.expect("answered");
+                assert_eq!(found.expect("there").task, task, "read alone as in the list");
                 let successes =
                     task.attempts.iter().filter(|a| a.outcome == Some(Outcome::Succeeded)).count();
                 assert_eq!(successes, usize::from(task.state == State::Succeeded));
