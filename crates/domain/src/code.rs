@@ -135,6 +135,9 @@ codes! {
     QueueFull "queue_full" Capacity 429 7 true
         "The queue holds as many tasks as `max_queued` allows."
         "Wait as long as Retry-After says.";
+    LimitReached "limit_reached" Capacity 429 7 true
+        "Your tenant has reached one of its limits; `param` names it: `tasks_per_minute`, `max_queued` or `gpu_seconds_per_day`."
+        "Wait as long as Retry-After says, or ask the operator for more.";
     StoreUnavailable "store_unavailable" Capacity 503 7 true
         "The task store can't be written or read just now (the disk is full, read-only or failing); nothing was stored."
         "Free space or mend the disk; the server goes on by itself.";

@@ -15,6 +15,7 @@ pub mod request;
 pub mod scale;
 pub mod schedule;
 pub mod task;
+pub mod tenant;
 pub mod time;
 pub mod wire;
 

@@ -201,6 +201,7 @@ mod tests {
             request: request(5),
             priority: Default::default(),
             idempotency: None,
+            siblings: Vec::new(),
             estimate_ms,
             created_at: Timestamp(1_000),
             deadline: None,
@@ -218,6 +219,7 @@ mod tests {
             error: None,
             started_at: None,
             finished_at: None,
+            delete_at: None,
         })
     }
 

@@ -98,6 +98,7 @@ impl Components {
                 rules: settings.rules(),
                 locality: settings.locality(),
                 max_queued: settings.max_queued,
+                tenancy: Arc::default(),
                 garbage_after_ms: settings.garbage_after_seconds.ms(),
                 worker_silence_ms: fleet::SILENT_MS,
             },

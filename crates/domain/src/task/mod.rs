@@ -188,6 +188,13 @@ impl Task {
         Ok(())
     }
 
+    /// Keeps a task that has ended for so long, and no longer.
+    pub fn keep(&mut self, keep_ms: Option<u64>) {
+        if let Some(ended) = self.0.finished_at {
+            self.0.delete_at = keep_ms.map(|ms| ended.plus_ms(ms));
+        }
+    }
+
     /// Ends the attempt that holds `fence`, which it has held for `held_ms`.
     pub fn end(
         &mut self,

@@ -117,6 +117,9 @@ pub struct Record {
     pub priority: Priority,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<Idempotency>,
+    /// The tasks that were submitted with this one, if it is the first of several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub siblings: Vec<TaskId>,
     /// GPU-milliseconds that the task is expected to take.
     pub estimate_ms: u64,
     pub created_at: Timestamp,
@@ -153,6 +156,9 @@ pub struct Record {
     pub started_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// When the task, which has ended, is deleted; none for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_at: Option<Timestamp>,
 }
 
 /// The caller's key, under which a repeated submit finds its task.

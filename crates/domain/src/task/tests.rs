@@ -34,6 +34,7 @@ fn queued() -> Task {
         },
         priority: Priority::default(),
         idempotency: None,
+        siblings: Vec::new(),
         estimate_ms: 500,
         created_at: Timestamp(10),
         deadline: None,
@@ -51,6 +52,7 @@ fn queued() -> Task {
         error: None,
         started_at: None,
         finished_at: None,
+        delete_at: None,
     })
 }
 

@@ -5,10 +5,12 @@ use std::fmt;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use rayreel_domain::Code;
 use rayreel_domain::request::Invalid;
 use rayreel_domain::task::Failure;
+use rayreel_domain::tenant::{Exceeded, Limit};
 use rayreel_domain::wire::api::{ErrorBody, ErrorDetail};
 
 use crate::{artifacts, store};
@@ -79,6 +81,23 @@ impl Error {
         Self::new(Code::TaskNotFound, "there is no task with this id")
     }
 
+    /// A tenant's limit, and when it lets more in.
+    fn limit(exceeded: Exceeded) -> Self {
+        let Exceeded { limit, allowed, retry_ms } = exceeded;
+        let (param, message) = match limit {
+            Limit::PerMinute => {
+                ("tasks_per_minute", format!("your tenant may submit {allowed} tasks a minute"))
+            }
+            Limit::Queued => ("max_queued", format!("your tenant may have {allowed} tasks queued")),
+            Limit::GpuSecondsADay => {
+                let seconds = allowed / 1000;
+                ("gpu_seconds_per_day", format!("your tenant may use {seconds} GPU-seconds a day"))
+            }
+        };
+        let seconds = retry_ms.div_ceil(1000);
+        Self::new(Code::LimitReached, message).param(param).header(RETRY_AFTER, seconds.into())
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.0.status
     }
@@ -116,7 +135,7 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, seconds.into());
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         if let Some((name, value)) = &refusal.header {
             headers.insert(name.clone(), value.clone());
@@ -158,6 +177,7 @@ impl From<store::Error> for Error {
             Store::QueueFull { queued } => {
                 Self::new(Code::QueueFull, format!("the queue is full: {queued} tasks wait"))
             }
+            Store::Limit(exceeded) => Self::limit(exceeded),
             Store::Unavailable(cause) => Self::new(
                 Code::StoreUnavailable,
                 "the task store is not available just now; nothing was stored",

@@ -79,6 +79,7 @@ pub(super) async fn submit(
         request: generation,
         priority: asked.priority.unwrap_or_default(),
         idempotency,
+        siblings: Vec::new(),
         created_at: now,
         deadline,
         state: TaskState::Queued,
@@ -95,6 +96,7 @@ pub(super) async fn submit(
         error: None,
         started_at: None,
         finished_at: None,
+        delete_at: None,
     });
     let started = components.clock.monotonic();
     let submitted = match image {

@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{End, State, Task};
+use rayreel_domain::tenant::Exceeded;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
 
@@ -36,7 +37,12 @@ pub trait Store: Send + Sync + 'static {
     fn epoch(&self) -> u64;
 
     /// Adds a queued task, or finds the one that was submitted under the same idempotency key.
+    /// Refused beyond the tenant's limits ([`rayreel_domain::tenant::admit`]).
     async fn submit(&self, task: Task) -> Result<Submitted, Error>;
+
+    /// Adds several tasks of one tenant, all or none. The first one, which names its siblings,
+    /// bears the idempotency key; repeated, the call finds those of them that still are.
+    async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error>;
 
     /// Gives the worker its next task, or says why not.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error>;
@@ -89,8 +95,8 @@ pub trait Store: Send + Sync + 'static {
     /// Every live lease, for the rescuer.
     async fn leases(&self) -> Result<Vec<LeaseView>, Error>;
 
-    /// Ends tasks past their deadline, and makes those ready whose backoff has passed. Answers when
-    /// there is something to do again.
+    /// Ends tasks past their deadline, makes those ready whose backoff has passed, and deletes those
+    /// that were kept long enough. Answers when there is something to do again.
     async fn advance(&self) -> Result<Option<Timestamp>, Error>;
 
     /// Queued and running work of every pool that has some, or had.
@@ -126,6 +132,8 @@ pub enum Error {
     IdempotencyMismatch,
     #[error("the queue is full: {queued} tasks")]
     QueueFull { queued: u64 },
+    #[error("the tenant's limit is reached: {0:?}")]
+    Limit(Exceeded),
     /// Nothing was written.
     #[error("the task store is not available: {0}")]
     Unavailable(String),

@@ -66,6 +66,7 @@ impl World {
             rules: settings.rules(),
             locality: settings.locality(),
             max_queued: settings.max_queued,
+            tenancy: Arc::default(),
             garbage_after_ms: settings.garbage_after_seconds.ms(),
             worker_silence_ms: rayreel_server::fleet::SILENT_MS,
         };
@@ -105,6 +106,7 @@ impl World {
             request: Request::resolve(&body, &spec, 1).unwrap(),
             priority: Priority::default(),
             idempotency: None,
+            siblings: Vec::new(),
             estimate_ms: 1_000,
             created_at: now,
             deadline: None,
@@ -122,6 +124,7 @@ impl World {
             error: None,
             started_at: None,
             finished_at: None,
+            delete_at: None,
         });
         components.store.submit(task).await.unwrap().task.id
     }

@@ -1,6 +1,7 @@
 //! The invariants, checked on what is stored.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use rayreel_domain::task::{Outcome, State, Task};
 use rusqlite::Row;
@@ -100,7 +101,8 @@ impl Tx<'_> {
     pub(super) fn check_memory(&self) -> rusqlite::Result<Vec<String>> {
         let mut faults = Vec::new();
         let now = self.ctx.clock.monotonic();
-        let stored = Memory::load(self.db, now, self.ctx.clock.wall().0)?;
+        let stored =
+            Memory::load(self.db, Arc::clone(&self.ctx.tenancy), now, self.ctx.clock.wall().0)?;
         let memory = self.memory();
         if memory.queued != stored.queued {
             let (known, queued) = (memory.queued, stored.queued);
@@ -140,12 +142,12 @@ impl Tx<'_> {
     }
 }
 
-/// Virtual time, running tasks and queues.
-type Standing = (u64, u64, Vec<(NameId, Queue)>);
+/// Virtual time, running tasks, the day's charges and queues.
+type Standing = (u64, u64, (u64, u64), Vec<(NameId, Queue)>);
 
 fn standing(account: &Account) -> Standing {
     let queues = account.queues.iter().map(|(model, queue)| (*model, queue.clone()));
-    (account.virtual_ms, account.running, queues.collect())
+    (account.virtual_ms, account.running, (account.day, account.day_ms), queues.collect())
 }
 
 fn check_task(task: &Task, fault: &mut impl FnMut(&str)) {

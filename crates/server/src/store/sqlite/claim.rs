@@ -177,7 +177,8 @@ impl Tx<'_> {
 
     /// Tenants of whom one is chosen for certain: the one with the least virtual time, the least of
     /// those whose next task is of the loaded model, and those of whom counts can't tell which task
-    /// this worker may have. Tasks of barred models are as if they were not there.
+    /// this worker may have. Tasks of barred models, and of tenants who may run no more, are as if
+    /// they were not there.
     fn tenants(
         &self,
         pool: NameId,
@@ -187,8 +188,11 @@ impl Tx<'_> {
     ) -> Vec<Tenant> {
         let memory = self.memory();
         let Some(pool) = memory.pools.get(&pool) else { return Vec::new() };
-        let has_some = |account: &Account| account.next_models(barred).next().is_some();
-        let ready = || pool.tenants.iter().filter(|(_, account)| has_some(account));
+        let has_some = |(tenant, account): &(&NameId, &Account)| {
+            account.next_models(barred).next().is_some()
+                && memory.vacancies(**tenant, account) != Some(0)
+        };
+        let ready = || pool.tenants.iter().filter(has_some);
         let plain = || ready().filter(|(tenant, _)| !avoiding.contains(tenant));
         let order = |(tenant, account): &(&NameId, &Account)| (account.virtual_ms, **tenant);
         let fairest = plain().min_by_key(order);
@@ -263,7 +267,7 @@ impl Tx<'_> {
             Error::Corrupt(format!("task {} is listed as ready: {refusal}", task.id))
         })?;
         self.memory().raise_floor(place.pool);
-        self.store_change(&task, &place, effect, None)?;
+        self.store_change(&mut task, &place, effect, None)?;
         if let Some(worker) = self.memory().workers.get_mut(&claim.by.worker) {
             worker.state = WorkerState::Busy;
             let (model, times) = worker.streak;

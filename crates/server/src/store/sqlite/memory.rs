@@ -3,12 +3,14 @@
 //! cannot be (beats, idle times) is allowed to start anew.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
-use rayreel_domain::schedule::{self, Rival, UNIT_WEIGHT};
+use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{State, Task};
+use rayreel_domain::tenant::{Tenancy, Terms, Usage};
 use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
 
@@ -25,6 +27,9 @@ pub(super) struct Memory {
     pub(super) live: HashMap<TaskId, Live>,
     pub(super) workers: HashMap<WorkerName, Worker>,
     pub(super) queued: u64,
+    pub(super) tenancy: Arc<Tenancy>,
+    /// For each tenant, [`Usage::rate_at_us`].
+    pub(super) rates: HashMap<NameId, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -37,15 +42,12 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) virtual_ms: u64,
-    pub(super) weight: u32,
+    pub(super) terms: Terms,
     pub(super) running: u64,
     pub(super) queues: BTreeMap<NameId, Queue>,
-}
-
-impl Default for Account {
-    fn default() -> Self {
-        Self { virtual_ms: 0, weight: UNIT_WEIGHT, running: 0, queues: BTreeMap::new() }
-    }
+    /// Day of the newest charge, and what was charged on it.
+    pub(super) day: u64,
+    pub(super) day_ms: u64,
 }
 
 /// Queued tasks of one tenant and model.
@@ -55,6 +57,7 @@ pub(super) struct Queue {
     pub(super) ready: [u64; 5],
     pub(super) ready_ms: u64,
     pub(super) delayed: u64,
+    pub(super) delayed_ms: u64,
 }
 
 impl Queue {
@@ -64,6 +67,14 @@ impl Queue {
 }
 
 impl Account {
+    fn new(terms: Terms) -> Self {
+        Self { virtual_ms: 0, terms, running: 0, queues: BTreeMap::new(), day: 0, day_ms: 0 }
+    }
+
+    fn queued_ms(&self) -> u64 {
+        self.queues.values().map(|q| q.ready_ms + q.delayed_ms).sum()
+    }
+
     fn queued(&self) -> u64 {
         self.queues.values().map(|q| q.ready_count() + q.delayed).sum()
     }
@@ -240,18 +251,28 @@ pub(super) fn millis(duration: Duration) -> u64 {
 
 impl Memory {
     /// Reads everything from the database.
-    pub(super) fn load(db: &Connection, now: Duration, wall_ms: u64) -> rusqlite::Result<Self> {
-        let mut memory = Self::default();
+    pub(super) fn load(
+        db: &Connection,
+        tenancy: Arc<Tenancy>,
+        now: Duration,
+        wall_ms: u64,
+    ) -> rusqlite::Result<Self> {
+        let mut memory = Self { tenancy, ..Self::default() };
         let mut names = db.prepare("SELECT id, name FROM names")?;
         let mut rows = names.query([])?;
         while let Some(row) = rows.next()? {
             memory.remember(row.get(0)?, row.get(1)?);
         }
-        let mut accounts = db.prepare("SELECT pool, tenant, virtual_ms, floor_ms FROM accounts")?;
+        let mut accounts =
+            db.prepare("SELECT pool, tenant, virtual_ms, floor_ms, day, day_ms FROM accounts")?;
         let mut rows = accounts.query([])?;
         while let Some(row) = rows.next()? {
-            let pool = memory.pools.entry(row.get(0)?).or_default();
-            pool.tenants.entry(row.get(1)?).or_default().virtual_ms = unsigned(row.get(2)?);
+            let pool = row.get(0)?;
+            let account = memory.account(pool, row.get(1)?);
+            account.virtual_ms = unsigned(row.get(2)?);
+            account.day = unsigned(row.get(4)?);
+            account.day_ms = unsigned(row.get(5)?);
+            let pool = memory.pools.entry(pool).or_default();
             pool.floor_ms = pool.floor_ms.max(unsigned(row.get(3)?));
         }
         // Answered from the index alone.
@@ -268,13 +289,15 @@ impl Memory {
             memory.queued += unsigned(count);
         }
         let mut delayed = db.prepare(
-            "SELECT pool, tenant, model, count(*) FROM tasks INDEXED BY tasks_backoff
-             WHERE slot = 2 GROUP BY pool, tenant, model",
+            "SELECT pool, tenant, model, count(*), sum(estimate_ms) FROM tasks
+             INDEXED BY tasks_backoff WHERE slot = 2 GROUP BY pool, tenant, model",
         )?;
         let mut rows = delayed.query([])?;
         while let Some(row) = rows.next()? {
             let count = unsigned(row.get(3)?);
-            memory.queue(row.get(0)?, row.get(1)?, row.get(2)?).delayed += count;
+            let queue = memory.queue(row.get(0)?, row.get(1)?, row.get(2)?);
+            queue.delayed += count;
+            queue.delayed_ms += unsigned(row.get(4)?);
             memory.queued += count;
         }
         memory.load_workers(db, now)?;
@@ -284,6 +307,7 @@ impl Memory {
 
     /// Takes over what only memory knows, where it still fits: beats, and what workers are at.
     pub(super) fn adopt(&mut self, mut old: Memory) {
+        self.rates = std::mem::take(&mut old.rates);
         for (name, worker) in &mut self.workers {
             if let Some(known) = old.workers.remove(name)
                 && known.incarnation == worker.incarnation
@@ -356,7 +380,41 @@ impl Memory {
     }
 
     pub(super) fn account(&mut self, pool: NameId, tenant: NameId) -> &mut Account {
-        self.pools.entry(pool).or_default().tenants.entry(tenant).or_default()
+        let (tenancy, names) = (&self.tenancy, &self.names);
+        let new = || {
+            let name = names.get(&tenant).and_then(|name| name.parse().ok());
+            Account::new(name.map_or(tenancy.common, |name| tenancy.of(&name)))
+        };
+        self.pools.entry(pool).or_default().tenants.entry(tenant).or_insert_with(new)
+    }
+
+    /// The tenant's accounts in all pools.
+    fn accounts(&self, tenant: NameId) -> impl Iterator<Item = &Account> {
+        self.pools.values().filter_map(move |pool| pool.tenants.get(&tenant))
+    }
+
+    pub(super) fn usage(&self, tenant: NameId, today: u64) -> Usage {
+        Usage {
+            queued: self.accounts(tenant).map(Account::queued).sum(),
+            queued_ms: self.accounts(tenant).map(Account::queued_ms).sum(),
+            day_ms: self.accounts(tenant).filter(|a| a.day == today).map(|a| a.day_ms).sum(),
+            rate_at_us: self.rates.get(&tenant).copied().unwrap_or(0),
+        }
+    }
+
+    /// How many more tasks of the account's tenant may run; none for any number.
+    pub(super) fn vacancies(&self, tenant: NameId, account: &Account) -> Option<u64> {
+        let most = account.terms.running?;
+        let running: u64 = self.accounts(tenant).map(|account| account.running).sum();
+        Some(most.saturating_sub(running))
+    }
+
+    /// Pools in which the tenant has ready tasks.
+    pub(super) fn pools_of(&self, tenant: NameId) -> Vec<PoolName> {
+        let waiting = self.pools.iter().filter(|(_, pool)| {
+            pool.tenants.get(&tenant).is_some_and(|account| account.ready() > 0)
+        });
+        waiting.filter_map(|(pool, _)| self.names.get(pool)?.parse().ok()).collect()
     }
 
     fn queue(&mut self, pool: NameId, tenant: NameId, model: NameId) -> &mut Queue {
@@ -376,9 +434,12 @@ impl Memory {
 
     /// A task of the pool is claimed: the floor follows the smallest counter of those with work.
     pub(super) fn raise_floor(&mut self, pool: NameId) {
-        let Some(pool) = self.pools.get_mut(&pool) else { return };
-        let ready = pool.tenants.values().filter(|account| account.ready() > 0);
-        if let Some(smallest) = ready.map(|account| account.virtual_ms).min() {
+        let tenants = self.pools.get(&pool).into_iter().flat_map(|pool| &pool.tenants);
+        let ready = tenants.filter(|(tenant, account)| {
+            account.ready() > 0 && self.vacancies(**tenant, account) != Some(0)
+        });
+        let smallest = ready.map(|(_, account)| account.virtual_ms).min();
+        if let (Some(smallest), Some(pool)) = (smallest, self.pools.get_mut(&pool)) {
             pool.floor_ms = pool.floor_ms.max(smallest);
         }
     }
@@ -393,6 +454,7 @@ impl Memory {
             queue.ready_ms += place.estimate_ms;
         } else {
             queue.delayed += 1;
+            queue.delayed_ms += place.estimate_ms;
         }
         self.queued += 1;
     }
@@ -409,6 +471,7 @@ impl Memory {
             queue.ready_ms = queue.ready_ms.saturating_sub(place.estimate_ms);
         } else {
             queue.delayed = queue.delayed.saturating_sub(1);
+            queue.delayed_ms = queue.delayed_ms.saturating_sub(place.estimate_ms);
         }
         if queue.ready_count() + queue.delayed == 0 {
             account.queues.remove(&place.model);
@@ -416,10 +479,11 @@ impl Memory {
         self.queued = self.queued.saturating_sub(1);
     }
 
-    /// The models of which the pool has ready tasks.
+    /// The models of which the pool has ready tasks that may run.
     pub(super) fn ready_models(&self, pool: NameId) -> Vec<NameId> {
-        let tenants = self.pools.get(&pool).into_iter().flat_map(|pool| pool.tenants.values());
-        let queues = tenants.flat_map(|account| &account.queues);
+        let tenants = self.pools.get(&pool).into_iter().flat_map(|pool| &pool.tenants);
+        let free = tenants.filter(|(tenant, account)| self.vacancies(**tenant, account) != Some(0));
+        let queues = free.flat_map(|(_, account)| &account.queues);
         let mut models: Vec<NameId> =
             queues.filter(|(_, queue)| queue.ready_count() > 0).map(|(model, _)| *model).collect();
         models.sort_unstable();
@@ -437,13 +501,19 @@ impl Memory {
             .filter(|(tenant, account)| **tenant != place.tenant && account.ready() > 0)
             .map(|(_, account)| Rival {
                 virtual_ms: account.virtual_ms,
-                weight: account.weight,
+                weight: account.terms.weight,
                 queued: account.ready(),
                 queued_ms: account.ready_ms(),
             })
             .collect();
         let each = own.ready_ms() / own.ready().max(1);
-        schedule::position(own.virtual_ms, own.weight, ahead, ahead.saturating_mul(each), &rivals)
+        schedule::position(
+            own.virtual_ms,
+            own.terms.weight,
+            ahead,
+            ahead.saturating_mul(each),
+            &rivals,
+        )
     }
 
     pub(super) fn lease_of(&self, worker: &WorkerName) -> Option<&Live> {
@@ -501,11 +571,20 @@ impl Memory {
                 let accounts = || pool.tenants.values();
                 let queues = || accounts().flat_map(|account| &account.queues);
                 let mut ready: BTreeMap<ModelName, Ready> = BTreeMap::new();
-                for (model, queue) in queues().filter(|(_, queue)| queue.ready_count() > 0) {
-                    let model = self.names.get(model)?.parse().ok()?;
-                    let sum = ready.entry(model).or_default();
-                    sum.tasks += queue.ready_count();
-                    sum.ms += queue.ready_ms;
+                for (tenant, account) in &pool.tenants {
+                    let mut vacancies = self.vacancies(*tenant, account).unwrap_or(u64::MAX);
+                    for (model, queue) in &account.queues {
+                        let (tasks, ms) = (queue.ready_count(), queue.ready_ms);
+                        let may_run = tasks.min(vacancies);
+                        if may_run == 0 {
+                            continue;
+                        }
+                        vacancies -= may_run;
+                        let sum = ready.entry(self.names.get(model)?.parse().ok()?).or_default();
+                        sum.tasks += may_run;
+                        // What may not run yet needs no worker.
+                        sum.ms += if may_run < tasks { ms / tasks * may_run } else { ms };
+                    }
                 }
                 Some(Backlog {
                     pool: self.names.get(id)?.parse().ok()?,

@@ -12,6 +12,7 @@ mod ops;
 mod read;
 mod recent;
 mod schema;
+mod submit;
 #[cfg(test)]
 mod tests;
 mod workers;
@@ -25,6 +26,7 @@ use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{End, Rules, Task};
+use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rusqlite::{Connection, params};
@@ -51,6 +53,7 @@ pub struct Options {
     pub locality: Locality,
     /// Most queued tasks.
     pub max_queued: u64,
+    pub tenancy: Arc<Tenancy>,
     /// Files of an attempt without success are garbage after so long: an upload may be under way.
     pub garbage_after_ms: u64,
     /// A worker that has not called for so long is not counted on.
@@ -86,7 +89,8 @@ impl SqliteStore {
         let epoch = schema::epoch(&db).map_err(schema::failed)?;
         memory::count_graces(&db).map_err(schema::failed)?;
         let (now, wall) = (options.clock.monotonic(), options.clock.wall());
-        let memory = Memory::load(&db, now, wall.0).map_err(schema::failed)?;
+        let memory =
+            Memory::load(&db, Arc::clone(&options.tenancy), now, wall.0).map_err(schema::failed)?;
         let memory = Arc::new(Mutex::new(memory));
         let ctx = Arc::new(Context {
             path: path.clone(),
@@ -97,6 +101,7 @@ impl SqliteStore {
             rules: options.rules,
             locality: options.locality,
             max_queued: options.max_queued,
+            tenancy: options.tenancy,
             garbage_after_ms: options.garbage_after_ms,
             worker_silence_ms: options.worker_silence_ms,
             memory: Arc::clone(&memory),
@@ -130,8 +135,13 @@ impl Store for SqliteStore {
     }
 
     async fn submit(&self, task: Task) -> Result<Submitted, Error> {
-        let body = ops::body(&task);
-        self.writer.append(move |tx| tx.submit(task, &body)).await
+        let task = (ops::body(&task), task);
+        self.writer.append(move |tx| tx.submit(task)).await
+    }
+
+    async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error> {
+        let tasks = tasks.into_iter().map(|task| (ops::body(&task), task)).collect();
+        self.writer.call(move |tx| tx.submit_all(tasks)).await
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {

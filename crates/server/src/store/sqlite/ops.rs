@@ -9,128 +9,18 @@ use rusqlite::{OptionalExtension, params};
 use super::memory::{Live, NameId, Place, Slot, parse, signed, state_number, unsigned};
 use super::workers::Verdict;
 use super::writer::{Failure, Tx};
-use super::{Cancelled, Error, Identity, Submitted, read};
+use super::{Cancelled, Error, Identity};
 use crate::feed::Change;
 
 /// How long an idempotency key finds its task.
-const KEY_MS: u64 = 24 * 3_600_000;
+pub(super) const KEY_MS: u64 = 24 * 3_600_000;
+pub(super) const DAY_MS: u64 = 24 * 3_600_000;
 
 pub(super) type Done<T> = Result<T, Failure>;
 
 impl Tx<'_> {
     pub(super) fn now(&self) -> Timestamp {
         self.ctx.clock.wall()
-    }
-
-    /// Adds a task; `body` is the task as it is stored. Its row comes last: names and a lifted
-    /// account may stand without it.
-    pub(super) fn submit(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
-        self.written += body.len();
-        if let Some(found) = self.same_key(&task)? {
-            return Ok(found);
-        }
-        let queued = self.memory().queued;
-        if queued >= self.ctx.max_queued {
-            return Err(Error::QueueFull { queued }.into());
-        }
-        let tenant = self.name(task.tenant.as_str())?;
-        let pool = self.name(task.pool.as_str())?;
-        let model = self.name(task.model.as_str())?;
-        let rank = 5 - task.priority.get();
-        let lift = self.memory().lift(pool, tenant);
-        if let Some(virtual_ms) = lift {
-            self.store_account(pool, tenant, virtual_ms)?;
-        }
-        self.db
-            .prepare_cached(
-                "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
-                 not_before, deadline, key, created_at, body)
-                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10)",
-            )?
-            .execute(params![
-                task.id.as_bytes(),
-                tenant,
-                pool,
-                model,
-                rank,
-                signed(task.estimate_ms),
-                task.deadline.map(|at| signed(at.0)),
-                task.idempotency.as_ref().map(|i| i.key.as_str()),
-                signed(task.created_at.0),
-                body,
-            ])?;
-        let place = Place {
-            seq: self.db.last_insert_rowid(),
-            pool,
-            tenant,
-            model,
-            rank,
-            slot: Slot::Ready,
-            estimate_ms: task.estimate_ms,
-        };
-        let position = {
-            let mut memory = self.memory();
-            let account = memory.account(pool, tenant);
-            if let Some(virtual_ms) = lift {
-                account.virtual_ms = virtual_ms;
-            }
-            let sooner =
-                |q: &super::memory::Queue| q.ready[..=usize::from(rank)].iter().sum::<u64>();
-            let ahead = account.queues.values().map(sooner).sum();
-            memory.enqueue(&place);
-            memory.position(&place, ahead)
-        };
-        if task.deadline.is_some() {
-            self.wakes.timers = true;
-        }
-        self.changed(&task, true, None);
-        Ok(Submitted { task, existed: false, position: Some(position) })
-    }
-
-    /// The task that was submitted under the same key within a day.
-    fn same_key(&mut self, task: &Task) -> Done<Option<Submitted>> {
-        let Some(asked) = &task.idempotency else { return Ok(None) };
-        let Some(tenant) = self.memory().tenant_id(&task.tenant) else { return Ok(None) };
-        let stored = self
-            .db
-            .prepare_cached(
-                "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
-                 WHERE tenant = ?1 AND key = ?2",
-            )?
-            .query_row(params![tenant, asked.key], task_and_place)
-            .optional()?;
-        let found = match stored {
-            Some((old, place)) if task.created_at.ms_since(old.created_at) >= KEY_MS => {
-                self.db
-                    .prepare_cached("UPDATE tasks SET key = NULL WHERE seq = ?1")?
-                    .execute([place.seq])?;
-                None
-            }
-            Some((old, place)) => {
-                let ready = place.slot == Slot::Ready;
-                let position =
-                    ready.then(|| read::position(self.db, &self.ctx.memory, &place)).transpose()?;
-                Some((old, position))
-            }
-            None => self
-                .db
-                .prepare_cached(
-                    "SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3",
-                )?
-                .query_row(params![tenant, asked.key, signed(task.created_at.0)], |row| {
-                    Ok((parse(row.get_ref(0)?.as_bytes()?)?, None))
-                })
-                .optional()?,
-        };
-        match found {
-            Some((old, position))
-                if old.idempotency.as_ref().is_some_and(|i| i.request == asked.request) =>
-            {
-                Ok(Some(Submitted { task: old, existed: true, position }))
-            }
-            Some(_) => Err(Error::IdempotencyMismatch.into()),
-            None => Ok(None),
-        }
     }
 
     /// Ends the attempt that `by` holds.
@@ -176,7 +66,7 @@ impl Tx<'_> {
             Err(Refusal::Stale { cancelled }) => return Err(Error::StaleLease { cancelled }.into()),
             Err(Refusal::State(_)) => return Err(Error::StaleLease { cancelled: false }.into()),
         };
-        self.store_change(&task, &place, effect, worker.clone().filter(|_| !by_worker))?;
+        self.store_change(&mut task, &place, effect, worker.clone().filter(|_| !by_worker))?;
         let Some(worker) = worker else { return Ok(task) };
         if self.judge(&worker, &task.model, fence, verdict)?
             && let Some((recounted, _)) = self.load(fence.task)?
@@ -200,7 +90,7 @@ impl Tx<'_> {
         let worker = task.lease.as_ref().map(|lease| lease.worker.clone());
         match task.cancel(held, self.now()) {
             Ok(effect) => {
-                self.store_change(&task, &place, effect, worker)?;
+                self.store_change(&mut task, &place, effect, worker)?;
                 Ok(Cancelled { task, cancelled: true, deleted: false })
             }
             Err(_) if delete => {
@@ -254,7 +144,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Wakes what has waited long enough, ends what has waited too long.
+    /// Wakes what has waited long enough, ends what has waited too long, deletes what was kept long
+    /// enough.
     pub(super) fn advance(&mut self) -> Done<Option<Timestamp>> {
         const STEP: i64 = 256;
         let now = self.now();
@@ -287,8 +178,18 @@ impl Tx<'_> {
         for id in late {
             let Some((mut task, place)) = self.load(id)? else { continue };
             if let Ok(effect) = task.expire(now) {
-                self.store_change(&task, &place, effect, None)?;
+                self.store_change(&mut task, &place, effect, None)?;
             }
+        }
+        let kept = self.ids(
+            "SELECT id FROM tasks INDEXED BY tasks_delete
+             WHERE delete_at IS NOT NULL AND delete_at <= ?1 LIMIT ?2",
+            params![signed(now.0), STEP],
+        )?;
+        more |= kept.len() as i64 == STEP;
+        for id in kept {
+            let Some((task, place)) = self.load(id)? else { continue };
+            self.delete(&task, &place)?;
         }
         self.db
             .prepare_cached("DELETE FROM tombstones WHERE until <= ?1")?
@@ -301,7 +202,9 @@ impl Tx<'_> {
             .prepare_cached(
                 "SELECT min(at) FROM (SELECT min(not_before) AS at FROM tasks WHERE slot = 2
                  UNION ALL SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline
-                 WHERE state = 0 AND deadline IS NOT NULL)",
+                 WHERE state = 0 AND deadline IS NOT NULL
+                 UNION ALL SELECT min(delete_at) FROM tasks INDEXED BY tasks_delete
+                 WHERE delete_at IS NOT NULL)",
             )?
             .query_row([], |row| row.get(0))?;
         Ok(next.map(|at| Timestamp(unsigned(at))))
@@ -316,7 +219,7 @@ impl Tx<'_> {
     /// Writes a changed task with its effects, keeps memory in step, and tells who waits.
     pub(super) fn store_change(
         &mut self,
-        task: &Task,
+        task: &mut Task,
         place: &Place,
         effect: Effect,
         revoked_from: Option<WorkerName>,
@@ -326,15 +229,17 @@ impl Tx<'_> {
             State::Queued => Slot::Ready,
             _ => Slot::None,
         };
+        let terms = self.memory().account(place.pool, place.tenant).terms;
+        task.keep(terms.keep_ms);
         self.write_row(task, place.seq, slot)?;
         if let Some(fence) = effect.garbage {
             let after = self.now().plus_ms(self.ctx.garbage_after_ms);
             self.discard(&fence.folder(), after)?;
         }
-        let charged = self.charged(place, effect.charge_ms);
+        self.charge(place, effect.charge_ms);
         // With a claim the floor may have risen, whatever is charged.
         if effect.charge_ms != 0 || task.state == State::Running {
-            self.store_account(place.pool, place.tenant, charged)?;
+            self.store_account(place.pool, place.tenant)?;
         }
         let now = self.ctx.clock.monotonic();
         {
@@ -343,32 +248,43 @@ impl Tx<'_> {
             memory.dequeue(place);
             memory.enqueue(&Place { slot, ..*place });
             let account = memory.account(place.pool, place.tenant);
-            account.virtual_ms = charged;
             account.running = account.running.saturating_sub(u64::from(was_running));
             if let Some(live) = Live::new(task, 0, now, 0) {
                 account.running += 1;
                 memory.live.insert(task.id, live);
             }
         }
-        if slot == Slot::Backoff {
+        if slot == Slot::Backoff || task.delete_at.is_some() {
             self.wakes.timers = true;
+        }
+        if terms.running.is_some() && task.state != State::Running {
+            // There may be a vacancy, for which others of the tenant's tasks wait.
+            let pools = self.memory().pools_of(place.tenant);
+            self.wakes.pools.extend(pools);
         }
         self.changed(task, slot == Slot::Ready, revoked_from);
         Ok(())
     }
 
-    pub(super) fn charged(&self, place: &Place, charge_ms: i64) -> u64 {
+    /// Charges the tenant's account, or gives back if negative.
+    fn charge(&mut self, place: &Place, charge_ms: i64) {
+        let today = self.now().0 / DAY_MS;
         let mut memory = self.memory();
         let account = memory.account(place.pool, place.tenant);
-        let amount = rayreel_domain::schedule::virtual_ms(charge_ms.unsigned_abs(), account.weight);
-        if charge_ms < 0 {
+        let amount =
+            rayreel_domain::schedule::virtual_ms(charge_ms.unsigned_abs(), account.terms.weight);
+        account.virtual_ms = if charge_ms < 0 {
             account.virtual_ms.saturating_sub(amount)
         } else {
             account.virtual_ms.saturating_add(amount)
+        };
+        if charge_ms != 0 {
+            let so_far = if account.day == today { account.day_ms } else { 0 };
+            (account.day, account.day_ms) = (today, so_far.saturating_add_signed(charge_ms));
         }
     }
 
-    fn changed(&mut self, task: &Task, ready: bool, revoked_from: Option<WorkerName>) {
+    pub(super) fn changed(&mut self, task: &Task, ready: bool, revoked_from: Option<WorkerName>) {
         self.changes.push(Change {
             task: task.id,
             pool: task.pool.clone(),
@@ -397,7 +313,7 @@ impl Tx<'_> {
         self.db
             .prepare_cached(
                 "UPDATE tasks SET state = ?2, slot = ?3, not_before = ?4, avoid = ?5, graces = 0,
-                 body = ?6 WHERE seq = ?1",
+                 delete_at = ?6, body = ?7 WHERE seq = ?1",
             )?
             .execute(params![
                 seq,
@@ -405,19 +321,28 @@ impl Tx<'_> {
                 slot as i64,
                 signed(task.not_before.0),
                 avoided(task),
+                task.delete_at.map(|at| signed(at.0)),
                 body,
             ])?;
         Ok(())
     }
 
-    pub(super) fn store_account(&self, pool: NameId, tenant: NameId, virtual_ms: u64) -> Done<()> {
-        let floor = self.memory().pools.get(&pool).map_or(0, |pool| pool.floor_ms);
+    /// Writes an account as it is in memory.
+    pub(super) fn store_account(&self, pool: NameId, tenant: NameId) -> Done<()> {
+        let (floor, account) = {
+            let mut memory = self.memory();
+            let floor = memory.pools.get(&pool).map_or(0, |pool| pool.floor_ms);
+            let account = memory.account(pool, tenant);
+            (floor, [account.virtual_ms, account.day, account.day_ms])
+        };
+        let [virtual_ms, day, day_ms] = account.map(signed);
         self.db
             .prepare_cached(
-                "INSERT INTO accounts (pool, tenant, virtual_ms, floor_ms) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET virtual_ms = ?3, floor_ms = ?4",
+                "INSERT INTO accounts (pool, tenant, virtual_ms, floor_ms, day, day_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO UPDATE
+                 SET virtual_ms = ?3, floor_ms = ?4, day = ?5, day_ms = ?6",
             )?
-            .execute(params![pool, tenant, signed(virtual_ms), signed(floor)])?;
+            .execute(params![pool, tenant, virtual_ms, signed(floor), day, day_ms])?;
         Ok(())
     }
 
@@ -442,7 +367,7 @@ impl Tx<'_> {
     }
 
     /// The number of a name, new ones included.
-    fn name(&mut self, name: &str) -> Done<NameId> {
+    pub(super) fn name(&mut self, name: &str) -> Done<NameId> {
         let known = self.memory().id_of(name);
         if let Some(id) = known {
             return Ok(id);

@@ -12,7 +12,8 @@ use super::Error;
 use super::memory::{signed, unsigned};
 
 /// One step for each version; a file at version n has had the first n applied.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- Names of tenants, pools and models, so that rows and index entries stay small.
 CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -64,7 +65,17 @@ CREATE TABLE workers (
     quarantine TEXT                   -- JSON: why, and the model to test with
 ) WITHOUT ROWID;
 CREATE TABLE launches (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+-- GPU-milliseconds charged on the day (UTC, counted from the epoch) of the newest charge.
+ALTER TABLE accounts ADD COLUMN day INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE accounts ADD COLUMN day_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN delete_at INTEGER;
+CREATE INDEX tasks_delete ON tasks (delete_at) WHERE delete_at IS NOT NULL;
+-- API keys; only a hash of each.
+CREATE TABLE keys (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+",
+];
 
 /// The version this build writes.
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;

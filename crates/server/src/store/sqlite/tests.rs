@@ -48,6 +48,7 @@ impl Watched {
             rules: Rules::default(),
             locality: Locality::default(),
             max_queued: 1_000_000,
+            tenancy: Arc::default(),
             garbage_after_ms: 1_000,
             worker_silence_ms: 60_000,
         };
@@ -83,6 +84,7 @@ impl Watched {
             },
             priority: Priority::default(),
             idempotency: None,
+            siblings: Vec::new(),
             estimate_ms: 500,
             created_at: now,
             deadline: None,
@@ -100,6 +102,7 @@ impl Watched {
             error: None,
             started_at: None,
             finished_at: None,
+            delete_at: None,
         };
         change(&mut record);
         Task::new(record)

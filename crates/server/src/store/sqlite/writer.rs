@@ -10,6 +10,7 @@ use std::thread;
 
 use rayreel_domain::id::TaskId;
 use rayreel_domain::task::Rules;
+use rayreel_domain::tenant::Tenancy;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
@@ -34,6 +35,7 @@ pub(super) struct Context {
     pub(super) rules: Rules,
     pub(super) locality: rayreel_domain::schedule::Locality,
     pub(super) max_queued: u64,
+    pub(super) tenancy: Arc<Tenancy>,
     pub(super) garbage_after_ms: u64,
     /// A worker that has not called for so long is not counted on.
     pub(super) worker_silence_ms: u64,
@@ -316,7 +318,8 @@ fn reopen(ctx: &Context) -> Result<Connection, Error> {
 /// Memory as a restart would find it, and what only memory knows. If it can't be read, memory stays
 /// as it is: workers that beat in the meantime must not be told that nobody knows them.
 fn reload(db: &Connection, ctx: &Context) -> rusqlite::Result<()> {
-    let mut fresh = Memory::load(db, ctx.clock.monotonic(), ctx.clock.wall().0)?;
+    let mut fresh =
+        Memory::load(db, Arc::clone(&ctx.tenancy), ctx.clock.monotonic(), ctx.clock.wall().0)?;
     let mut memory = ctx.memory.lock().expect("nothing panics while it holds this lock");
     fresh.adopt(std::mem::take(&mut *memory));
     *memory = fresh;

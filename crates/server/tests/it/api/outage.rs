@@ -76,6 +76,7 @@ macro_rules! faulty {
 }
 
 faulty! {
+    async fn submit_all(&self, tasks: Vec<Task>) -> Vec<Submitted>;
     async fn claim(&self, claim: Claim) -> Claimed;
     async fn beat(&self, by: &Identity, fence: Fence, progress: Option<Progress>) -> Beaten;
     async fn held(&self, fence: Fence) -> Beaten;

@@ -20,6 +20,7 @@ use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::request::{Request, Size};
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{Commit, Output, Priority, Record, Rules, State, Task};
+use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::engine::{Format, Role};
 use rayreel_server::clock::{ManualClock, Random};
@@ -36,6 +37,7 @@ pub struct Setup {
     pub rules: Rules,
     pub locality: Locality,
     pub max_queued: u64,
+    pub tenancy: Arc<Tenancy>,
     pub garbage_after_ms: u64,
     pub worker_silence_ms: u64,
 }
@@ -55,6 +57,7 @@ impl Setup {
             },
             locality: Locality { max_lead_ms: 2_000, max_streak: 2 },
             max_queued: 1_000_000_000,
+            tenancy: Arc::default(),
             garbage_after_ms: 3_600_000,
             worker_silence_ms: 60_000,
         }
@@ -141,6 +144,7 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
         },
         priority: Priority::default(),
         idempotency: None,
+        siblings: Vec::new(),
         estimate_ms: 1_000,
         created_at: setup.clock.wall(),
         deadline: None,
@@ -158,6 +162,7 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
         error: None,
         started_at: None,
         finished_at: None,
+        delete_at: None,
     }
 }
 

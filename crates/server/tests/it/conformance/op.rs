@@ -4,6 +4,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rayreel_domain::schedule::Locality;
+use rayreel_domain::tenant::Terms;
 
 /// Tenants, pools, models and workers that occur.
 pub(super) const TENANTS: [&str; 4] = ["anna", "bert", "cleo", "dora"];
@@ -12,10 +13,12 @@ pub(super) const MODELS: [&str; 3] = ["small", "large", "testcard"];
 pub(super) const WORKERS: [&str; 4] = ["w1", "w2", "w3", "w4"];
 
 /// What differs between the stores of different sequences.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) locality: Locality,
     pub(super) max_queued: u64,
+    /// In the order of [`TENANTS`].
+    pub(super) terms: Vec<Terms>,
     pub(super) seed: u64,
 }
 
@@ -104,6 +107,8 @@ pub(super) struct Submit {
     /// Idempotency key, and which request it stands for.
     pub(super) key: Option<(u8, u8)>,
     pub(super) deadline_ms: Option<u64>,
+    /// So many at once.
+    pub(super) count: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +127,27 @@ pub(super) struct Test {
     /// None: what the worker was asked to test.
     pub(super) model: Option<usize>,
     pub(super) passed: bool,
+}
+
+/// Most tenants have no limits, so that there is something to do.
+fn terms() -> impl Strategy<Value = Terms> {
+    use proptest::option::weighted;
+    let weight = prop_oneof![3 => Just(1_000u32), 1 => 200..5_000u32];
+    let limits = (
+        weighted(0.15, 1..6u32),
+        weighted(0.15, 1..8u64),
+        weighted(0.25, 0..3u64),
+        weighted(0.15, 2_000..20_000u64),
+        weighted(0.25, 0..20_000u64),
+    );
+    (weight, limits).prop_map(|(weight, (per_minute, queued, running, day_ms, keep_ms))| Terms {
+        weight,
+        per_minute,
+        queued,
+        running,
+        day_ms,
+        keep_ms,
+    })
 }
 
 /// Which worker calls, and whether with its newest registration.
@@ -286,9 +312,19 @@ fn submit(mood: Mood) -> impl Strategy<Value = Op> {
     let priority = prop_oneof![3 => Just(3u8), 2 => 1..=5u8];
     // One is asked for more than others: whoever breaks, breaks with that.
     let model = prop_oneof![6 => Just(0usize), 2 => Just(1), 1 => Just(2)];
-    (0..TENANTS.len(), pool, model, priority, cost, key, deadline).prop_map(
-        |(tenant, pool, model, priority, estimate_ms, key, deadline_ms)| {
-            Op::Submit(Submit { tenant, pool, model, priority, estimate_ms, key, deadline_ms })
+    let count = prop_oneof![8 => Just(1usize), 1 => 2..4usize];
+    (0..TENANTS.len(), pool, model, priority, cost, key, deadline, count).prop_map(
+        |(tenant, pool, model, priority, estimate_ms, key, deadline_ms, count)| {
+            Op::Submit(Submit {
+                tenant,
+                pool,
+                model,
+                priority,
+                estimate_ms,
+                key,
+                deadline_ms,
+                count,
+            })
         },
     )
 }
@@ -412,10 +448,13 @@ fn op(mood: Mood) -> impl Strategy<Value = Op> {
 /// Sequences of at most `longest` operations, the first of which register two workers.
 pub(super) fn sequences(longest: usize) -> impl Strategy<Value = (Limits, Vec<Op>)> {
     let locality = (prop_oneof![Just(0u64), Just(1_500), Just(20_000)], 1..4u32);
-    let limits = (locality, prop_oneof![1 => 2..8u64, 4 => Just(1_000)], any::<u64>()).prop_map(
-        |((max_lead_ms, max_streak), max_queued, seed)| Limits {
+    let max_queued = prop_oneof![1 => 2..8u64, 4 => Just(1_000)];
+    let terms = vec(terms(), TENANTS.len());
+    let limits = (locality, max_queued, terms, any::<u64>()).prop_map(
+        |((max_lead_ms, max_streak), max_queued, terms, seed)| Limits {
             locality: Locality { max_lead_ms, max_streak },
             max_queued,
+            terms,
             seed,
         },
     );

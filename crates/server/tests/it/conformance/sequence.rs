@@ -10,6 +10,7 @@ use rayreel_domain::code::Code;
 use rayreel_domain::id::{Nonce, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{self, Failure, Idempotency, Priority, State, Task};
+use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Progress, SelfTest};
 use rayreel_server::clock::{Clock, Random};
@@ -28,9 +29,11 @@ type Played = Result<(), TestCaseError>;
 
 /// Plays it; an error says where the two differ.
 pub(super) async fn play<S: Stores>(stores: &S, limits: Limits, ops: Vec<Op>) -> Played {
+    let own = (0..op::TENANTS.len()).map(|index| (tenant(index), limits.terms[index]));
     let setup = Setup {
         locality: limits.locality,
         max_queued: limits.max_queued,
+        tenancy: Arc::new(Tenancy { own: own.collect(), ..Tenancy::default() }),
         random: Arc::new(Random::from_seed(limits.seed)),
         ..Setup::new()
     };
@@ -251,24 +254,36 @@ impl Run {
 
     async fn submit(&mut self, submit: &op::Submit) -> Played {
         let now = self.setup.clock.wall();
-        let task = super::task(&self.setup, |record| {
-            record.tenant = tenant(submit.tenant);
-            record.pool = super::pool(op::POOLS[submit.pool]);
-            record.model = super::model(op::MODELS[submit.model]);
-            record.priority = Priority::new(submit.priority).expect("1 to 5");
-            record.estimate_ms = submit.estimate_ms;
-            record.deadline = submit.deadline_ms.map(|ms| now.plus_ms(ms));
-            record.idempotency = submit.key.map(|(key, request)| Idempotency {
-                key: format!("key-{key}"),
-                request: format!("request-{request}"),
-            });
+        let task = |first: bool, siblings: Vec<rayreel_domain::TaskId>| {
+            super::task(&self.setup, |record| {
+                record.tenant = tenant(submit.tenant);
+                record.pool = super::pool(op::POOLS[submit.pool]);
+                record.model = super::model(op::MODELS[submit.model]);
+                record.priority = Priority::new(submit.priority).expect("1 to 5");
+                record.estimate_ms = submit.estimate_ms;
+                record.deadline = submit.deadline_ms.map(|ms| now.plus_ms(ms));
+                record.siblings = siblings;
+                record.idempotency = submit.key.filter(|_| first).map(|(key, request)| {
+                    // How many is a part of what is asked.
+                    let request = format!("request-{request}-{}", submit.count);
+                    Idempotency { key: format!("key-{key}"), request }
+                });
+            })
+        };
+        let others: Vec<Task> = (1..submit.count).map(|_| task(false, Vec::new())).collect();
+        let first = task(true, others.iter().map(|task| task.id).collect());
+        let tasks: Vec<Task> = [first].into_iter().chain(others).collect();
+        let told = match &tasks[..] {
+            [task] => self.store().submit(task.clone()).await.map(|told| vec![told]),
+            _ => self.store().submit_all(tasks.clone()).await,
+        };
+        let told: Result<Vec<_>, _> = told.map(|told| {
+            told.into_iter().map(|told| (told.task, told.existed, told.position)).collect()
         });
-        let told = self.store().submit(task.clone()).await;
-        let told = told.map(|told| (told.task, told.existed, told.position));
-        if matches!(told, Ok((_, false, _))) {
-            self.known.push((task.tenant.clone(), task.id));
+        if told.as_ref().is_ok_and(|told| !told[0].1) {
+            self.known.extend(tasks.iter().map(|task| (task.tenant.clone(), task.id)));
         }
-        prop_assert_eq!(told, self.model.submit(&task));
+        prop_assert_eq!(told, self.model.submit(&tasks));
         Ok(())
     }
 

@@ -83,7 +83,33 @@ fn an_empty_file_becomes_a_database() {
     let db = Connection::open(database(home.path())).expect("it opens");
     let version: u32 =
         db.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a version");
-    assert_eq!(version, 1);
+    assert_eq!(version, 2);
+}
+
+#[test]
+fn a_database_of_an_older_version_is_brought_up_to_date() {
+    let (home, setup) = (folder(), Setup::new());
+    filled(home.path(), &setup, 5);
+    // What version 2 has added, taken away again.
+    let older = Connection::open(database(home.path())).expect("it opens");
+    older
+        .execute_batch(
+            "ALTER TABLE accounts DROP COLUMN day; ALTER TABLE accounts DROP COLUMN day_ms;
+             DROP INDEX tasks_delete; ALTER TABLE tasks DROP COLUMN delete_at;
+             DROP TABLE keys; PRAGMA user_version = 1;",
+        )
+        .expect("written");
+    drop(older);
+    let store = open(home.path(), &setup);
+    runtime().block_on(async {
+        assert_eq!(store.check().await, Ok(vec![]));
+        let by = register(&store, "w2").await;
+        for seq in 1..=2 {
+            let (_, fence) = claim(&store, &by, seq).await.expect("it waits");
+            store.end(&by, fence, done()).await.expect("committed");
+        }
+        assert_eq!(store.check().await, Ok(vec![]));
+    });
 }
 
 #[test]
@@ -105,7 +131,7 @@ fn a_database_of_a_newer_version_is_left_alone() {
     let before = contents(left.path());
     assert_eq!(before.len(), 2, "a database and its log");
     let refused = try_open(left.path(), &setup).map(|_| ());
-    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 1 }));
+    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 2 }));
     assert_eq!(contents(left.path()), before);
 }
 

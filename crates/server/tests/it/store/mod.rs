@@ -68,6 +68,7 @@ fn options(setup: &Setup) -> Options {
         rules: setup.rules,
         locality: setup.locality,
         max_queued: setup.max_queued,
+        tenancy: Arc::clone(&setup.tenancy),
         garbage_after_ms: setup.garbage_after_ms,
         worker_silence_ms: setup.worker_silence_ms,
     }

@@ -57,7 +57,7 @@ impl Model {
         let ready: Vec<&ModelName> = self
             .tasks
             .iter()
-            .filter(|e| e.ready && e.task.pool == pool)
+            .filter(|e| e.ready && e.task.pool == pool && self.vacant(&e.task.tenant))
             .map(|e| &e.task.model)
             .collect();
         let worker = &self.workers[name];
@@ -88,7 +88,7 @@ impl Model {
             let others = counted.iter().any(|(other, w)| *other != name && !w.bars(&task.model));
             let last = task.attempts.last().filter(|a| a.outcome == Some(Outcome::Failed));
             let refused = others && last.is_some_and(|a| a.worker == *name);
-            !refused && !self.workers[name].bars(&task.model)
+            !refused && !self.workers[name].bars(&task.model) && self.vacant(&task.tenant)
         };
         let number = |model: &ModelName| self.models.iter().position(|m| m == model);
         let heads: Vec<Vec<Head<usize>>> = self
@@ -126,7 +126,7 @@ impl Model {
         let smallest = self
             .tenants
             .iter()
-            .filter(|tenant| self.ready_of(pool, tenant).next().is_some())
+            .filter(|tenant| self.vacant(tenant) && self.ready_of(pool, tenant).next().is_some())
             .map(|tenant| self.account(pool, tenant))
             .min();
         let floor = self.floors.entry(pool.clone()).or_default();

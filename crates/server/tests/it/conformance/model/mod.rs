@@ -5,6 +5,7 @@
 //! the store's answer.
 
 mod claim;
+mod submit;
 mod view;
 
 use std::collections::{BTreeMap, HashSet};
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use rayreel_domain::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
+use rayreel_domain::schedule;
 use rayreel_domain::task::{Effect, End, Refusal, State, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress};
@@ -35,6 +37,10 @@ pub(super) struct Model {
     models: Vec<ModelName>,
     virtual_ms: BTreeMap<(PoolName, TenantName), u64>,
     floors: BTreeMap<PoolName, u64>,
+    /// GPU-milliseconds charged on the day of the newest charge.
+    used: BTreeMap<(PoolName, TenantName), (u64, u64)>,
+    /// When the next submit is due, by each tenant's rate.
+    rates: BTreeMap<TenantName, u64>,
     pub(super) workers: BTreeMap<WorkerName, Worker>,
     pub(super) leases: BTreeMap<TaskId, Held>,
     garbage: Vec<(String, Timestamp)>,
@@ -124,6 +130,8 @@ impl Model {
             models: Vec::new(),
             virtual_ms: BTreeMap::new(),
             floors: BTreeMap::new(),
+            used: BTreeMap::new(),
+            rates: BTreeMap::new(),
             workers: BTreeMap::new(),
             leases: BTreeMap::new(),
             garbage: Vec::new(),
@@ -144,70 +152,19 @@ impl Model {
         self.tasks.iter().position(|entry| entry.task.id == id)
     }
 
-    pub(super) fn submit(&mut self, task: &Task) -> Result<(Task, bool, Option<u64>), Error> {
-        if let Some(asked) = &task.idempotency {
-            let key = (task.tenant.clone(), asked.key.clone());
-            let same = |other: &Task| {
-                other.tenant == key.0 && other.idempotency.as_ref().is_some_and(|i| i.key == key.1)
-            };
-            let holder = self.tasks.iter().position(|entry| entry.keyed && same(&entry.task));
-            let found = match holder {
-                Some(index)
-                    if task.created_at.ms_since(self.tasks[index].task.created_at) < DAY_MS =>
-                {
-                    let entry = &self.tasks[index];
-                    Some((entry.task.clone(), self.position(entry)))
-                }
-                Some(index) => {
-                    self.tasks[index].keyed = false;
-                    None
-                }
-                None => self
-                    .tombstones
-                    .get(&key)
-                    .filter(|(until, _)| *until > task.created_at)
-                    .map(|(_, task)| (task.clone(), None)),
-            };
-            if let Some((found, position)) = found {
-                let same = found.idempotency.as_ref().is_some_and(|i| i.request == asked.request);
-                return if same {
-                    Ok((found, true, position))
-                } else {
-                    Err(Error::IdempotencyMismatch)
-                };
-            }
-        }
-        let queued = self.tasks.iter().filter(|e| e.task.state == State::Queued).count() as u64;
-        if queued >= self.setup.max_queued {
-            return Err(Error::QueueFull { queued });
-        }
-        if !self.tenants.contains(&task.tenant) {
-            self.tenants.push(task.tenant.clone());
-        }
-        if !self.models.contains(&task.model) {
-            self.models.push(task.model.clone());
-        }
-        let active = self.tasks.iter().any(|e| {
-            !e.task.state.is_terminal() && e.task.pool == task.pool && e.task.tenant == task.tenant
-        });
-        let floor = self.floors.get(&task.pool).copied().unwrap_or(0);
-        let account = self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
-        if !active {
-            *account = (*account).max(floor);
-        }
-        self.submitted += 1;
-        self.tasks.push(Entry {
-            task: task.clone(),
-            seq: self.submitted,
-            ready: true,
-            keyed: task.idempotency.is_some(),
-        });
-        let position = self.position(&self.tasks[self.tasks.len() - 1]);
-        Ok((task.clone(), false, position))
-    }
-
     fn account(&self, pool: &PoolName, tenant: &TenantName) -> u64 {
         self.virtual_ms.get(&(pool.clone(), tenant.clone())).copied().unwrap_or(0)
+    }
+
+    /// How many more tasks of the tenant may run.
+    fn vacancies(&self, tenant: &TenantName) -> u64 {
+        let own = self.tasks.iter().filter(|e| e.task.tenant == *tenant);
+        let running = own.filter(|e| e.task.state == State::Running).count() as u64;
+        self.setup.tenancy.of(tenant).running.map_or(u64::MAX, |most| most.saturating_sub(running))
+    }
+
+    fn vacant(&self, tenant: &TenantName) -> bool {
+        self.vacancies(tenant) > 0
     }
 
     fn ready_of<'a>(
@@ -278,10 +235,23 @@ impl Model {
     fn apply(&mut self, index: usize, effect: Effect) {
         let wall = self.wall();
         let entry = &mut self.tasks[index];
+        let terms = self.setup.tenancy.of(&entry.task.tenant);
+        entry.task.keep(terms.keep_ms);
         let task = &entry.task;
         entry.ready = task.state == State::Queued && task.not_before == Timestamp::ZERO;
-        let account = self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
-        *account = account.saturating_add_signed(effect.charge_ms);
+        let key = (task.pool.clone(), task.tenant.clone());
+        let account = self.virtual_ms.entry(key.clone()).or_default();
+        let charge = schedule::virtual_ms(effect.charge_ms.unsigned_abs(), terms.weight);
+        *account = match effect.charge_ms < 0 {
+            true => account.saturating_sub(charge),
+            false => account.saturating_add(charge),
+        };
+        if effect.charge_ms != 0 {
+            let today = wall.0 / DAY_MS;
+            let (day, used) = self.used.entry(key).or_default();
+            let so_far = if *day == today { *used } else { 0 };
+            (*day, *used) = (today, so_far.saturating_add_signed(effect.charge_ms));
+        }
         if task.state != State::Running {
             self.leases.remove(&task.id);
         }
@@ -406,16 +376,22 @@ impl Model {
         if !delete {
             return Ok((self.tasks[index].task.clone(), false, false));
         }
+        Ok((self.remove(index), false, true))
+    }
+
+    /// Deletes a task that has ended.
+    fn remove(&mut self, index: usize) -> Task {
+        let wall = self.wall();
         let Entry { task, keyed, .. } = self.tasks.remove(index);
         if let Some(idempotency) = task.idempotency.as_ref().filter(|_| keyed) {
-            let key = (tenant.clone(), idempotency.key.clone());
+            let key = (task.tenant.clone(), idempotency.key.clone());
             let until = task.created_at.plus_ms(DAY_MS);
             self.tombstones.insert(key, (until, task.clone()));
         }
         // Once now, and once more when no upload can be under way any longer.
-        self.garbage.push((id.to_string(), wall));
-        self.garbage.push((id.to_string(), wall.plus_ms(self.setup.garbage_after_ms)));
-        Ok((task, false, true))
+        self.garbage.push((task.id.to_string(), wall));
+        self.garbage.push((task.id.to_string(), wall.plus_ms(self.setup.garbage_after_ms)));
+        task
     }
 
     pub(super) fn advance(&mut self) -> Option<Timestamp> {
@@ -432,17 +408,27 @@ impl Model {
                 self.apply(index, effect);
             }
         }
+        while let Some(index) =
+            self.tasks.iter().position(|e| e.task.delete_at.is_some_and(|at| at <= now))
+        {
+            self.remove(index);
+        }
         self.tombstones.retain(|_, (until, _)| *until > now);
-        self.tasks
-            .iter()
-            .filter(|e| e.task.state == State::Queued)
-            .flat_map(|e| [(!e.ready).then_some(e.task.not_before), e.task.deadline])
-            .flatten()
-            .min()
+        let next = |entry: &Entry| {
+            let task = &entry.task;
+            let queued = task.state == State::Queued;
+            [
+                task.deadline.filter(|_| queued),
+                queued.then_some(task.not_before).filter(|_| !entry.ready),
+                task.delete_at,
+            ]
+        };
+        self.tasks.iter().flat_map(next).flatten().min()
     }
 
     /// What a stop of the server forgets: beats, and what workers were at.
     pub(super) fn restart(&mut self) {
+        self.rates.clear();
         let (now, wall) = (self.now(), self.wall());
         for held in self.leases.values_mut() {
             let task = self.tasks.iter().find(|e| e.task.id == held.fence.task).expect("leased");

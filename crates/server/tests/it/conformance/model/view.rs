@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rayreel_domain::id::{PoolName, TaskId, WorkerName};
 use rayreel_domain::lease::Fence;
-use rayreel_domain::schedule::{self, Rival, UNIT_WEIGHT};
+use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{Refusal, State, Task};
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rayreel_server::store::{Activity, Backlog, Error, Identity, LeaseView, ListQuery, WorkerView};
@@ -48,14 +48,15 @@ impl Model {
             .filter(|(_, ready)| !ready.is_empty())
             .map(|(other, ready)| Rival {
                 virtual_ms: self.account(pool, other),
-                weight: UNIT_WEIGHT,
+                weight: self.setup.tenancy.of(other).weight,
                 queued: ready.len() as u64,
                 queued_ms: sum(&ready),
             })
             .collect();
         let each = sum(&own) / own.len() as u64;
         let virtual_ms = self.account(pool, tenant);
-        Some(schedule::position(virtual_ms, UNIT_WEIGHT, ahead, ahead * each, &rivals))
+        let weight = self.setup.tenancy.of(tenant).weight;
+        Some(schedule::position(virtual_ms, weight, ahead, ahead * each, &rivals))
     }
 
     pub(in super::super) fn progress(&self, id: TaskId) -> Option<Progress> {
@@ -114,23 +115,42 @@ impl Model {
     pub(in super::super) fn backlog(&self) -> Vec<Backlog> {
         let mut pools: BTreeMap<PoolName, Backlog> = BTreeMap::new();
         for entry in self.tasks.iter().filter(|e| !e.task.state.is_terminal()) {
-            let task = &entry.task;
-            let backlog = pools.entry(task.pool.clone()).or_insert_with(|| Backlog {
-                pool: task.pool.clone(),
+            let pool = &entry.task.pool;
+            let backlog = pools.entry(pool.clone()).or_insert_with(|| Backlog {
+                pool: pool.clone(),
                 ready: BTreeMap::new(),
                 delayed: 0,
                 running: 0,
             });
-            if entry.ready {
-                let ready = backlog.ready.entry(task.model.clone()).or_default();
-                ready.tasks += 1;
-                ready.ms += task.estimate_ms;
-            } else if task.state == State::Queued {
-                backlog.delayed += 1;
-            } else {
+            if entry.task.state == State::Running {
                 backlog.running += 1;
+            } else if !entry.ready {
+                backlog.delayed += 1;
             }
         }
+        for backlog in pools.values_mut() {
+            for tenant in &self.tenants {
+                // Of what may not run yet, no more counts than may.
+                let mut vacancies = self.vacancies(tenant);
+                for model in &self.models {
+                    let all = self.ready_of(&backlog.pool, tenant);
+                    let ms: Vec<u64> = all
+                        .filter(|e| e.task.model == *model)
+                        .map(|e| e.task.estimate_ms)
+                        .collect();
+                    let tasks = (ms.len() as u64).min(vacancies);
+                    if tasks == 0 {
+                        continue;
+                    }
+                    vacancies -= tasks;
+                    let (all, sum) = (ms.len() as u64, ms.iter().sum::<u64>());
+                    let ready = backlog.ready.entry(model.clone()).or_default();
+                    ready.tasks += tasks;
+                    ready.ms += if tasks < all { sum / all * tasks } else { sum };
+                }
+            }
+        }
+        pools.retain(|_, b| !b.ready.is_empty() || b.delayed + b.running > 0);
         pools.into_values().collect()
     }
 

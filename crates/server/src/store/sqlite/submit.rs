@@ -1,0 +1,166 @@
+//! The submit: what is new, what was there already, and what is too much.
+
+use rayreel_domain::id::TenantName;
+use rayreel_domain::task::Task;
+use rayreel_domain::tenant;
+use rusqlite::{OptionalExtension, params};
+
+use super::memory::{Place, Queue, Slot, millis, parse, signed};
+use super::ops::{DAY_MS, Done, KEY_MS, task_and_place};
+use super::writer::Tx;
+use super::{Error, Submitted, read};
+
+impl Tx<'_> {
+    /// Adds a task with its stored form.
+    pub(super) fn submit(&mut self, (body, task): (Vec<u8>, Task)) -> Done<Submitted> {
+        if let Some(found) = self.same_key(&task)? {
+            return Ok(found);
+        }
+        self.admit(&task.tenant, 1, task.estimate_ms)?;
+        self.insert(task, &body)
+    }
+
+    /// Adds tasks of one tenant, or finds those that were submitted under the first one's key.
+    pub(super) fn submit_all(&mut self, tasks: Vec<(Vec<u8>, Task)>) -> Done<Vec<Submitted>> {
+        let Some((_, first)) = tasks.first() else { return Ok(Vec::new()) };
+        if let Some(found) = self.same_key(first)? {
+            let siblings = found.task.siblings.clone();
+            let mut all = vec![found];
+            for id in siblings {
+                let Some((task, place)) = self.load(id)? else { continue };
+                all.push(self.found(task, &place)?);
+            }
+            return Ok(all);
+        }
+        let work_ms = tasks.iter().map(|(_, task)| task.estimate_ms).sum();
+        self.admit(&first.tenant.clone(), tasks.len() as u64, work_ms)?;
+        tasks.into_iter().map(|(body, task)| self.insert(task, &body)).collect()
+    }
+
+    /// Is there room for these tasks, in the queue and within the tenant's limits?
+    fn admit(&mut self, tenant: &TenantName, tasks: u64, work_ms: u64) -> Done<()> {
+        let queued = self.memory().queued;
+        if queued + tasks > self.ctx.max_queued {
+            return Err(Error::QueueFull { queued }.into());
+        }
+        let terms = self.ctx.tenancy.of(tenant);
+        if terms.per_minute.or(terms.queued.and(Some(0))).or(terms.day_ms.and(Some(0))).is_none() {
+            return Ok(());
+        }
+        let (mono, wall) = (millis(self.ctx.clock.monotonic()), self.now().0);
+        let usage = {
+            let memory = self.memory();
+            let known = memory.tenant_id(tenant);
+            known.map(|tenant| memory.usage(tenant, wall / DAY_MS)).unwrap_or_default()
+        };
+        let rate_at_us = tenant::admit(&terms, &usage, tasks, work_ms, mono, wall);
+        let rate_at_us = rate_at_us.map_err(Error::Limit)?;
+        let tenant = self.name(tenant.as_str())?;
+        self.memory().rates.insert(tenant, rate_at_us);
+        Ok(())
+    }
+
+    /// A task that was there already.
+    fn found(&self, task: Task, place: &Place) -> Done<Submitted> {
+        let ready = place.slot == Slot::Ready;
+        let position =
+            ready.then(|| read::position(self.db, &self.ctx.memory, place)).transpose()?;
+        Ok(Submitted { task, existed: true, position })
+    }
+
+    /// Writes a new task. Its row comes last: names and a lifted account may stand without it.
+    fn insert(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
+        self.written += body.len();
+        let tenant = self.name(task.tenant.as_str())?;
+        let pool = self.name(task.pool.as_str())?;
+        let model = self.name(task.model.as_str())?;
+        let rank = 5 - task.priority.get();
+        let lift = self.memory().lift(pool, tenant);
+        if let Some(virtual_ms) = lift {
+            self.memory().account(pool, tenant).virtual_ms = virtual_ms;
+            self.store_account(pool, tenant)?;
+        }
+        self.db
+            .prepare_cached(
+                "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
+                 not_before, deadline, key, created_at, body)
+                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                task.id.as_bytes(),
+                tenant,
+                pool,
+                model,
+                rank,
+                signed(task.estimate_ms),
+                task.deadline.map(|at| signed(at.0)),
+                task.idempotency.as_ref().map(|i| i.key.as_str()),
+                signed(task.created_at.0),
+                body,
+            ])?;
+        let place = Place {
+            seq: self.db.last_insert_rowid(),
+            pool,
+            tenant,
+            model,
+            rank,
+            slot: Slot::Ready,
+            estimate_ms: task.estimate_ms,
+        };
+        let position = {
+            let mut memory = self.memory();
+            let account = memory.account(pool, tenant);
+            let sooner = |q: &Queue| q.ready[..=usize::from(rank)].iter().sum::<u64>();
+            let ahead = account.queues.values().map(sooner).sum();
+            memory.enqueue(&place);
+            memory.position(&place, ahead)
+        };
+        if task.deadline.is_some() {
+            self.wakes.timers = true;
+        }
+        self.changed(&task, true, None);
+        Ok(Submitted { task, existed: false, position: Some(position) })
+    }
+
+    /// The task that was submitted under the same key within a day.
+    fn same_key(&mut self, task: &Task) -> Done<Option<Submitted>> {
+        let Some(asked) = &task.idempotency else { return Ok(None) };
+        let Some(tenant) = self.memory().tenant_id(&task.tenant) else { return Ok(None) };
+        let stored = self
+            .db
+            .prepare_cached(
+                "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body FROM tasks
+                 WHERE tenant = ?1 AND key = ?2",
+            )?
+            .query_row(params![tenant, asked.key], task_and_place)
+            .optional()?;
+        let found = match stored {
+            Some((old, place)) if task.created_at.ms_since(old.created_at) >= KEY_MS => {
+                self.db
+                    .prepare_cached("UPDATE tasks SET key = NULL WHERE seq = ?1")?
+                    .execute([place.seq])?;
+                None
+            }
+            Some((old, place)) => Some(self.found(old, &place)?),
+            None => self
+                .db
+                .prepare_cached(
+                    "SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3",
+                )?
+                .query_row(params![tenant, asked.key, signed(task.created_at.0)], |row| {
+                    let task = parse(row.get_ref(0)?.as_bytes()?)?;
+                    Ok(Submitted { task, existed: true, position: None })
+                })
+                .optional()?,
+        };
+        match found {
+            Some(found)
+                if found.task.idempotency.as_ref().is_some_and(|i| i.request == asked.request) =>
+            {
+                Ok(Some(found))
+            }
+            Some(_) => Err(Error::IdempotencyMismatch.into()),
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What is taken into the queue, and what is not.
+
+use rayreel_domain::task::{State, Task};
+use rayreel_domain::tenant::{self, Usage};
+use rayreel_server::store::Error;
+
+use super::{DAY_MS, Entry, Model};
+
+/// A task, whether it was there already, and its position.
+type Submitted = (Task, bool, Option<u64>);
+
+impl Model {
+    pub(in super::super) fn submit(&mut self, tasks: &[Task]) -> Result<Vec<Submitted>, Error> {
+        let first = &tasks[0];
+        if let Some((found, position)) = self.same_key(first)? {
+            let siblings = found.siblings.clone();
+            let mut all = vec![(found, true, position)];
+            if tasks.len() > 1 {
+                let still = siblings.iter().filter_map(|id| self.entry(*id));
+                let entries = still.map(|index| &self.tasks[index]);
+                all.extend(entries.map(|e| (e.task.clone(), true, self.position(e))));
+            }
+            return Ok(all);
+        }
+        let queued = self.tasks.iter().filter(|e| e.task.state == State::Queued).count() as u64;
+        if queued + tasks.len() as u64 > self.setup.max_queued {
+            return Err(Error::QueueFull { queued });
+        }
+        let terms = self.setup.tenancy.of(&first.tenant);
+        let usage = self.usage(first);
+        let (count, work) = (tasks.len() as u64, tasks.iter().map(|t| t.estimate_ms).sum());
+        let (mono, wall) = (self.now().as_millis() as u64, self.wall().0);
+        let rate = tenant::admit(&terms, &usage, count, work, mono, wall).map_err(Error::Limit)?;
+        self.rates.insert(first.tenant.clone(), rate);
+        Ok(tasks.iter().map(|task| self.insert(task)).collect())
+    }
+
+    fn usage(&self, task: &Task) -> Usage {
+        let today = self.wall().0 / DAY_MS;
+        let queued = || {
+            let own = self.tasks.iter().filter(|e| e.task.tenant == task.tenant);
+            own.filter(|e| e.task.state == State::Queued)
+        };
+        let used = self
+            .used
+            .iter()
+            .filter(|((_, tenant), (day, _))| *tenant == task.tenant && *day == today);
+        Usage {
+            queued: queued().count() as u64,
+            queued_ms: queued().map(|e| e.task.estimate_ms).sum(),
+            day_ms: used.map(|(_, (_, ms))| ms).sum(),
+            rate_at_us: self.rates.get(&task.tenant).copied().unwrap_or(0),
+        }
+    }
+
+    /// The task that was submitted under the same key within a day, and its position.
+    fn same_key(&mut self, task: &Task) -> Result<Option<(Task, Option<u64>)>, Error> {
+        let Some(asked) = &task.idempotency else { return Ok(None) };
+        let key = (task.tenant.clone(), asked.key.clone());
+        let same = |other: &Task| {
+            other.tenant == key.0 && other.idempotency.as_ref().is_some_and(|i| i.key == key.1)
+        };
+        let holder = self.tasks.iter().position(|entry| entry.keyed && same(&entry.task));
+        let found = match holder {
+            Some(index) if task.created_at.ms_since(self.tasks[index].task.created_at) < DAY_MS => {
+                let entry = &self.tasks[index];
+                Some((entry.task.clone(), self.position(entry)))
+            }
+            Some(index) => {
+                self.tasks[index].keyed = false;
+                None
+            }
+            None => self
+                .tombstones
+                .get(&key)
+                .filter(|(until, _)| *until > task.created_at)
+                .map(|(_, task)| (task.clone(), None)),
+        };
+        let mismatch = |(found, _): &(Task, Option<u64>)| {
+            found.idempotency.as_ref().is_none_or(|i| i.request != asked.request)
+        };
+        if found.as_ref().is_some_and(mismatch) {
+            return Err(Error::IdempotencyMismatch);
+        }
+        Ok(found)
+    }
+
+    fn insert(&mut self, task: &Task) -> Submitted {
+        if !self.tenants.contains(&task.tenant) {
+            self.tenants.push(task.tenant.clone());
+        }
+        if !self.models.contains(&task.model) {
+            self.models.push(task.model.clone());
+        }
+        let active = self.tasks.iter().any(|e| {
+            !e.task.state.is_terminal() && e.task.pool == task.pool && e.task.tenant == task.tenant
+        });
+        let floor = self.floors.get(&task.pool).copied().unwrap_or(0);
+        let account = self.virtual_ms.entry((task.pool.clone(), task.tenant.clone())).or_default();
+        if !active {
+            *account = (*account).max(floor);
+        }
+        self.submitted += 1;
+        self.tasks.push(Entry {
+            task: task.clone(),
+            seq: self.submitted,
+            ready: true,
+            keyed: task.idempotency.is_some(),
+        });
+        let position = self.position(&self.tasks[self.tasks.len() - 1]);
+        (task.clone(), false, position)
+    }
+}
