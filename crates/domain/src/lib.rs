@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod code;
 pub mod id;
+pub mod key;
 pub mod lease;
 pub mod request;
 pub mod scale;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
+use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{End, State, Task};
 use rayreel_domain::tenant::Exceeded;
@@ -101,6 +102,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Queued and running work of every pool that has some, or had.
     async fn backlog(&self) -> Result<Vec<Backlog>, Error>;
+
+    /// Writes an API key, new or changed.
+    async fn put_key(&self, key: KeyRecord) -> Result<(), Error>;
+
+    /// Every key, revoked ones too.
+    async fn keys(&self) -> Result<Vec<KeyRecord>, Error>;
 
     /// Writes a launch of the fleet, new or changed.
     async fn put_launch(&self, launch: Launch) -> Result<(), Error>;

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rayreel_domain::id::{TaskId, TenantName};
+use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{End, Rules, Task};
@@ -30,6 +31,7 @@ use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rusqlite::{Connection, params};
+use serde::de::DeserializeOwned;
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView,
@@ -113,6 +115,15 @@ impl SqliteStore {
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.ctx.memory.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Rows that are JSON, all of them.
+    fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<serde_json::Result<T>>, Error> {
+        self.readers.with(|db| {
+            let mut statement = db.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|text| Ok(serde_json::from_str(&text?))).collect()
+        })
     }
 
     /// Why a fence is not live: cancelled, or lost.
@@ -254,6 +265,24 @@ impl Store for SqliteStore {
         Ok(self.memory().backlog())
     }
 
+    async fn put_key(&self, key: KeyRecord) -> Result<(), Error> {
+        self.writer
+            .call(move |tx| {
+                let body = serde_json::to_string(&key).unwrap_or_default();
+                tx.db
+                    .prepare_cached("INSERT OR REPLACE INTO keys (id, body) VALUES (?1, ?2)")?
+                    .execute(params![key.id, body])?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRecord>, Error> {
+        // One that is left out might be the only one, and without keys the door is open.
+        let rows = self.rows("SELECT body FROM keys ORDER BY id")?.into_iter();
+        rows.collect::<Result<_, _>>().map_err(|error| Error::Corrupt(format!("a key: {error}")))
+    }
+
     async fn put_launch(&self, launch: Launch) -> Result<(), Error> {
         self.writer
             .call(move |tx| {
@@ -277,18 +306,14 @@ impl Store for SqliteStore {
     }
 
     async fn launches(&self) -> Result<Vec<Launch>, Error> {
-        self.readers.with(|db| {
-            let mut statement = db.prepare_cached("SELECT body FROM launches ORDER BY id")?;
-            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-            let mut launches = Vec::new();
-            for text in rows {
-                match serde_json::from_str(&text?) {
-                    Ok(launch) => launches.push(launch),
-                    Err(error) => tracing::error!(%error, "a stored launch can't be read"),
-                }
-            }
-            Ok(launches)
-        })
+        let readable = |row: serde_json::Result<Launch>| {
+            row.inspect_err(|error| tracing::error!(%error, "a stored launch can't be read")).ok()
+        };
+        Ok(self
+            .rows("SELECT body FROM launches ORDER BY id")?
+            .into_iter()
+            .filter_map(readable)
+            .collect())
     }
 
     async fn garbage(&self, limit: u32) -> Result<Vec<Garbage>, Error> {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rayreel_domain::id::{TaskId, TenantName};
+use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{End, Task};
 use rayreel_domain::time::Timestamp;
@@ -93,6 +94,8 @@ faulty! {
     async fn leases(&self) -> Vec<LeaseView>;
     async fn advance(&self) -> Option<Timestamp>;
     async fn backlog(&self) -> Vec<Backlog>;
+    async fn put_key(&self, key: KeyRecord) -> ();
+    async fn keys(&self) -> Vec<KeyRecord>;
     async fn put_launch(&self, launch: Launch) -> ();
     async fn remove_launch(&self, id: &str) -> ();
     async fn launches(&self) -> Vec<Launch>;

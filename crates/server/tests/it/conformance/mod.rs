@@ -6,6 +6,7 @@
 //! others; a failure prints the shortest sequence that still fails.
 
 mod fair;
+mod keys;
 mod model;
 mod op;
 mod quarantine;
@@ -27,6 +28,7 @@ use rayreel_server::clock::{ManualClock, Random};
 use rayreel_server::store::Store;
 
 pub use fair::shares_fairly;
+pub use keys::keeps_keys;
 pub use quarantine::quarantines;
 
 /// What a store is opened with.

@@ -45,6 +45,11 @@ fn sqlite_shares_fairly() {
 }
 
 #[test]
+fn sqlite_keeps_keys() {
+    conformance::runtime().block_on(conformance::keeps_keys(&Sqlite));
+}
+
+#[test]
 fn sqlite_quarantines() {
     conformance::runtime().block_on(conformance::quarantines(&Sqlite));
 }
