@@ -69,6 +69,9 @@ macro_rules! codes {
 }
 
 codes! {
+    InvalidRequest "invalid_request" Request 400 2 false
+        "The request is not HTTP as this server reads it: its first line, its headers or their size, `Host`, `Content-Length` or `Transfer-Encoding`. The status may also be 408, 414, 431 or 505."
+        "Correct what the message names; `param` names the header, if it is one.";
     InvalidJson "invalid_json" Request 400 2 false
         "The body is not one JSON object in UTF-8, or a key stands in it twice."
         "Check the body at the position that the message names.";

@@ -53,6 +53,12 @@ impl Error {
         self
     }
 
+    /// Answers with another status than the code's own: HTTP has some that say more.
+    pub(super) fn with_status(mut self, status: StatusCode) -> Self {
+        self.0.status = status;
+        self
+    }
+
     /// Sends a header along.
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.header = Some((name, value));
@@ -225,9 +231,7 @@ impl From<Invalid> for Error {
 /// How a task ended that has no content.
 impl From<&Failure> for Error {
     fn from(failure: &Failure) -> Self {
-        let mut error = Self::new(failure.code, failure.message.clone());
         // Some codes also refuse requests; a result that will never be is gone.
-        error.0.status = StatusCode::GONE;
-        error
+        Self::new(failure.code, failure.message.clone()).with_status(StatusCode::GONE)
     }
 }

@@ -5,12 +5,15 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::header::{ALLOW, AUTHORIZATION, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
+use http::header::{
+    ALLOW, AUTHORIZATION, DATE, HOST, HeaderName, ORIGIN, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use rayreel_domain::Code;
@@ -18,6 +21,7 @@ use subtle::ConstantTimeEq;
 use tower_service::Service;
 
 use super::error::Error;
+use super::socket::CHUNKED;
 use crate::App;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,6 +61,19 @@ impl Gate {
         response
     }
 
+    /// The answer to what could not be read as a request.
+    pub(super) fn refuse(&self, refusal: Error) -> Response {
+        let id = self.request_id(&HeaderMap::new());
+        let mut answer = finish(refusal.into_response(), &id, &Method::TRACE, "");
+        let now = UNIX_EPOCH + Duration::from_millis(self.app.components.clock.wall().0);
+        if let Ok(now) = HeaderValue::try_from(httpdate::fmt_http_date(now)) {
+            answer.headers_mut().insert(DATE, now);
+        }
+        // Which method it was is not known; this one counts as any other.
+        self.app.metrics.answered(&Method::TRACE, pattern(""), answer.status().as_u16());
+        answer
+    }
+
     /// The caller's request id if it is a plain word, else a new one.
     fn request_id(&self, headers: &HeaderMap) -> HeaderValue {
         let plain = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
@@ -75,11 +92,20 @@ impl Gate {
     fn admit(&self, request: &Request<Incoming>) -> Result<(), Error> {
         let foreign = |message: &'static str| Error::new(Code::Forbidden, message);
         // Against DNS rebinding: a page that resolves its own name to this machine.
-        let host = host(request).ok_or_else(|| foreign("send one Host header"))?;
+        let (host, authority) = (host(request.headers())?, request.uri().authority());
+        // Where the address itself names a host, that one is meant.
+        let host = authority.map_or(host, |authority| authority.as_str());
         if !is_local(host) {
             return Err(foreign(
                 "the Host header is foreign: call the server as localhost, 127.0.0.1 or [::1]",
             ));
+        }
+        let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next()
+            && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+        {
+            // Hyper undoes only the last one.
+            return Err(Error::new(Code::InvalidRequest, CHUNKED).param("Transfer-Encoding"));
         }
         // Against other sites' pages: their scripts may not change anything. Without CORS headers
         // they can't read answers either.
@@ -141,15 +167,14 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or("without a message"))
 }
 
-/// Whom the request is for: the address's own authority, where it has one, stands above the header.
-fn host(request: &Request<Incoming>) -> Option<&str> {
-    if let Some(authority) = request.uri().authority() {
-        return Some(authority.as_str());
-    }
-    let mut hosts = request.headers().get_all(HOST).iter();
+/// Whom the request is for. Every request says so, once.
+fn host(headers: &HeaderMap) -> Result<&str, Error> {
+    let wrong = |message: &'static str| Error::new(Code::InvalidRequest, message).param("Host");
+    let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok(),
-        _ => None,
+        (Some(host), None) => host.to_str().map_err(|_| wrong("`Host` must be `name:port`")),
+        (None, _) => Err(wrong("the request has no `Host`; send one, such as `Host: localhost`")),
+        (Some(_), Some(_)) => Err(wrong("the request has more than one `Host`; send one")),
     }
 }
 

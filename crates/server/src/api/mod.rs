@@ -14,6 +14,7 @@ mod openapi;
 mod probes;
 mod query;
 mod serve;
+mod socket;
 mod tasks;
 mod uploads;
 mod worker;

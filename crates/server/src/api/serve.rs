@@ -2,27 +2,29 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
+use super::socket::Socket;
 use crate::App;
 
 /// Longest request line and headers, in bytes.
-const MAX_HEAD: usize = 16 * 1024;
+pub(super) const MAX_HEAD: usize = 16 * 1024;
+/// Most header fields; what hyper reads without memory of its own.
+pub(super) const MAX_HEADERS: usize = 100;
 /// Most bytes that a connection buffers. It grows only where much is moved: an idle one has 8 KiB.
 const MAX_BUFFER: usize = 64 * 1024;
 /// The head of a request must have arrived within this; also how long an idle connection stays.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// When the server stops, requests in flight get so long to end.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of file descriptors or memory.
@@ -89,21 +91,29 @@ async fn connection(
 ) {
     // Answers are small and whole: waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
+    let door = Arc::clone(&gate);
     let service = service_fn(move |request| {
-        let gate = Arc::clone(&gate);
+        let gate = Arc::clone(&door);
         // Boxed, because hyper keeps the place of the future as long as the answer streams, and
         // ten thousand event streams may be open.
         Box::pin(async move { Ok::<_, Infallible>(gate.handle(request).await) })
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = http.serve_connection(Socket::new(stream), service);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = &mut connection => ended,
         () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
-    if let Err(error) = ended {
+    let parts = connection.into_parts();
+    let answer = ended.err().and_then(|error| {
         tracing::debug!(%error, "connection ended");
+        Some(gate.refuse(parts.io.refusal(&error, &parts.read_buf)?))
+    });
+    tokio::select! {
+        biased;
+        () = parts.io.close(answer) => {}
+        () = stopping.cancelled() => {}
     }
 }

@@ -94,6 +94,12 @@ impl Server {
         answer.json()
     }
 
+    /// Tells the server to stop, and waits until it has.
+    pub(super) async fn stop(mut self) {
+        self.shutdown.cancel();
+        (&mut self.serving).await.unwrap().unwrap();
+    }
+
     /// How many tasks there are.
     pub(super) async fn count(&self) -> usize {
         let answer = self.get(&format!("{TASKS}?limit=100")).await;
@@ -167,7 +173,7 @@ impl Answer {
     }
 
     /// A whole answer with a Content-Length, once it is there.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..end]).unwrap();
         let mut lines = head.split("\r\n");
@@ -209,6 +215,12 @@ impl Answer {
         let entry = rayreel_domain::Code::from_name(&detail.code).expect("a code").entry();
         assert_eq!(detail.kind, entry.kind.as_str());
         detail
+    }
+
+    /// The status of what is a refusal in the one form.
+    pub(super) fn refusal_status(&self) -> u16 {
+        self.refusal();
+        self.status.as_u16()
     }
 
     /// Asserts a refusal by its status, code and param.

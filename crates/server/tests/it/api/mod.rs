@@ -10,4 +10,6 @@ mod probes;
 mod refusals;
 mod tasks;
 mod uploads;
+mod wire;
+
 mod worker;
