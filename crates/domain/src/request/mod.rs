@@ -86,6 +86,32 @@ pub struct Limits {
     pub max_steps: u32,
 }
 
+impl Limits {
+    /// What a number of a request may be, whatever else is wrong with the one that was sent.
+    pub fn allowed(&self, param: &str) -> Option<String> {
+        let whole = |from: u64, to: u64| format!("a whole number from {from} to {to}");
+        Some(match param {
+            "frames" => {
+                format!("{} of the form 4n+1 (1, 5, 9 …)", whole(1, self.max_frames.into()))
+            }
+            "fps" => whole(1, self.max_fps.into()),
+            "steps" => whole(1, self.max_steps.into()),
+            "seed" => whole(0, MAX_SEED),
+            "priority" => whole(1, 5),
+            "seconds" => "a number above 0".to_string(),
+            "guidance" => "a number from 0 to 100".to_string(),
+            "deadline" => "a Unix time in seconds, in the future".to_string(),
+            _ => return None,
+        })
+    }
+
+    /// Refuses a number.
+    fn refuse(&self, param: &'static str, value: impl fmt::Display) -> Invalid {
+        let allowed = self.allowed(param).unwrap_or_default();
+        invalid(param, format!("`{param}` must be {allowed}, not {value}"))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -204,16 +230,22 @@ impl Request {
         };
         check_size(size, limits)?;
         let format = body.format.unwrap_or_default();
-        let fps = bounded("fps", body.fps, defaults.fps, 1, limits.max_fps)?;
+        let bounded = |param, asked: Option<u32>, default, max| match asked {
+            Some(value) if !(1..=max).contains(&value) => Err(limits.refuse(param, value)),
+            asked => Ok(asked.unwrap_or(default)),
+        };
+        let fps = bounded("fps", body.fps, defaults.fps, limits.max_fps)?;
         let frames = frames(body, format, fps, limits, defaults)?;
-        let steps = bounded("steps", body.steps, defaults.steps, 1, limits.max_steps)?;
+        let steps = bounded("steps", body.steps, defaults.steps, limits.max_steps)?;
         let guidance = body.guidance.or(defaults.guidance);
-        if guidance.is_some_and(|g| !(0.0..=100.0).contains(&g)) {
-            return Err(invalid("guidance", "`guidance` is a number from 0 to 100"));
+        if let Some(guidance) = guidance
+            && !(0.0..=100.0).contains(&guidance)
+        {
+            return Err(limits.refuse("guidance", guidance));
         }
         let seed = body.seed.unwrap_or(seed & MAX_SEED);
         if seed > MAX_SEED {
-            return Err(invalid("seed", format!("`seed` is at most {MAX_SEED}")));
+            return Err(limits.refuse("seed", seed));
         }
         let metadata = body.metadata.clone().unwrap_or_default();
         check_metadata(&metadata)?;
@@ -266,7 +298,7 @@ pub fn deadline(body: &SubmitBody, now: Timestamp) -> Result<Option<Timestamp>, 
                 return Err(invalid(
                     "deadline",
                     format!(
-                        "`deadline` is a Unix time in seconds, in the future; now is {}",
+                        "`deadline` must be a Unix time in seconds, in the future; now is {}",
                         now.unix_seconds()
                     ),
                 ));
@@ -317,22 +349,6 @@ fn check_size(size: Size, limits: &Limits) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn bounded(
-    param: &'static str,
-    asked: Option<u32>,
-    default: u32,
-    min: u32,
-    max: u32,
-) -> Result<u32, Invalid> {
-    match asked {
-        None => Ok(default),
-        Some(value) if (min..=max).contains(&value) => Ok(value),
-        Some(value) => {
-            Err(invalid(param, format!("`{param}` is {value}; it must be from {min} to {max}")))
-        }
-    }
-}
-
 fn frames(
     body: &SubmitBody,
     format: Format,
@@ -352,25 +368,19 @@ fn frames(
         (None, None) => Ok(defaults.frames),
         (Some(frames), None) => {
             if frames == 0 || frames > limits.max_frames || frames % 4 != 1 {
-                return Err(invalid(
-                    "frames",
-                    format!(
-                        "`frames` is {frames}; it must be 4n+1 (1, 5, 9 …), at most {}",
-                        limits.max_frames
-                    ),
-                ));
+                return Err(limits.refuse("frames", frames));
             }
             Ok(frames)
         }
         (None, Some(seconds)) => {
-            let most = f64::from(limits.max_frames) / f64::from(fps);
-            // Half a step of 4n+1 beyond the maximum still rounds to it.
-            let past = f64::from(limits.max_frames + 2) / f64::from(fps);
-            if !seconds.is_finite() || seconds <= 0.0 || seconds >= past {
+            // In hundredths and rounded up: what the message names is allowed, and nothing above.
+            let most = f64::from((limits.max_frames * 100).div_ceil(fps)) / 100.0;
+            if !(seconds > 0.0 && seconds <= most) {
                 return Err(invalid(
                     "seconds",
                     format!(
-                        "`seconds` must be above 0 and at most {most:.2} at {fps} frames a second"
+                        "`seconds` must be a number above 0 and at most {most} at {fps} frames a \
+                         second, not {seconds}"
                     ),
                 ));
             }

@@ -66,15 +66,38 @@ fn frames_are_4n_plus_1() {
 
 #[test]
 fn seconds_become_the_nearest_4n_plus_1_frames() {
-    for (seconds, frames) in [(5.0, 81), (3.0, 49), (0.01, 1), (0.2, 5), (20.0, 321), (20.1, 321)] {
+    for (seconds, frames) in
+        [(5.0, 81), (3.0, 49), (0.01, 1), (0.2, 5), (20.0, 321), (20.0625, 321)]
+    {
         let json = serde_json::json!({"prompt": "p", "seconds": seconds});
         assert_eq!(resolve(json).expect("valid").frames, frames, "{seconds} s");
     }
     let (param, message) = refused(serde_json::json!({"prompt": "p", "seconds": 30}));
     assert_eq!(param, "seconds");
-    assert!(message.contains("20.06"), "names the maximum: {message}");
+    assert!(message.contains("at most 20.07 at 16"), "names the maximum: {message}");
     assert_eq!(refused(serde_json::json!({"prompt": "p", "seconds": 0})).0, "seconds");
     assert_eq!(refused(serde_json::json!({"prompt": "p", "seconds": 1, "frames": 5})).0, "seconds");
+}
+
+#[test]
+fn the_longest_seconds_are_those_that_the_message_names() {
+    for fps in 1..=60 {
+        let with = |seconds: f64| {
+            resolve(serde_json::json!({"prompt": "p", "fps": fps, "seconds": seconds}))
+        };
+        let message = with(1e6).expect_err("too long").message;
+        let most: f64 = message
+            .split_once("at most ")
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+            .expect("a number");
+        assert_eq!(with(most).expect("what is named is allowed").frames, 321, "{most}");
+        assert_eq!(with(321.0 / f64::from(fps)).expect("so is the exact length").frames, 321);
+        with(most.next_up()).expect_err("nothing above it");
+    }
+    for never in [0.0, -1.0, f64::MIN_POSITIVE * -1.0] {
+        let refused = resolve(serde_json::json!({"prompt": "p", "seconds": never}));
+        assert_eq!(refused.expect_err("refused").param, "seconds");
+    }
 }
 
 #[test]

@@ -20,10 +20,15 @@ pub(super) async fn json<T: DeserializeOwned>(
     request: Request,
     limit: u64,
 ) -> Result<(Parts, T), Error> {
+    let (parts, bytes) = whole(request, limit).await?;
+    Ok((parts, parse(&bytes, |_| None)?))
+}
+
+/// Reads a body that says that it is JSON.
+pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes), Error> {
     let (parts, body) = request.into_parts();
     require_json(&parts.headers)?;
-    let bytes = read(body, limit).await?;
-    Ok((parts, parse(&bytes)?))
+    Ok((parts, read(body, limit).await?))
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Error> {
@@ -89,19 +94,23 @@ pub(super) async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
     }
 }
 
-/// Reads a JSON object from its text.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+/// Reads a JSON object from its text. `allowed` says what a field may be, where its type does not
+/// say enough.
+pub(super) fn parse<T: DeserializeOwned>(
+    bytes: &[u8],
+    allowed: impl FnOnce(&str) -> Option<String>,
+) -> Result<T, Error> {
     // A struct would also be read from an array.
     if bytes.trim_ascii_start().first() == Some(&b'{')
         && let Ok(value) = serde_json::from_slice(bytes)
     {
         return Ok(value);
     }
-    Err(fault::<T>(bytes))
+    Err(fault::<T>(bytes, allowed))
 }
 
 /// Why the bytes are not what is asked for; reads them again to find out.
-fn fault<T: DeserializeOwned>(bytes: &[u8]) -> Error {
+fn fault<T: DeserializeOwned>(bytes: &[u8], allowed: impl FnOnce(&str) -> Option<String>) -> Error {
     let broken = |message: String| Error::new(Code::InvalidJson, message);
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -120,10 +129,18 @@ fn fault<T: DeserializeOwned>(bytes: &[u8]) -> Error {
         return Error::internal("a body was refused and then read");
     };
     let path = error.path().to_string();
-    let message = error.inner().to_string();
-    if !error.inner().is_data() {
+    let error = error.inner();
+    let message = error.to_string();
+    if message.starts_with("expected value") {
+        // Of a field that takes a name out of a list.
+        let allowed = allowed(&path).unwrap_or_else(|| "a string".to_owned());
+        return Error::invalid(path.clone(), format!("`{path}` must be {allowed}"));
+    }
+    if !error.is_data() {
         return broken(format!("the body is not JSON: {message}"));
     }
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let message = message.strip_suffix(&place).unwrap_or(&message);
     // Serde tells the kinds of faults apart by their words only, and quotes names in backticks.
     let mut quoted = message.split('`').skip(1).step_by(2);
     let name = quoted.next().unwrap_or_default().to_owned();
@@ -135,12 +152,69 @@ fn fault<T: DeserializeOwned>(bytes: &[u8]) -> Error {
         return Error::new(Code::UnknownField, message).param(inner);
     }
     if message.starts_with("duplicate field") {
-        return broken(format!("the body is not valid: {message}")).param(inner);
+        return broken(format!("`{name}` stands twice{place}")).param(inner);
     }
     if message.starts_with("missing field") {
         return Error::new(Code::MissingField, format!("`{name}` is required")).param(inner);
     }
-    Error::invalid(path.clone(), format!("`{path}`: {message}"))
+    let message = match message.rsplit_once(", expected ") {
+        Some((found, expected)) => {
+            let allowed = allowed(&path).unwrap_or_else(|| in_json(expected));
+            format!("`{path}` must be {allowed}, not {}", found_in_json(found))
+        }
+        // Types of ours say it in words of their own.
+        None => match allowed(&path) {
+            Some(allowed) => format!("`{path}` must be {allowed}"),
+            None => format!("`{path}`: {message}"),
+        },
+    };
+    Error::invalid(path, message)
+}
+
+/// What serde expects, in the words of JSON instead of Rust's.
+fn in_json(expected: &str) -> String {
+    let whole = |to: u64| format!("a whole number from 0 to {to}");
+    match expected {
+        "u8" => whole(u8::MAX.into()),
+        "u16" => whole(u16::MAX.into()),
+        "u32" => whole(u32::MAX.into()),
+        "u64" | "usize" => whole(u64::MAX),
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        "a boolean" => "`true` or `false`".to_owned(),
+        "a borrowed string" | "string or map" | "variant identifier" => "a string".to_owned(),
+        "a sequence" => "an array".to_owned(),
+        "a map" => "an object".to_owned(),
+        _ if expected.starts_with("struct ") || expected.contains("tagged enum") => {
+            "an object".to_owned()
+        }
+        _ if expected.starts_with("enum ") => "one of its names".to_owned(),
+        _ => expected.to_owned(),
+    }
+}
+
+/// What serde has found, in the same words.
+fn found_in_json(found: &str) -> String {
+    let found = found
+        .strip_prefix("invalid type: ")
+        .or_else(|| found.strip_prefix("invalid value: "))
+        .unwrap_or(found);
+    for number in ["integer `", "floating point `"] {
+        if let Some(number) = found.strip_prefix(number) {
+            return number.trim_end_matches('`').to_owned();
+        }
+    }
+    if let Some(value) = found.strip_prefix("boolean ").or(found.strip_prefix("unknown variant ")) {
+        return value.to_owned();
+    }
+    match found {
+        "map" => "an object",
+        "sequence" => "an array",
+        "unit value" => "null",
+        _ if found.starts_with("string ") => "a string",
+        _ => found,
+    }
+    .to_owned()
 }
 
 /// `; did you mean …?` if something known is spelt alike, else what there is.
@@ -164,7 +238,7 @@ mod tests {
     fn refused<T: DeserializeOwned + std::fmt::Debug>(
         bytes: &[u8],
     ) -> (String, Option<String>, String) {
-        let error = parse::<T>(bytes).expect_err("refused");
+        let error = parse::<T>(bytes, |_| None).expect_err("refused");
         let body = futures_util::FutureExt::now_or_never(error.render("id").into_body().collect())
             .expect("at once")
             .expect("whole")

@@ -24,8 +24,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Decodes an image, or says why it is none.
-type Prove = fn(&[u8]) -> Result<(), String>;
+/// Decodes an image, or says why not.
+type Prove = fn(&[u8]) -> Result<(), Fault>;
+
+enum Fault {
+    /// The message is for the caller.
+    TooLarge(String),
+    /// The cause, in a decoder's words, is for the log.
+    Unreadable(String),
+}
 
 /// An image that is known to be one.
 #[derive(Debug)]
@@ -52,9 +59,16 @@ pub(super) fn read(uri: &str) -> Result<Image, Error> {
             ));
         }
     };
-    let bytes = BASE64.decode(data).map_err(|error| wrong(format!("not base64: {error}")))?;
-    prove(&bytes)
-        .map_err(|cause| wrong(format!("this is not a readable {media_type}: {cause}")))?;
+    let bytes = BASE64
+        .decode(data)
+        .map_err(|_| wrong("what stands behind `base64,` is not base64".to_owned()))?;
+    prove(&bytes).map_err(|fault| match fault {
+        Fault::TooLarge(message) => wrong(message),
+        Fault::Unreadable(cause) => {
+            let message = format!("this is not a readable {media_type}; is the file whole?");
+            wrong(message).because(cause)
+        }
+    })?;
     let input = Input {
         sha256: sha256(&bytes),
         media_type: media_type.to_owned(),
@@ -63,16 +77,18 @@ pub(super) fn read(uri: &str) -> Result<Image, Error> {
     Ok(Image { bytes: bytes.into(), input })
 }
 
-fn check_size(width: u64, height: u64) -> Result<(), String> {
+fn check_size(width: u64, height: u64) -> Result<(), Fault> {
     if width.saturating_mul(height) > MAX_PIXELS {
-        return Err(format!("{width}x{height} is more than {MAX_PIXELS} pixels"));
+        let message =
+            format!("the image has {width}x{height} pixels; at most {MAX_PIXELS} are read");
+        return Err(Fault::TooLarge(message));
     }
     Ok(())
 }
 
 /// Row by row: the whole image is never in memory.
-fn prove_png(bytes: &[u8]) -> Result<(), String> {
-    let text = |error: png::DecodingError| error.to_string();
+fn prove_png(bytes: &[u8]) -> Result<(), Fault> {
+    let text = |error: png::DecodingError| Fault::Unreadable(error.to_string());
     let limits = png::Limits { bytes: MAX_PNG_BYTES };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
     decoder.set_ignore_text_chunk(true);
@@ -84,14 +100,15 @@ fn prove_png(bytes: &[u8]) -> Result<(), String> {
     reader.finish().map_err(text)
 }
 
-fn prove_jpeg(bytes: &[u8]) -> Result<(), String> {
+fn prove_jpeg(bytes: &[u8]) -> Result<(), Fault> {
+    let text = |error: &dyn std::fmt::Display| Fault::Unreadable(error.to_string());
     let most = usize::try_from(MAX_PIXELS).unwrap_or(usize::MAX);
     let options = DecoderOptions::default().set_max_width(most).set_max_height(most);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(|error| error.to_string())?;
-    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+    decoder.decode_headers().map_err(|error| text(&error))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| text(&"it has no size"))?;
     check_size(width as u64, height as u64)?;
-    decoder.decode().map(drop).map_err(|error| error.to_string())
+    decoder.decode().map(drop).map_err(|error| text(&error))
 }
 
 #[cfg(test)]

@@ -45,7 +45,11 @@ pub(super) fn number(
         Ok(number) if digits && allowed.contains(&number) => Ok(Some(number)),
         _ => Err(Error::invalid(
             name,
-            format!("`{name}` is a whole number from {} to {}", allowed.start(), allowed.end()),
+            format!(
+                "`{name}` must be a whole number from {} to {}",
+                allowed.start(),
+                allowed.end()
+            ),
         )),
     }
 }

@@ -57,7 +57,9 @@ pub(super) async fn submit(
     let app = &api.app;
     let components = &app.components;
     let limit = app.settings.max_body_bytes;
-    let (parts, mut asked): (_, SubmitBody) = body::json(request, limit).await?;
+    let (parts, bytes) = body::whole(request, limit).await?;
+    let mut asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
+    drop(bytes);
     query::none(&parts.uri)?;
     let idempotency = idempotency(&parts.headers, &asked)?;
     let model = api.model(asked.model.as_deref())?;
@@ -329,6 +331,16 @@ impl Api {
             );
             Error::new(Code::UnknownModel, message).param("model")
         })
+    }
+
+    /// What a field of a submit may be, by the limits of the model that it asks for.
+    fn allowed(&self, field: &str, submit: &[u8]) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Asked {
+            model: Option<String>,
+        }
+        let asked: Asked = serde_json::from_slice(submit).ok()?;
+        self.model(asked.model.as_deref()).ok()?.limits.allowed(field)
     }
 
     /// A task as the caller sees it.

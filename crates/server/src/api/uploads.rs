@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use futures_util::stream;
@@ -55,11 +56,12 @@ pub(super) async fn announce(
 /// Takes one file. Repeating it is harmless: the same bytes go to the same place.
 pub(super) async fn upload(
     State(api): State<Arc<Api>>,
-    Path((task, attempt, nonce, index)): Path<(String, String, String, String)>,
+    path: Result<Path<(String, String, String, String)>, PathRejection>,
     uri: Uri,
     body: Body,
 ) -> Result<Response, Error> {
     let components = &api.app.components;
+    let Path((task, attempt, nonce, index)) = path.map_err(|_| no_attempt())?;
     let fence = fence(&task, &attempt, &nonce)?;
     let [sha256, bytes] = query::read(&uri, ["sha256", "bytes"])?;
     let sha256 = sha256.unwrap_or_default();
@@ -158,9 +160,10 @@ pub(super) async fn commit(
 /// Gives the holder of an attempt the image of its request.
 pub(super) async fn input(
     State(api): State<Arc<Api>>,
-    Path((task, attempt, nonce)): Path<(String, String, String)>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
 ) -> Result<Response, Error> {
     let components = &api.app.components;
+    let Path((task, attempt, nonce)) = path.map_err(|_| no_attempt())?;
     let fence = fence(&task, &attempt, &nonce)?;
     let task = components.store.leased(fence).await?;
     let Some(input) = &task.request.image else {
@@ -180,8 +183,12 @@ pub(super) async fn input(
 fn fence(task: &str, attempt: &str, nonce: &str) -> Result<Fence, Error> {
     match (task.parse(), attempt.parse(), nonce.parse()) {
         (Ok(task), Ok(attempt), Ok(nonce)) => Ok(Fence { task, attempt, nonce }),
-        _ => Err(Error::new(Code::RouteNotFound, "this names no attempt")),
+        _ => Err(no_attempt()),
     }
+}
+
+fn no_attempt() -> Error {
+    Error::new(Code::RouteNotFound, "this names no attempt")
 }
 
 /// Is this a manifest that could be?

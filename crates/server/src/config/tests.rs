@@ -409,7 +409,7 @@ fn settings_must_fit_one_another() {
         (
             "[models.testcard.defaults]\nframes = 50",
             "rayreel.toml, line 2: models.testcard.defaults.frames: \
-             `frames` is 50; it must be 4n+1 (1, 5, 9 …), at most 321",
+             `frames` must be a whole number from 1 to 321 of the form 4n+1 (1, 5, 9 …), not 50",
         ),
         (
             "[models.testcard.limits]\nmax_frames = 100",

@@ -11,5 +11,5 @@ mod refusals;
 mod tasks;
 mod uploads;
 mod wire;
-
+mod words;
 mod worker;
