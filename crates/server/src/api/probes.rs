@@ -6,12 +6,14 @@ use axum::extract::State;
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
+use rayreel_domain::Code;
 use rayreel_domain::id::TaskId;
 use rayreel_domain::wire::api::ErrorBody;
 use serde_json::json;
 
 use super::error::Error;
 use super::{Api, json};
+use crate::artifacts;
 use crate::metrics::CONTENT_TYPE as METRICS_TYPE;
 
 /// Says that the process is alive.
@@ -22,14 +24,24 @@ pub(super) async fn healthz() -> Result<Response, Error> {
     json(StatusCode::OK, &json!({"status": "alive"}))
 }
 
-/// Says whether requests can be served: the task store answers.
+/// Says whether requests can be served: the task store answers, and there is room to write.
 #[utoipa::path(get, path = "/readyz", tag = "probes", responses(
     (status = 200, description = "Requests can be served."),
-    (status = 503, description = "`store_unavailable`", body = ErrorBody),
+    (status = 503, description = "`store_unavailable`; the message says why.", body = ErrorBody),
 ))]
 pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Error> {
+    let components = &api.app.components;
     // There is no task with this id: a read of the index, and nothing else.
-    api.app.components.store.get(&api.tenant, TaskId::from_bytes([0; 16])).await?;
+    components.store.get(&api.tenant, TaskId::from_bytes([0; 16])).await?;
+    // The writer answers too, although it has nothing to write.
+    components.store.collected(&[]).await?;
+    components.artifacts.probe().await.map_err(|fault| {
+        let message = match fault {
+            artifacts::Error::Full => "the disk of the data directory is full; free some space",
+            _ => "the data directory can't be written to; the log says why",
+        };
+        Error::new(Code::StoreUnavailable, message).because(fault)
+    })?;
     json(StatusCode::OK, &json!({"status": "ready"}))
 }
 

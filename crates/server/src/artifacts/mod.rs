@@ -23,6 +23,9 @@ use rayreel_domain::id::TaskId;
 use rayreel_domain::lease::Fence;
 use sha2::{Digest, Sha256};
 
+/// What must fit for the store to be called writable: more than one change of a task writes.
+const PROBE_BYTES: usize = 64 << 10;
+
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -115,6 +118,20 @@ impl Artifacts {
         // An acknowledged upload must survive a power cut: the file, its name, and its folders.
         let files = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
         Ok(Self { files: Arc::new(files), root })
+    }
+
+    /// Is there room, and may it be written to? Finds out by writing, and leaves nothing.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let file = self.root.join(".probe");
+        blocking(move || {
+            let written = std::fs::write(&file, [0; PROBE_BYTES]);
+            match std::fs::remove_file(&file) {
+                // Another probe was quicker.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => written,
+                removed => written.and(removed),
+            }
+        })
+        .await
     }
 
     /// Writes a small file at once, durably.

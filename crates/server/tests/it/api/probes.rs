@@ -1,5 +1,8 @@
 //! What operators ask.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+
 use serde_json::{Value, json};
 
 use super::client::{Server, TASKS, video};
@@ -47,6 +50,31 @@ async fn the_metrics_count_what_happens() {
     let answer = server.get("/metrics").await;
     assert!(answer.header("content-type").starts_with("application/openmetrics-text"));
     assert!(answer.text().ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn a_server_that_can_not_write_is_not_ready_until_it_can() {
+    let server = Server::start().await;
+    let ready = async || server.get("/readyz").await;
+    assert_eq!(ready().await.status, 200);
+    let artifacts = server.app.settings.data.join("artifacts");
+    // Whoever writes here is told that the disk is full.
+    symlink("/dev/full", artifacts.join(".probe")).unwrap();
+    let refusal = ready().await.refused(503, "store_unavailable", None);
+    assert!(refusal.message.contains("full"), "{}", refusal.message);
+    assert_eq!(ready().await.status, 200, "it goes on by itself");
+
+    let away = server.app.settings.data.join("away");
+    fs::rename(&artifacts, &away).unwrap();
+    for _ in 0..2 {
+        let refusal = ready().await.refused(503, "store_unavailable", None);
+        assert!(refusal.message.contains("can't be written"), "{}", refusal.message);
+        assert!(!refusal.message.contains('/'), "no path leaves the server: {}", refusal.message);
+    }
+    assert_eq!(server.get("/healthz").await.status, 200);
+    fs::rename(&away, &artifacts).unwrap();
+    assert_eq!(ready().await.status, 200);
+    assert_eq!(fs::read_dir(&artifacts).unwrap().count(), 0, "nothing is left");
 }
 
 #[tokio::test]
