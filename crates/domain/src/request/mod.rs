@@ -289,24 +289,17 @@ impl Request {
 }
 
 /// The moment until which a task may wait, from the asked Unix seconds.
-pub fn deadline(body: &SubmitBody, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
-    match body.deadline {
-        None => Ok(None),
-        Some(seconds) => {
-            let at = Timestamp(seconds.saturating_mul(1000));
-            if at <= now {
-                return Err(invalid(
-                    "deadline",
-                    format!(
-                        "`deadline` must be a Unix time in seconds, in the future; now is {}",
-                        now.unix_seconds()
-                    ),
-                ));
-            }
-            // SQLite's integers are signed.
-            Ok(Some(at.min(Timestamp(i64::MAX as u64))))
-        }
-    }
+pub fn deadline(body: &SubmitBody) -> Option<Timestamp> {
+    // SQLite's integers are signed.
+    let milliseconds = body.deadline?.saturating_mul(1000).min(i64::MAX as u64);
+    Some(Timestamp(milliseconds))
+}
+
+/// Refuses a deadline that has passed.
+pub fn past_deadline(now: Timestamp) -> Invalid {
+    let now = now.unix_seconds();
+    let message = format!("`deadline` must be a Unix time in seconds, in the future; now is {now}");
+    invalid("deadline", message)
 }
 
 fn checked_text(param: &'static str, text: &str) -> Result<String, Invalid> {

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use rayreel_domain::Code;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{Outcome, Output, State as TaskState, Task};
-use rayreel_domain::wire::api::ErrorBody;
+use rayreel_domain::wire::api::{ErrorBody, TASKS_PATH};
 use rayreel_domain::wire::engine::Role;
 
 use super::error::Error;
@@ -109,10 +109,22 @@ fn output(task: &Task, thumbnail: bool) -> Result<&Output, Error> {
     match (task.state, &task.error) {
         (TaskState::Succeeded, _) => {}
         (TaskState::Queued | TaskState::Running, _) => {
-            let message = format!("the task is {}; there is no content yet", task.state);
+            let message = format!(
+                "the task is {}; there is no content yet: `{TASKS_PATH}/{}/events` tells when",
+                task.state, task.id
+            );
             return Err(Error::new(Code::NotFinished, message));
         }
-        (_, Some(failure)) => return Err(failure.into()),
+        (state, Some(failure)) => {
+            let why = if state == TaskState::Failed {
+                "the task failed and has no content"
+            } else {
+                "there is no content"
+            };
+            // Some codes also refuse requests; a result that will never be is gone.
+            return Err(Error::new(failure.code, format!("{why}: {}", failure.message))
+                .with_status(StatusCode::GONE));
+        }
         (state, None) => return Err(Error::internal(format!("{} is {state}, why?", task.id))),
     }
     let mut outputs = task.outputs.iter();

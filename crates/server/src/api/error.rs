@@ -8,8 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use rayreel_domain::Code;
-use rayreel_domain::request::Invalid;
-use rayreel_domain::task::Failure;
+use rayreel_domain::request::{self, Invalid};
 use rayreel_domain::tenant::{Exceeded, Limit};
 use rayreel_domain::wire::api::{ErrorBody, ErrorDetail};
 
@@ -84,7 +83,7 @@ impl Error {
     }
 
     pub(super) fn no_task() -> Self {
-        Self::new(Code::TaskNotFound, "there is no task with this id")
+        Self::new(Code::TaskNotFound, "there is no task with this id, or it has been deleted")
     }
 
     /// A tenant's limit, and when it lets more in.
@@ -180,6 +179,7 @@ impl From<store::Error> for Error {
                 "this idempotency key was used with another request",
             )
             .param("Idempotency-Key"),
+            Store::DeadlinePassed { now } => request::past_deadline(now).into(),
             Store::QueueFull { queued } => {
                 Self::new(Code::QueueFull, format!("the queue is full: {queued} tasks wait"))
             }
@@ -225,13 +225,5 @@ impl From<artifacts::Error> for Error {
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         Self::new(invalid.code, invalid.message).param(invalid.param)
-    }
-}
-
-/// How a task ended that has no content.
-impl From<&Failure> for Error {
-    fn from(failure: &Failure) -> Self {
-        // Some codes also refuse requests; a result that will never be is gone.
-        Self::new(failure.code, failure.message.clone()).with_status(StatusCode::GONE)
     }
 }

@@ -66,7 +66,11 @@ pub(super) async fn submit(
     let image = asked.image.take();
     let now = components.clock.wall();
     let mut generation = Generation::resolve(&asked, model, components.random.number())?;
-    let deadline = request::deadline(&asked, now)?;
+    let deadline = request::deadline(&asked);
+    // With a key it may be a repetition of a submit that was in time: the store finds out.
+    if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
+        return Err(request::past_deadline(now).into());
+    }
     let image = match image {
         Some(uri) => Some(decode(&api, uri).await?),
         None => None,

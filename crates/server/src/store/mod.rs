@@ -37,8 +37,9 @@ pub trait Store: Send + Sync + 'static {
     /// Random number of this store's history: positions in event streams hold only within it.
     fn epoch(&self) -> u64;
 
-    /// Adds a queued task, or finds the one that was submitted under the same idempotency key.
-    /// Refused beyond the tenant's limits ([`rayreel_domain::tenant::admit`]).
+    /// Adds a queued task, or finds the one that was submitted under the same idempotency key. A new
+    /// one is refused if its deadline is not after its creation, and beyond the tenant's limits
+    /// ([`rayreel_domain::tenant::admit`]).
     async fn submit(&self, task: Task) -> Result<Submitted, Error>;
 
     /// Adds several tasks of one tenant, all or none. The first one, which names its siblings,
@@ -137,6 +138,8 @@ pub enum Error {
     StaleWorker,
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
+    #[error("the deadline of a new task has passed")]
+    DeadlinePassed { now: Timestamp },
     #[error("the queue is full: {queued} tasks")]
     QueueFull { queued: u64 },
     #[error("the tenant's limit is reached: {0:?}")]

@@ -1,6 +1,5 @@
 //! The submit: what is new, what was there already, and what is too much.
 
-use rayreel_domain::id::TenantName;
 use rayreel_domain::task::Task;
 use rayreel_domain::tenant;
 use rusqlite::{OptionalExtension, params};
@@ -16,7 +15,7 @@ impl Tx<'_> {
         if let Some(found) = self.same_key(&task)? {
             return Ok(found);
         }
-        self.admit(&task.tenant, 1, task.estimate_ms)?;
+        self.admit(&task, 1, task.estimate_ms)?;
         self.insert(task, &body)
     }
 
@@ -33,12 +32,17 @@ impl Tx<'_> {
             return Ok(all);
         }
         let work_ms = tasks.iter().map(|(_, task)| task.estimate_ms).sum();
-        self.admit(&first.tenant.clone(), tasks.len() as u64, work_ms)?;
+        self.admit(first, tasks.len() as u64, work_ms)?;
         tasks.into_iter().map(|(body, task)| self.insert(task, &body)).collect()
     }
 
-    /// Is there room for these tasks, in the queue and within the tenant's limits?
-    fn admit(&mut self, tenant: &TenantName, tasks: u64, work_ms: u64) -> Done<()> {
+    /// Is it not too late for a new task, and is there room for so many like it, in the queue and
+    /// within the tenant's limits?
+    fn admit(&mut self, task: &Task, tasks: u64, work_ms: u64) -> Done<()> {
+        if task.deadline.is_some_and(|deadline| deadline <= task.created_at) {
+            return Err(Error::DeadlinePassed { now: task.created_at }.into());
+        }
+        let tenant = &task.tenant;
         let queued = self.memory().queued;
         if queued + tasks > self.ctx.max_queued {
             return Err(Error::QueueFull { queued }.into());

@@ -1,5 +1,8 @@
 //! Downloads.
 
+use std::time::Duration;
+
+use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::engine::Role;
 use reqwest::Method;
 use serde_json::json;
@@ -116,19 +119,31 @@ async fn a_task_without_a_result_says_why() {
     let worker = server.worker("w").await;
     let task = server.submit("a").await;
     let path = format!("{TASKS}/{}/content", task.id);
-    server.get(&path).await.refused(409, "not_finished", None);
+    let early = server.get(&path).await.refused(409, "not_finished", None);
+    assert!(early.message.contains("QUEUED") && early.message.contains("/events"), "{early:?}");
     let fence = worker.take(1).await.fence;
     server.get(&path).await.refused(409, "not_finished", None);
     let failure = json!({"code": "engine_refused", "message": "no foxes"});
     let failed = worker.call("fail", json!({"fence": fence, "failure": failure})).await;
     assert_eq!(failed.status, 200);
     let gone = server.get(&path).await.refused(410, "engine_refused", None);
-    assert_eq!(gone.message, "no foxes");
+    assert_eq!(gone.message, "the task failed and has no content: no foxes");
 
     let cancelled = server.submit("b").await;
     server.post(&format!("{TASKS}/{}/cancel", cancelled.id), &json!({})).await;
     let path = format!("{TASKS}/{}/content", cancelled.id);
-    server.get(&path).await.refused(410, "cancelled", None);
+    let gone = server.get(&path).await.refused(410, "cancelled", None);
+    assert_eq!(gone.message, "there is no content: the task was cancelled");
+    server.delete(path.trim_end_matches("/content")).await;
+    let deleted = server.get(&path).await.refused(404, "task_not_found", None);
+    assert!(deleted.message.contains("deleted"), "{}", deleted.message);
+
+    let body = json!({"prompt": "late", "deadline": 1_800_000_060});
+    let late: TaskBody = server.post(TASKS, &body).await.json();
+    server.world.clock.advance(Duration::from_secs(120));
+    server.app.components.store.advance().await.unwrap();
+    let gone = server.get(&late.urls.content).await.refused(410, "expired", None);
+    assert_eq!(gone.message, "there is no content: the deadline passed before a worker was free");
     let plain = server.submit("c").await;
     let fence = worker.take(2).await.fence;
     worker.finish(fence, &[(video(VIDEO), VIDEO)]).await;

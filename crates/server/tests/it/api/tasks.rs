@@ -1,5 +1,7 @@
 //! Submit, show, list, cancel, delete.
 
+use std::time::Duration;
+
 use rayreel_domain::task::State;
 use rayreel_domain::wire::api::{CancelBody, TaskBody, TaskList};
 use reqwest::Method;
@@ -76,6 +78,29 @@ async fn the_same_key_with_the_same_request_is_the_same_task() {
         refused.refused(400, "invalid_value", Some("Idempotency-Key"));
     }
     assert_eq!(server.count().await, 2);
+}
+
+#[tokio::test]
+async fn a_repetition_finds_its_task_after_the_deadline_too() {
+    let server = Server::start().await;
+    let body = r#"{"prompt":"a","deadline":1800000060}"#;
+    let first: TaskBody = submit_with_key(&server, "k", body).await.json();
+    server.world.clock.advance(Duration::from_secs(120));
+    let again = submit_with_key(&server, "k", body).await;
+    assert_eq!(again.status, 202, "{}", again.text());
+    assert_eq!(again.json::<TaskBody>().id, first.id);
+    let other = submit_with_key(&server, "k", r#"{"prompt":"b","deadline":1800000060}"#).await;
+    other.refused(409, "idempotency_mismatch", Some("Idempotency-Key"));
+    for key in ["another", ""] {
+        let mut request = server.request(Method::POST, TASKS);
+        if !key.is_empty() {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request.header("content-type", "application/json").body(body);
+        let refusal = Answer::of(request).await.refused(400, "invalid_value", Some("deadline"));
+        assert!(refusal.message.contains("now is 1800000120"), "{}", refusal.message);
+    }
+    assert_eq!(server.count().await, 1);
 }
 
 #[tokio::test]
