@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, request::Parts};
+use http::{HeaderMap, StatusCode, request::Parts};
 use http_body_util::BodyExt;
 use rayreel_domain::Code;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -14,6 +14,10 @@ use super::error::Error;
 
 /// Longest silence in the middle of a body.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// Fewest bytes a second of a body that is read as a whole, beyond that.
+const SLOWEST: u64 = 16 * 1024;
+/// Longest name that is compared with those that exist.
+const MAX_NAME: usize = 64;
 
 /// Reads a JSON object.
 pub(super) async fn json<T: DeserializeOwned>(
@@ -41,8 +45,17 @@ fn require_json(headers: &HeaderMap) -> Result<(), Error> {
         .param("Content-Type"))
 }
 
-/// Reads a body, of at most `limit` bytes.
-async fn read(mut body: Body, limit: u64) -> Result<Bytes, Error> {
+/// Reads a body, of at most `limit` bytes, that does not drip in.
+async fn read(body: Body, limit: u64) -> Result<Bytes, Error> {
+    let bytes = body.size_hint().upper().unwrap_or(limit).min(limit);
+    let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
+    tokio::time::timeout(patience, read_all(body, limit)).await.map_err(|_| {
+        let message = format!("the body did not come within {} seconds", patience.as_secs());
+        Error::new(Code::InvalidRequest, message).with_status(StatusCode::REQUEST_TIMEOUT)
+    })?
+}
+
+async fn read_all(mut body: Body, limit: u64) -> Result<Bytes, Error> {
     let too_large = || {
         let message = format!("the body is longer than {limit} bytes");
         Error::new(Code::BodyTooLarge, message)
@@ -220,6 +233,8 @@ fn found_in_json(found: &str) -> String {
 /// `; did you mean …?` if something known is spelt alike, else what there is.
 pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
     let known: Vec<&str> = known.collect();
+    // What is longer than any name is compared with none: that costs by the length.
+    let name = if name.len() <= MAX_NAME { name } else { "" };
     let alike = |known: &&str| strsim::normalized_damerau_levenshtein(name, known);
     let best = known.iter().copied().max_by(|a, b| alike(a).total_cmp(&alike(b)));
     match best {
@@ -305,6 +320,15 @@ mod tests {
         }
         let (code, param, _) = refused::<Beat>(br#"{"worker":"w"}"#);
         assert_eq!((code.as_str(), param.as_deref()), ("missing_field", Some("incarnation")));
+    }
+
+    /// How alike two words are takes memory and time by the product of their lengths: a name as long
+    /// as a body would take a gigabyte.
+    #[test]
+    fn a_name_that_is_no_word_is_like_nothing() {
+        let (long, known) = ("x".repeat(65), "x".repeat(64));
+        assert_eq!(nearest(&known, [&*known].into_iter()), format!("; did you mean `{known}`?"));
+        assert_eq!(nearest(&long, [&*known].into_iter()), format!("; there are `{known}`"));
     }
 
     #[test]

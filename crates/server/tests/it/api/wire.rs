@@ -158,6 +158,26 @@ async fn a_head_that_does_not_come_in_time_is_refused_and_an_idle_connection_jus
     assert!(talk(&server, b"").await.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_drips_is_not_waited_for() {
+    let server = Server::start().await;
+    let mut socket = TcpStream::connect(&server.address).await.unwrap();
+    let head = format!(
+        "POST {TASKS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: 1000\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let mut answer = Vec::new();
+    while Answer::parse(&answer).is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "each byte buys no more time");
+        socket.write_all(b" ").await.unwrap();
+        let wait = Duration::from_secs(10);
+        let _ = tokio::time::timeout(wait, socket.read_buf(&mut answer)).await;
+    }
+    Answer::parse(&answer).unwrap().refused(408, "invalid_request", None);
+}
+
 #[tokio::test]
 async fn what_follows_a_good_request_is_refused_after_its_answer() {
     let server = Server::start().await;
