@@ -129,6 +129,36 @@ fn the_routers_own_refusals_have_the_same_form() {
 }
 
 #[test]
+fn what_is_no_request_is_refused_in_the_same_form() {
+    let server = Server::start("[pools.local]\nmax = 0\n");
+    let host = "host: localhost\r\n";
+    let long = "x".repeat(20_000);
+    for (request, status, param) in [
+        ("nonsense\r\n\r\n".to_owned(), 400, None),
+        (format!("GET {TASKS} HTTP/1.1\r\n{host}x: {long}\r\n\r\n"), 431, None),
+        (format!("GET {TASKS}?{long} HTTP/1.1\r\n{host}\r\n"), 414, None),
+        (format!("GET {TASKS} HTTP/3.0\r\n{host}\r\n"), 505, None),
+        (
+            format!("POST {TASKS} HTTP/1.1\r\n{host}content-length: 1, 2\r\n\r\n"),
+            400,
+            Some("Content-Length"),
+        ),
+        (format!("GET {TASKS} HTTP/1.1\r\nconnection: close\r\n\r\n"), 400, Some("Host")),
+    ] {
+        let mut connection = TcpStream::connect(server.address()).expect("connected");
+        connection.write_all(request.as_bytes()).expect("sent");
+        check(&read(connection), status, "invalid_request", param);
+    }
+}
+
+#[test]
+fn a_refusal_is_heard_by_who_sends_all_before_it_listens() {
+    let server = Server::start("max_body_bytes = 100_000\n[pools.local]\nmax = 0\n");
+    let body = vec![b' '; 20 << 20];
+    check(&send(&server, &format!("POST {TASKS}"), &body), 413, "body_too_large", None);
+}
+
+#[test]
 fn a_body_that_is_announced_as_too_long_is_refused_before_it_comes() {
     let server = Server::start("max_body_bytes = 100_000\n[pools.local]\nmax = 0\n");
     let mut connection = TcpStream::connect(server.address()).expect("connected");

@@ -94,7 +94,7 @@ fn the_longest_seconds_are_those_that_the_message_names() {
         assert_eq!(with(321.0 / f64::from(fps)).expect("so is the exact length").frames, 321);
         with(most.next_up()).expect_err("nothing above it");
     }
-    for never in [0.0, -1.0, f64::MIN_POSITIVE * -1.0] {
+    for never in [0.0, -1.0, -f64::MIN_POSITIVE] {
         let refused = resolve(serde_json::json!({"prompt": "p", "seconds": never}));
         assert_eq!(refused.expect_err("refused").param, "seconds");
     }
