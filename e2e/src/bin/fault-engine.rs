@@ -3,7 +3,8 @@
 //!
 //! Settings of its model: `journal`, the file of the journal; `step_ms`, the length of a step;
 //! `gate`, a file for which `hold` waits; `broken`, a file that makes every engine of one worker
-//! fail, whatever the prompt; `load`, how to misbehave before any prompt.
+//! fail, whatever the prompt; `load`, how to misbehave before any prompt; `deaf`, to go on after the
+//! end of the input.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Write};
@@ -23,11 +24,18 @@ use serde_json::{Value, json};
 fn main() {
     let (sender, inbox) = channel();
     std::thread::spawn(move || {
+        let mut deaf = false;
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             let message = serde_json::from_str(&line).expect("the worker keeps to the protocol");
+            if let ToEngine::Load(load) = &message {
+                deaf = load.settings.get("deaf") == Some(&Value::Bool(true));
+            }
             if sender.send(message).is_err() {
                 return;
             }
+        }
+        if deaf {
+            wait_for_ever();
         }
         // Whatever the engine is at: its worker is gone.
         exit(0);

@@ -5,7 +5,7 @@ use rayreel_domain::Code;
 use rayreel_domain::task::{Outcome, State};
 use serde_json::json;
 
-use crate::rig::{Faults, Server, only, until};
+use crate::rig::{Faults, LONG, Process, Server, only, until};
 
 const ONE_TRY: &str = "[retry]\nmax_failures = 1\n";
 
@@ -132,4 +132,15 @@ fn an_engine_that_is_killed_from_outside_is_replaced_and_the_task_tried_again() 
     assert!(error.message.contains("signal 9"), "{error:?}");
     assert_eq!(task.attempts.len(), 2);
     assert_eq!(task.attempts[0].worker, task.attempts[1].worker);
+}
+
+#[test]
+fn an_engine_that_hears_nothing_dies_with_its_worker() {
+    let faults = Faults::new();
+    let server = Server::start(&faults.model_with("fault", "", "deaf = true"));
+    server.api().submit(&json!({"model": "fault", "prompt": "silence"}));
+    let note = until("its engine works", || faults.noted("generate").first().cloned());
+    let engine = Process::find(note.pid).expect("the engine runs");
+    Process::find(note.worker).expect("its worker runs").kill();
+    assert!(engine.wait(LONG), "the engine has outlived its worker");
 }

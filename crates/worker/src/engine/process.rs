@@ -1,11 +1,14 @@
 //! An engine's process: started without a shell in a group of its own, watched to its end, and
 //! killed with everything it has started.
+//!
+//! A worker that is killed can't do that any more. Most engines end with their input; on Linux the
+//! kernel kills one that does not. What such an engine had started itself is not reached.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,17 +51,16 @@ impl Group {
 
 impl Process {
     pub(crate) fn start(setup: &EngineSetup, program: &Path) -> io::Result<Self> {
-        let mut child = command(setup, program)?
+        let mut command = command(setup, program)?;
+        command
             .env_clear()
             .envs(environment::kept())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
-        let pid = Pid::from_child(&child);
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (group, exit) = watch(child, pid)?;
+            .process_group(0);
+        die_with_the_worker(&mut command);
+        let Watched { pid, pipes, group, exit } = watch(command)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             group.kill();
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -126,21 +128,56 @@ fn command(setup: &EngineSetup, program: &Path) -> io::Result<Command> {
     }
 }
 
-type Watched = (Arc<Group>, watch::Receiver<Option<ExitStatus>>);
+/// Has the kernel kill the engine when the thread that starts it ends, which is when this process
+/// does: see [`watch`].
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "only the child itself can ask for this, between fork and exec")]
+fn die_with_the_worker(command: &mut Command) {
+    let worker = Pid::from_raw(std::process::id().cast_signed());
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Who was dead before that sends no signal.
+        if rustix::process::getppid() != worker {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: two system calls and a comparison; nothing allocates, locks or panics.
+    unsafe { command.pre_exec(ask) };
+}
 
-/// Watches a process to its end from a thread of its own.
-fn watch(child: Child, pid: Pid) -> io::Result<Watched> {
-    let group = Arc::new(Group(Mutex::new(Some(pid))));
+#[cfg(not(target_os = "linux"))]
+fn die_with_the_worker(_: &mut Command) {}
+
+/// A process that is being watched.
+struct Watched {
+    pid: Pid,
+    pipes: (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>),
+    group: Arc<Group>,
+    exit: watch::Receiver<Option<ExitStatus>>,
+}
+
+/// Starts a process and watches it to its end, both from a thread of its own: the kernel takes the
+/// end of the thread that started a process for the end of its parent.
+fn watch(mut command: Command) -> io::Result<Watched> {
+    let (tell, started) = std::sync::mpsc::sync_channel(1);
     let (told, exit) = watch::channel(None);
-    let watched = Arc::clone(&group);
-    let started = std::thread::Builder::new()
-        .name("engine-exit".into())
-        .spawn(move || told.send_replace(Some(see_off(child, pid, &watched))));
-    if let Err(error) = started {
-        group.kill();
-        return Err(error);
-    }
-    Ok((group, exit))
+    let watcher = move || {
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        let pid = Pid::from_child(&child);
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let group = Arc::new(Group(Mutex::new(Some(pid))));
+        let watched = Watched { pid, pipes, group: Arc::clone(&group), exit };
+        if tell.send(Ok(watched)).is_err() {
+            group.kill();
+        }
+        told.send_replace(Some(see_off(child, pid, &group)));
+    };
+    std::thread::Builder::new().name("engine".into()).spawn(watcher)?;
+    started.recv().map_err(io::Error::other)?
 }
 
 /// Waits for the end of the process, kills what it has left behind, and reaps it: in this order,
