@@ -181,7 +181,7 @@ codes! {
         "The engine said nothing for longer than the model's `silence_seconds`, or did not stop when asked, and was killed."
         "Raise the setting if a step of this model takes that long.";
     EngineLoadFailed "engine_load_failed" Task 410 10 false
-        "The engine could not load the model."
+        "The engine could not load the model, or ended while it did; the detail has its last lines."
         "See the engine's last lines; check the checkpoint and the settings of the model.";
     OutOfMemory "out_of_memory" Task 410 10 false
         "GPU or host memory ran out."

@@ -386,9 +386,9 @@ impl Engine {
 
     /// The failure of an engine whose output has ended.
     async fn gone(&mut self) -> Failure {
-        let doing = match self.state {
-            State::Loading => "while it loaded the model",
-            _ => "in the middle of the task",
+        let (doing, code) = match self.state {
+            State::Loading => ("while it loaded the model", Code::EngineLoadFailed),
+            _ => ("in the middle of the task", Code::EngineCrashed),
         };
         let failure = match self.process.ended(LAG).await {
             None => {

@@ -172,9 +172,27 @@ fn a_model_that_does_not_load_is_told_with_the_engines_reason() {
         ),
         (
             "hear(); log('no such file'); os._exit(7)",
-            Code::EngineCrashed,
+            Code::EngineLoadFailed,
             true,
             "status 7 while it loaded",
+        ),
+        (
+            "log('no such file'); os.kill(os.getpid(), signal.SIGKILL)",
+            Code::EngineLoadFailed,
+            true,
+            "as the kernel does when memory runs out, while it loaded",
+        ),
+        (
+            "hear(); log('no such file'); os.close(1)",
+            Code::EngineProtocol,
+            true,
+            "closed its standard output while it loaded",
+        ),
+        (
+            "hear(); log('no such file'); print('Loading shards: 10%', flush=True)",
+            Code::EngineProtocol,
+            true,
+            "Loading shards: 10%",
         ),
         (
             "hear(); log('no such file'); step(dict(id='x'))",
