@@ -2,7 +2,9 @@
 //!
 //! Each failure of an engine becomes a [`Failure`] with a code of its own and the last lines of
 //! its standard error. An engine that breaks the protocol, falls silent or does not stop when asked
-//! is killed with its process group; the next task gets a fresh one.
+//! is killed with its process group; the next task gets a fresh one. So does the task after an
+//! engine that has spoken without being asked: what it says of an ended task is not the next one's
+//! failure.
 
 mod environment;
 mod process;
@@ -61,11 +63,12 @@ impl Host {
     /// An engine with this model, ready to generate. If this is dropped, the engine goes on
     /// loading, and the next call finds it.
     pub(crate) async fn load(&mut self, setup: &ModelSetup) -> Result<&mut Engine, Failure> {
-        let mut engine = match self.engine.take() {
-            Some(engine) if engine.is_alive() && engine.serves(setup) => engine,
-            other => {
-                if let Some(old) = other {
-                    old.note_unasked_end();
+        let mut old = self.engine.take();
+        let fits = old.as_mut().is_some_and(|old| old.is_fit() && old.serves(setup));
+        let mut engine = match old {
+            Some(old) if fits => old,
+            old => {
+                if let Some(old) = old {
                     old.leave().await;
                 }
                 Engine::start(setup, &self.program)?
@@ -125,6 +128,10 @@ pub(crate) struct Engine {
     inbox: Vec<u8>,
     /// When the engine last gave a sign of life.
     heard: Instant,
+    /// The generation before this one.
+    before: Option<String>,
+    /// It has said something of a generation that had ended; it will not get another one.
+    confused: bool,
 }
 
 impl Engine {
@@ -144,6 +151,8 @@ impl Engine {
             outbox: Vec::new(),
             inbox: Vec::new(),
             heard: Instant::now(),
+            before: None,
+            confused: false,
         };
         engine.say(&ToEngine::Load(Load {
             protocol: PROTOCOL,
@@ -164,6 +173,38 @@ impl Engine {
 
     fn is_alive(&self) -> bool {
         self.state != State::Dead && self.process.status().is_none()
+    }
+
+    /// May it have a task? An idle engine has nothing to say, and has not ended: says in the log
+    /// what else it did, which no task will tell.
+    fn is_fit(&mut self) -> bool {
+        if self.state == State::Dead || self.confused {
+            return false;
+        }
+        let model = &self.setup.name;
+        if let Some(status) = self.process.status() {
+            let detail = self.process.stderr.text();
+            tracing::warn!(%model, %status, detail, "the idle engine has ended");
+            return false;
+        }
+        if self.state != State::Idle {
+            return true;
+        }
+        let mut unasked = std::mem::take(&mut self.inbox);
+        // Whether or not the runtime has noticed it yet.
+        let mut more = [0; 1024];
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.process.stdout, &mut more));
+        match read {
+            Err(rustix::io::Errno::AGAIN) if unasked.is_empty() => return true,
+            Ok(0) if unasked.is_empty() => {
+                tracing::warn!(%model, "the idle engine has closed its standard output; restarting it");
+                return false;
+            }
+            read => unasked.extend_from_slice(&more[..read.unwrap_or(0)]),
+        }
+        let said = excerpt(unasked.trim_ascii_end());
+        tracing::warn!(%model, said, "the engine spoke without being asked; restarting it");
+        false
     }
 
     /// Waits until the model is loaded. Cancel safe.
@@ -203,20 +244,21 @@ impl Engine {
         let id = generate.id.clone();
         self.process.stderr.forget();
         self.heard = Instant::now();
+        self.before.take_if(|before| *before == id);
         self.state = State::Generating { id: id.clone() };
         self.say(&ToEngine::Generate(generate));
         loop {
-            match self.listen().await? {
+            match self.hear().await? {
                 FromEngine::Progress { id: of, step, steps, stage } if of == id => {
                     let stage = stage.chars().take(MAX_STAGE).collect();
                     progress(Progress { stage, step: step.min(steps), steps });
                 }
                 FromEngine::Done(done) if done.id == id => {
-                    self.state = State::Idle;
+                    self.rest(id);
                     return Ok(done);
                 }
                 FromEngine::Error(error) if error.id.as_ref() == Some(&id) => {
-                    return Err(self.failed(error).await);
+                    return Err(self.failed(id, error).await);
                 }
                 other => return Err(self.unexpected(&other, "in the middle of the task").await),
             }
@@ -224,7 +266,7 @@ impl Engine {
     }
 
     /// Turns the engine's own error into a failure.
-    async fn failed(&mut self, error: EngineError) -> Failure {
+    async fn failed(&mut self, id: String, error: EngineError) -> Failure {
         let EngineError { code, message, retryable, .. } = error;
         let (code, retryable) = match code {
             EngineErrorCode::OutOfMemory => (Code::OutOfMemory, retryable),
@@ -240,8 +282,14 @@ impl Engine {
                 return self.broken(self::retryable(Code::EngineProtocol, message)).await;
             }
         };
-        self.state = State::Idle;
+        self.rest(id);
         self.explained(Failure { retryable, ..Failure::new(code, message) })
+    }
+
+    /// The generation has ended, as far as it is the engine's.
+    fn rest(&mut self, id: String) {
+        self.state = State::Idle;
+        self.before = Some(id);
     }
 
     /// Stops the generation under way: asks, and kills if the engine does not answer in time.
@@ -252,7 +300,7 @@ impl Engine {
         self.say(&ToEngine::Cancel { id: id.clone() });
         let grace = Duration::from_millis(self.setup.grace_ms);
         match timeout(grace, self.last_word(&id)).await {
-            Ok(Ok(())) => self.state = State::Idle,
+            Ok(Ok(())) => self.rest(id),
             // Dead already.
             Ok(Err(failure)) => tracing::warn!(%id, message = failure.message, "engine broke off"),
             Err(_) => {
@@ -266,7 +314,7 @@ impl Engine {
     /// Waits for the message that ends a generation, whichever it is: it may just have been done.
     async fn last_word(&mut self, id: &str) -> Result<(), Failure> {
         loop {
-            match self.listen().await? {
+            match self.hear().await? {
                 FromEngine::Progress { id: of, .. } if of == id => {}
                 FromEngine::Done(done) if done.id == id => return Ok(()),
                 FromEngine::Error(error) if error.id.as_deref() == Some(id) => return Ok(()),
@@ -292,16 +340,6 @@ impl Engine {
         self.kill().await;
     }
 
-    /// Says in the log that an engine has ended between two tasks, which no task will tell.
-    fn note_unasked_end(&self) {
-        if self.state != State::Dead
-            && let Some(status) = self.process.status()
-        {
-            let detail = self.process.stderr.text();
-            tracing::warn!(model = %self.setup.name, %status, detail, "the idle engine has ended");
-        }
-    }
-
     /// Kills the process group and waits until the engine is gone, so that its memory is free and
     /// nobody writes into its directory any more.
     async fn kill(&mut self) {
@@ -321,6 +359,19 @@ impl Engine {
         match &mut self.process.stdin {
             Some(stdin) => write_out(stdin, &mut self.outbox).await,
             None => Ok(()),
+        }
+    }
+
+    /// The engine's next message that is not about the generation before. Cancel safe.
+    async fn hear(&mut self) -> Result<FromEngine, Failure> {
+        loop {
+            let message = self.listen().await?;
+            if self.before.is_none() || id_of(&message) != self.before.as_deref() {
+                return Ok(message);
+            }
+            let (model, said) = (&self.setup.name, named(&message));
+            tracing::warn!(%model, said, "too late: that task has ended; restarting after this one");
+            self.confused = true;
         }
     }
 
@@ -395,26 +446,13 @@ impl Engine {
                 let message = format!("the engine closed its standard output {doing}");
                 retryable(Code::EngineProtocol, message)
             }
-            Some(status) => {
-                let message = format!("the engine {} {doing}", ending(status));
-                retryable(Code::EngineCrashed, message)
-            }
+            Some(status) => retryable(code, format!("the engine {} {doing}", ending(status))),
         };
         self.broken(failure).await
     }
 
     async fn unexpected(&mut self, message: &FromEngine, when: &str) -> Failure {
-        let message = match message {
-            FromEngine::Ready { .. } => "`ready`".to_owned(),
-            FromEngine::Progress { id, .. } => format!("`progress` of {}", quoted(id)),
-            FromEngine::Done(done) => format!("`done` of {}", quoted(&done.id)),
-            FromEngine::Error(EngineError { id: Some(id), .. }) => {
-                format!("`error` of {}", quoted(id))
-            }
-            FromEngine::Error(EngineError { message, .. }) => {
-                format!("`error` without an id ({})", quoted(message))
-            }
-        };
+        let message = named(message);
         self.protocol(format!("the engine said {message} {when}")).await
     }
 
@@ -449,6 +487,31 @@ async fn until(moment: Option<Instant>) {
 
 fn retryable(code: Code, message: impl Into<String>) -> Failure {
     Failure { retryable: true, ..Failure::new(code, message) }
+}
+
+/// The generation that a message is about.
+fn id_of(message: &FromEngine) -> Option<&str> {
+    match message {
+        FromEngine::Ready { .. } => None,
+        FromEngine::Progress { id, .. } => Some(id),
+        FromEngine::Done(done) => Some(&done.id),
+        FromEngine::Error(error) => error.id.as_deref(),
+    }
+}
+
+/// A message in a few words.
+fn named(message: &FromEngine) -> String {
+    match message {
+        FromEngine::Ready { .. } => "`ready`".to_owned(),
+        FromEngine::Progress { id, .. } => format!("`progress` of {}", quoted(id)),
+        FromEngine::Done(done) => format!("`done` of {}", quoted(&done.id)),
+        FromEngine::Error(EngineError { id: Some(id), .. }) => {
+            format!("`error` of {}", quoted(id))
+        }
+        FromEngine::Error(EngineError { message, .. }) => {
+            format!("`error` without an id ({})", quoted(message))
+        }
+    }
 }
 
 /// How a process has ended, in words.

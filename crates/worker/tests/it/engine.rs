@@ -329,6 +329,87 @@ fn an_engine_that_dies_between_two_tasks_costs_neither() {
     rig.finish();
 }
 
+/// Does three tasks with an engine that is told by the prompt of the second what to do there; says
+/// which processes made the files.
+fn three_tasks(rig: &mut Rig, second: &str) -> Vec<Vec<u8>> {
+    let model = rig.model(&format!(
+        "
+load = ready()
+last = None
+while True:
+    job = hear()
+    what = job['request']['prompt']
+    {second}
+    done(job)
+    last = job
+"
+    ));
+    let before = rig.peer.see(|script| script.count("commit"));
+    for (n, prompt) in ["first", "second", "third"].into_iter().enumerate() {
+        rig.ask(&model, prompt);
+        rig.peer.wait_for("commit", before + n + 1);
+    }
+    rig.peer.see(|script| {
+        assert_eq!(script.count("fail"), 0, "{second}: {:?}", script.failures());
+        script.files()[before..].iter().map(|file| file.to_vec()).collect()
+    })
+}
+
+#[test]
+fn what_an_idle_engine_says_is_not_the_next_tasks_failure() {
+    let mut rig = Rig::new();
+    // In one write with the answer: it is there when the next task comes.
+    let twice = |more: &str| {
+        format!(
+            "if what == 'second': put(job, str(os.getpid())); \
+             text = json.dumps(dict(type='done', id=job['id'], files=[announce()])) + '\\n'; \
+             sys.stdout.write(text + {more}); sys.stdout.flush(); continue"
+        )
+    };
+    for more in ["text", "'Saved video.mp4\\n'", "'half a line'", "json.dumps(load) + '\\n'"] {
+        let files = three_tasks(&mut rig, &twice(more));
+        assert_eq!(files[0], files[1], "{more}: the same engine until then");
+        assert_ne!(files[1], files[2], "{more}: it can't be trusted any more");
+    }
+    rig.finish();
+}
+
+#[test]
+fn what_an_engine_says_too_late_of_an_ended_task_is_not_the_running_ones_failure() {
+    let mut rig = Rig::new();
+    for late in ["done(last, files=[announce()])", "step(last)", "error(last, 'failed')"] {
+        let files = three_tasks(&mut rig, &format!("if what == 'second': {late}"));
+        assert_eq!(files[0], files[1], "{late}: the task it was heard in goes on");
+        assert_ne!(files[1], files[2], "{late}: the next one gets a fresh engine");
+    }
+    rig.finish();
+}
+
+#[test]
+fn an_idle_engine_that_closes_its_output_is_replaced_without_harm() {
+    let mut rig = Rig::new();
+    let marker = rig.path("marker");
+    let model = rig.model(&format!(
+        "
+load = ready()
+while True:
+    job = hear()
+    done(job)
+    if not os.path.exists({marker}): os.close(1); first({marker})
+"
+    ));
+    rig.assign(&model);
+    rig.peer.wait_for("claim", 2);
+    let closed = rig.dir.path().join("marker");
+    while !closed.exists() {
+        std::thread::yield_now();
+    }
+    rig.assign(&model);
+    rig.peer.wait_for("commit", 2);
+    assert_eq!(rig.peer.see(|script| script.count("fail")), 0);
+    rig.finish();
+}
+
 #[test]
 fn a_task_that_takes_too_long_is_stopped_and_its_engine_stays() {
     let mut rig = Rig::new();
