@@ -148,8 +148,8 @@ codes! {
         "The store failed in the middle: the call may or may not have taken effect."
         "Repeat it with the same Idempotency-Key; a repetition is safe.";
     StorageFull "storage_full" Capacity 507 7 true
-        "The artifact store has no room for the file."
-        "Free space; the worker keeps the file and tries again.";
+        "The artifact store has no room for the file, or a worker none for its work."
+        "Free space: the worker keeps its file and tries again, a worker without room is started again.";
     ServerUnreachable "server_unreachable" Capacity 503 7 true
         "No server answers at the address."
         "Check `--server`, or start one with `rayreel serve`.";
@@ -202,8 +202,8 @@ codes! {
         "Too many workers vanished while they held this task."
         "Often the task itself kills them (host memory): see its attempts.";
     Interrupted "interrupted" Task 410 10 false
-        "Workers gave this task back too often because they were stopped."
-        "Give workers more time to drain.";
+        "Workers gave this task back too often: they were stopped, or could not write to their scratch directories."
+        "Give workers more time to drain; see the workers' logs.";
 }
 
 impl Code {

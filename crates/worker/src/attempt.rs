@@ -39,7 +39,7 @@ const INPUT: Duration = Duration::from_secs(300);
 const INPUT_TRIES: u32 = 3;
 
 /// What is left to do after an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum After {
     /// The next claim.
     Claim,
@@ -49,6 +49,8 @@ pub(crate) enum After {
     Abort,
     /// Another worker has this one's name.
     Replaced,
+    /// Deregister and exit with this error: the worker can do no task.
+    Unfit(crate::Error),
 }
 
 /// Why an attempt stops before its end.
@@ -56,6 +58,8 @@ pub(crate) enum After {
 enum Stop {
     Ended(Ended),
     Failed(Failure),
+    /// It is the worker that can't go on; no task is to blame.
+    Unfit(crate::Error),
     /// `max_run` is over.
     OutOfTime,
     /// The grace period of the first signal is over.
@@ -150,11 +154,11 @@ async fn work(
     let desk = worker
         .scratch
         .desk(&format!("{}-{}", fence.task, fence.attempt))
-        .map_err(|error| Stop::Failed(on_disk("the attempt's directory", &error)))?;
+        .map_err(|error| Stop::Unfit(worker.scratch.unfit(error)))?;
     let hold = leash.hold;
     let product = tokio::select! {
         biased;
-        made = make(&mut worker.host, &worker.server, &desk, assignment, hold) => made?,
+        made = make(worker, &desk, assignment, hold) => made?,
         why = leash.pulled() => return Err(halted(worker, why, desk).await),
         () = run => return Err(halted(worker, Stop::OutOfTime, desk).await),
     };
@@ -222,6 +226,18 @@ async fn conclude(worker: &mut Worker, fence: Fence, why: Stop, leash: &mut Leas
         // Nothing of it is ours to report.
         Stop::Ended(Ended::Cancelled | Ended::Lost | Ended::Abandoned) => After::Claim,
         Stop::Failed(failure) => fail(worker, fence, failure, leash).await,
+        Stop::Unfit(error) => {
+            tracing::error!(%error, "this worker can do no task");
+            let release = release(worker, fence);
+            let call = worker.server.insist::<_, Done>("release", &release, RELEASE);
+            match leash.answered(call).await {
+                Ok(given) => log_release(fence, given),
+                Err(Stop::Aborted) => return After::Abort,
+                // The farewell gives it back.
+                Err(_) => {}
+            }
+            After::Unfit(error)
+        }
         Stop::OutOfTime => {
             let message = "the attempt took longer than it may, and was stopped";
             fail(worker, fence, Failure::new(Code::MaxRunExceeded, message), leash).await
@@ -298,17 +314,17 @@ fn log_release(fence: Fence, given: Result<Done, api::Error>) {
 
 /// Has the engine make the files, and looks at them.
 async fn make(
-    host: &mut Host,
-    server: &Server,
+    worker: &mut Worker,
     desk: &Desk,
     assignment: &Assignment,
     hold: &Hold,
 ) -> Result<Product, Stop> {
+    let Worker { host, server, scratch, .. } = worker;
     let Assignment { fence, request, model, .. } = assignment;
     let image = match &request.image {
         Some(input) => {
             hold.progress(Progress { stage: "fetch".into(), step: 0, steps: 1 });
-            Some(fetch(server, *fence, input, desk).await?)
+            Some(fetch(server, *fence, input, desk, scratch).await?)
         }
         None => None,
     };
@@ -318,9 +334,18 @@ async fn make(
     let id = format!("{}/{}", fence.task, fence.attempt);
     let image = image.map(|path| path.to_string_lossy().into_owned());
     let request = request.for_engine(image);
-    generate(host, model, desk, id, request, |progress| hold.progress(progress))
-        .await
-        .map_err(Stop::Failed)
+    let made = generate(host, model, desk, id, request, |progress| hold.progress(progress)).await;
+    made.map_err(|failure| match scratch.check_room() {
+        // An engine that finds no room for its files fails in one way or another.
+        Err(error) if failure.code.blames_engine() => {
+            tracing::warn!(
+                task = %fence.task, code = %failure.code, message = failure.message,
+                detail = failure.detail, "the engine failed for want of room",
+            );
+            Stop::Unfit(scratch.unfit(error))
+        }
+        _ => Stop::Failed(failure),
+    })
 }
 
 async fn generate(
@@ -359,7 +384,13 @@ async fn generate(
 
 /// Fetches the image that a task starts from. Gives up only on a refusal or a damaged file: the
 /// keeper decides how long to hold on to the attempt.
-async fn fetch(server: &Server, fence: Fence, input: &Input, desk: &Desk) -> Result<PathBuf, Stop> {
+async fn fetch(
+    server: &Server,
+    fence: Fence,
+    input: &Input,
+    desk: &Desk,
+    scratch: &Scratch,
+) -> Result<PathBuf, Stop> {
     let extension = if input.media_type == "image/png" { "png" } else { "jpg" };
     let path = desk.beside(&format!("input.{extension}"));
     let mut outage = Outage::new("inputs");
@@ -371,9 +402,7 @@ async fn fetch(server: &Server, fence: Fence, input: &Input, desk: &Desk) -> Res
                 return Ok(path);
             }
             Ok(Some(damage)) => damage,
-            Err(Download::Disk(error)) => {
-                return Err(Stop::Failed(on_disk("the image", &error)));
-            }
+            Err(Download::Disk(error)) => return Err(Stop::Unfit(scratch.unfit(error))),
             Err(Download::Call(error)) if error.is_passing() => {
                 sleep(outage.failed(&error)).await;
                 continue;

@@ -128,6 +128,7 @@ impl Worker {
                     After::Leave => return self.farewell().await,
                     After::Abort => return Ok(Exit::Aborted),
                     After::Replaced => return End::Replaced.exit(&self.identity.worker),
+                    After::Unfit(error) => return self.farewell().await.and(Err(error)),
                 },
                 Claimed::Nothing if asked.elapsed() >= SOON => pause.reset(),
                 Claimed::Nothing => tokio::select! {

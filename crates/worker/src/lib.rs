@@ -24,6 +24,7 @@ mod scratch;
 mod upload;
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -115,12 +116,12 @@ pub enum Error {
     Unauthorized { url: String, message: String },
     #[error("the server at {url} refused the call `{call}` with status {status}: {message}")]
     Refused { url: String, call: &'static str, status: u16, code: Option<Code>, message: String },
-    #[error("{}: {error}", path.display())]
-    Scratch { path: PathBuf, error: std::io::Error },
+    #[error("the scratch directory {} can't be used: {error}", path.display())]
+    Scratch { path: PathBuf, error: io::Error },
     #[error("the HTTP client can't be set up: {0}")]
     Http(#[from] reqwest::Error),
     #[error("the thread that keeps leases can't be started: {0}")]
-    Keeper(std::io::Error),
+    Keeper(io::Error),
 }
 
 impl Error {
@@ -131,9 +132,14 @@ impl Error {
             Self::Replaced { .. } => Code::StaleWorker,
             Self::Unauthorized { .. } => Code::Unauthorized,
             Self::Refused { code, .. } => code.unwrap_or(Code::Internal),
+            Self::Scratch { error, .. } if is_full(error) => Code::StorageFull,
             Self::Scratch { .. } | Self::Http(_) | Self::Keeper(_) => Code::Internal,
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Works until a signal, the server or an error ends it. Whenever this returns, or is dropped, the

@@ -1,6 +1,7 @@
 //! Where unfinished files lie: `SCRATCH/WORKER/TASK-ATTEMPT/`, with the engine's files below `out`.
 //!
-//! Nothing in a path comes from a user.
+//! Nothing in a path comes from a user. A worker that can't write here can't do any task: it gives
+//! back what it has and ends, and another one starts only when there is room again.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rayreel_domain::WorkerName;
 use rustix::fs::{Mode, OFlags};
+
+/// A worker that has less room than this, in bytes, does not start. Most videos need far less.
+const ROOM: u64 = 64 << 20;
 
 /// The directory of one worker.
 #[derive(Debug)]
@@ -30,11 +34,13 @@ impl Scratch {
         let parent = parent.canonicalize().map_err(error_at(parent))?;
         let path = parent.join(worker.as_str());
         remove(&path).and_then(|()| private(&path)).map_err(error_at(&path))?;
+        check_room(&path).map_err(error_at(&path))?;
         Ok(Self { path })
     }
 
     /// Makes a fresh directory that lives as long as the answer.
     pub(crate) fn desk(&self, name: &str) -> io::Result<Desk> {
+        check_room(&self.path)?;
         let path = self.path.join(name);
         match private(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -49,6 +55,16 @@ impl Scratch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         desk.beneath = Some(rustix::fs::open(&desk.out, flags, Mode::empty())?);
         Ok(desk)
+    }
+
+    /// What the worker ends with when it can't write here.
+    pub(crate) fn unfit(&self, error: io::Error) -> crate::Error {
+        crate::Error::Scratch { path: self.path.clone(), error }
+    }
+
+    /// Is there room for what an engine may make? One that has none fails in ways of its own.
+    pub(crate) fn check_room(&self) -> io::Result<()> {
+        check_room(&self.path)
     }
 }
 
@@ -91,6 +107,17 @@ impl Drop for Desk {
             tracing::warn!(path = %self.path.display(), %error, "scratch files could not be removed");
         }
     }
+}
+
+fn check_room(path: &Path) -> io::Result<()> {
+    let disk = rustix::fs::statvfs(path)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= ROOM {
+        return Ok(());
+    }
+    let (free, room) = (free >> 20, ROOM >> 20);
+    let message = format!("only {free} MiB are free, a worker needs {room} MiB; free some space");
+    Err(io::Error::new(io::ErrorKind::StorageFull, message))
 }
 
 fn private(path: &Path) -> io::Result<()> {

@@ -3,15 +3,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
-use rayreel_domain::task::State;
+use rayreel_domain::task::{Outcome, State};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::rig::{RawWorker, Server, until};
+use crate::rig::{Faults, RawWorker, Server, only, until};
 
 const NO_FLEET: &str = "[pools.local]\nmax = 0\n";
 
@@ -130,6 +130,32 @@ fn a_full_disk_refuses_what_it_can_not_keep_and_loses_nothing_that_it_has() {
     stored.reverse();
     assert_eq!(stored, ids, "each once, in its order, and none besides");
     assert_eq!(server.api().content(&ids[0]), video);
+}
+
+#[test]
+fn a_full_scratch_disk_costs_no_task_a_try_and_is_told() {
+    let Some(disk) = Disk::mount(80) else { return };
+    let faults = Faults::new();
+    let one_try = "[retry]\nmax_failures = 1\n";
+    let server = Server::start(&format!("{one_try}{}", faults.model("fault", "")));
+    let scratch = server.home().join("scratch");
+    fs::remove_dir(&scratch).expect("empty");
+    symlink(disk.path(), &scratch).expect("linked");
+    let api = server.api();
+    let id = api.submit(&json!({"model": "fault", "prompt": "hold"})).id;
+    until("its engine works", || faults.noted("step").pop());
+
+    disk.fill();
+    faults.open_gate();
+    let task = api.wait_for(&id, "blocked", |task| task.waiting_reason.is_some());
+    assert_eq!(task.status, State::Queued);
+    assert_eq!(only(task.attempts).outcome, Some(Outcome::Released), "uncharged");
+    let reason = task.waiting_reason.unwrap_or_default();
+    assert!(reason.contains("only 0 MiB are free"), "{reason}");
+    assert!(reason.contains(disk.path().to_str().expect("plain")), "{reason}");
+
+    disk.free();
+    api.wait_for_success(&id);
 }
 
 #[test]

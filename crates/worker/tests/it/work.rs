@@ -1,5 +1,6 @@
 //! A task's way through a worker when nothing goes wrong, and what the engine gets to see.
 
+use rayreel_domain::Code;
 use rayreel_domain::wire::worker::{Assignment, Claimed};
 use rayreel_worker::{Error, Exit};
 use serde_json::Value;
@@ -244,4 +245,26 @@ fn an_address_that_is_none_is_a_clear_error() {
         let error = rig.ended().unwrap_err();
         assert!(matches!(error, Error::Address { .. }), "{url}: {error}");
     }
+}
+
+#[test]
+fn a_worker_that_can_not_write_gives_its_task_back_and_ends_with_the_reason() {
+    let mut rig = Rig::new();
+    let model = rig.model(GOOD);
+    rig.peer.wait_for("claim", 1);
+    let scratch = rig.dir.path().join("scratch/worker-1");
+    std::fs::remove_dir(&scratch).unwrap();
+    let fence = rig.assign(&model);
+    let error = rig.ended().unwrap_err();
+    assert_eq!(error.code(), Code::Internal);
+    assert!(error.to_string().contains(scratch.to_str().unwrap()), "{error}");
+    rig.peer.see(|script| {
+        assert_eq!(script.count("fail"), 0, "no fault of the task");
+        let released = script.named("release").map(|call| match call {
+            Call::Release(release) => release.fence,
+            _ => unreachable!("it is named so"),
+        });
+        assert_eq!(released.collect::<Vec<_>>(), [fence]);
+        assert_eq!(script.calls.last().map(Call::name), Some("deregister"));
+    });
 }
