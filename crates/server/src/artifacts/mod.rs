@@ -9,6 +9,8 @@
 //! task_…/{hash of the fence}/{index}-{sha256}   an output of an attempt
 //! ```
 
+mod draft;
+
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -18,10 +20,13 @@ use axum::body::Bytes;
 use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use rayreel_domain::id::TaskId;
 use rayreel_domain::lease::Fence;
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
+
+use draft::Draft;
 
 /// What must fit for the store to be called writable: more than one change of a task writes.
 const PROBE_BYTES: usize = 64 << 10;
@@ -148,9 +153,8 @@ impl Artifacts {
         bytes: u64,
         sha256: &str,
     ) -> Result<(), Error> {
-        // Dropped before it is complete, for whatever reason, it removes what it has written.
-        let mut upload: Box<dyn MultipartUpload> = self.files.put_multipart(&key.0).await?;
-        let mut hash = Sha256::new();
+        // Dropped before it is published, for whatever reason, it removes what it has written.
+        let mut draft = Draft::begin(&self.root, self.root.join(key.0.as_ref())).await?;
         let mut length = 0u64;
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|error| Error::Interrupted(error.to_string()))?;
@@ -158,20 +162,15 @@ impl Artifacts {
             if length > bytes {
                 return Err(Error::Mismatch(format!("more than the announced {bytes} bytes")));
             }
-            hash.update(&chunk);
-            upload.put_part(chunk.into()).await?;
+            draft.write(chunk).await?;
         }
         if length < bytes {
             return Err(Error::Mismatch(format!("{length} bytes came, {bytes} were announced")));
         }
-        let found = hex(&hash.finalize());
-        if found != sha256 {
-            return Err(Error::Mismatch(format!(
-                "the bytes have the checksum {found}, announced was {sha256}"
-            )));
-        }
-        upload.complete().await?;
-        Ok(())
+        draft.publish(sha256).await?.map_err(|found| {
+            let what = format!("the bytes have the checksum {found}, announced was {sha256}");
+            Error::Mismatch(what)
+        })
     }
 
     /// Reads a range of a file.
@@ -269,8 +268,14 @@ fn sync_folder(path: &std::path::Path) -> io::Result<()> {
     }
 }
 
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Error> {
-    match tokio::task::spawn_blocking(work).await {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+async fn joined<T>(work: JoinHandle<io::Result<T>>) -> Result<T, Error> {
+    match work.await {
         Ok(done) => Ok(done?),
         Err(error) => Err(Error::Other(error.to_string())),
     }

@@ -68,6 +68,25 @@ async fn what_is_not_as_announced_never_appears() {
     let put = artifacts.put_stream(&key, broken, 5, &sum).await;
     assert!(matches!(put, Err(Error::Interrupted(_))), "{put:?}");
     assert!(matches!(artifacts.head(&key).await, Err(Error::NotFound)));
+    // Whoever drops an upload does not wait for this.
+    while tree(&artifacts).iter().any(|name| name.contains('#')) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_many_batches_is_whole() {
+    let (_dir, artifacts) = store();
+    let whole: Vec<u8> = (0..3_000_001_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let sum = sha256(&whole);
+    let key = Key::output(&fence(1), 0, &sum).expect("a key");
+    let chunks = whole.chunks(100_003).map(|part| Ok::<_, String>(Bytes::copy_from_slice(part)));
+    let length = whole.len() as u64;
+    artifacts.put_stream(&key, stream::iter(chunks), length, &sum).await.expect("put");
+    let parts: Vec<Bytes> =
+        artifacts.get(&key, 0..length).await.expect("opens").try_collect().await.expect("reads");
+    assert!(parts.concat() == whole);
+    assert_eq!(tree(&artifacts).len(), 3, "two folders and the file");
 }
 
 #[tokio::test]
