@@ -89,7 +89,8 @@ fn linked(config: &str) -> Linked {
     let worker = Command::start_with(&server, &words, ("RAYREEL_WORKER_TOKEN", &token));
     let id = server.api().submit(&json!({"model": "fault", "prompt": "hold"})).id;
     server.api().wait_until_running(&id);
-    until("its engine works", || faults.noted("step").first().cloned());
+    // A beat has arrived, so that the claim is confirmed: without one it would leave no trace.
+    server.api().wait_for(&id, "at work", |task| task.progress > 0);
     Linked { server, proxy, faults, id, _worker: worker }
 }
 
