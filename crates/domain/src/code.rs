@@ -112,11 +112,17 @@ codes! {
         "There is no task with this id, or it is not yours, or it has been deleted."
         "Check the id with `rayreel list`.";
     Unauthorized "unauthorized" Permission 401 5 false
-        "The token is missing or wrong."
-        "Workers send `RAYREEL_WORKER_TOKEN`; a local server keeps it in its data directory.";
+        "The key or token is missing, wrong, expired or revoked."
+        "Send `Authorization: Bearer rr_…`; clients of the command line take it from `RAYREEL_TOKEN`. Workers send `RAYREEL_WORKER_TOKEN`; a local server keeps it in its data directory.";
     Forbidden "forbidden" Permission 403 5 false
         "The server answers on this address only for its own host names and pages: the Host or the Origin header is foreign."
         "Call it as localhost, 127.0.0.1 or [::1], and not from another site's page.";
+    ScopeMissing "scope_missing" Permission 403 5 false
+        "The key is right, but not good for this; the message names the scope that it lacks."
+        "Use a key with that scope; `rayreel keys create --scopes …` makes one.";
+    KeyNotFound "key_not_found" Request 404 4 false
+        "There is no key with this id."
+        "`rayreel keys list` shows the ids.";
     StaleLease "stale_lease" Conflict 409 6 false
         "The attempt that reports no longer holds the task: it was cancelled, lost its lease, or another attempt has it."
         "A worker drops the task and claims the next one.";

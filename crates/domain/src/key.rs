@@ -129,7 +129,8 @@ impl Key {
     /// Lower-case hexadecimal SHA-256.
     pub fn hash(&self) -> String {
         let digest = Sha256::digest(self.text.as_bytes());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod feed;
 pub mod fleet;
 pub mod home;
+pub mod keyring;
 pub mod metrics;
 pub mod store;
 
@@ -26,6 +27,7 @@ use estimate::Estimates;
 use feed::Feed;
 use fleet::{Fleet, Targets};
 use home::Home;
+use keyring::{Credentials, Keyring};
 use store::Store;
 use store::sqlite::{Options, SqliteStore};
 
@@ -40,8 +42,7 @@ pub struct Components {
     pub artifacts: Artifacts,
     /// Starts the workers of local pools.
     pub provider: Arc<dyn fleet::Provider>,
-    /// What workers send as bearer token.
-    pub worker_token: String,
+    pub credentials: Credentials,
 }
 
 /// What every handler and duty shares.
@@ -51,8 +52,23 @@ pub struct App {
     pub estimates: Estimates,
     pub targets: Targets,
     pub metrics: metrics::Metrics,
+    pub keyring: Keyring,
     /// Cancelled when the server is about to stop: whoever waits answers at once.
     pub stopping: CancellationToken,
+}
+
+impl App {
+    pub fn new(settings: Settings, components: Components) -> Self {
+        Self {
+            estimates: Estimates::new(&settings),
+            targets: Targets::default(),
+            metrics: metrics::Metrics::default(),
+            keyring: Keyring::new(components.credentials.clone()),
+            stopping: CancellationToken::new(),
+            settings,
+            components,
+        }
+    }
 }
 
 /// Why a server could not start or go on.
@@ -104,11 +120,15 @@ impl Components {
             },
         )
         .map_err(|error| Error::Store { path: path.display().to_string(), error })?;
-        let worker_token = home.worker_token().to_owned();
+        let credentials = Credentials {
+            worker_token: home.worker_token().to_owned(),
+            client_token: home.client_token().to_owned(),
+            admin_key: None,
+        };
         let provider = Arc::new(fleet::local::Local::new(
             worker_command,
             home.path().to_owned(),
-            worker_token.clone(),
+            credentials.worker_token.clone(),
         ));
         Ok(Self {
             clock,
@@ -117,7 +137,7 @@ impl Components {
             feed,
             artifacts: Artifacts::open(home.artifacts())?,
             provider,
-            worker_token,
+            credentials,
         })
     }
 }
@@ -130,17 +150,12 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let address = format!("http://{}", listener.local_addr()?);
-    let app = Arc::new(App {
-        estimates: Estimates::new(&settings),
-        targets: Targets::default(),
-        metrics: metrics::Metrics::default(),
-        stopping: CancellationToken::new(),
-        settings,
-        components,
-    });
+    let app = Arc::new(App::new(settings, components));
+    let broken = |error| Error::Store { path: "the store".to_owned(), error };
+    app.keyring.load(&*app.components.store).await.map_err(broken)?;
     let mut fleet = Fleet::new(Arc::clone(&app), address);
     // Before the first claim: leases of workers that died with the machine are free at once.
-    fleet.look().await.map_err(|error| Error::Store { path: "the store".to_owned(), error })?;
+    fleet.look().await.map_err(broken)?;
     let mut duties = JoinSet::new();
     duties::start(&app, &mut duties);
     duties.spawn(fleet.run(app.stopping.clone()));

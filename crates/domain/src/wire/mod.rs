@@ -3,6 +3,7 @@
 //! Every message is a plain data type here, so that the two ends can't disagree, and each message
 //! of the worker API and of the engine protocol has a golden file under `golden/`.
 
+pub mod admin;
 pub mod api;
 pub mod engine;
 pub mod worker;

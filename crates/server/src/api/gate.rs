@@ -17,15 +17,17 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use rayreel_domain::Code;
-use subtle::ConstantTimeEq;
+use rayreel_domain::key::Scope;
 use tower_service::Service;
 
 use super::error::Error;
 use super::socket::CHUNKED;
 use crate::App;
+use crate::keyring::Caller;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const WORKER_ROUTES: &str = "/v1/worker/";
+const ADMIN_ROUTES: &str = "/v1/admin/";
 
 /// The router behind its gate.
 pub(super) struct Gate {
@@ -45,8 +47,9 @@ impl Gate {
         let uri = request.uri().clone();
         let answer = match self.admit(&request) {
             Err(refusal) => refusal.into_response(),
-            Ok(()) => {
-                let request = request.map(Body::new);
+            Ok(caller) => {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(caller);
                 match AssertUnwindSafe(self.router.clone().call(request)).catch_unwind().await {
                     Ok(Ok(response)) => response,
                     Ok(Err(never)) => match never {},
@@ -88,51 +91,86 @@ impl Gate {
         }
     }
 
-    /// May this caller be heard at all?
-    fn admit(&self, request: &Request<Incoming>) -> Result<(), Error> {
+    /// May this caller be heard at all, and who is it?
+    fn admit(&self, request: &Request<Incoming>) -> Result<Arc<Caller>, Error> {
         let foreign = |message: &'static str| Error::new(Code::Forbidden, message);
-        // Against DNS rebinding: a page that resolves its own name to this machine.
-        let (host, authority) = (host(request.headers())?, request.uri().authority());
+        let (headers, path) = (request.headers(), request.uri().path());
+        let (host, authority) = (host(headers)?, request.uri().authority());
         // Where the address itself names a host, that one is meant.
         let host = authority.map_or(host, |authority| authority.as_str());
-        if !is_local(host) {
-            return Err(foreign(
-                "the Host header is foreign: call the server as localhost, 127.0.0.1 or [::1]",
-            ));
-        }
-        let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         if let Some(coding) = codings.next()
             && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
         {
             // Hyper undoes only the last one.
             return Err(Error::new(Code::InvalidRequest, CHUNKED).param("Transfer-Encoding"));
         }
+        let keyring = &self.app.keyring;
+        if keyring.is_locked() {
+            // A bearer token is proof enough: no browser sends it by itself.
+            return if is_open(path) { Ok(keyring.owner()) } else { self.authorize(request) };
+        }
+        // Against DNS rebinding: a page that resolves its own name to this machine.
+        if !is_local(host) {
+            return Err(foreign(
+                "the Host header is foreign: call the server as localhost, 127.0.0.1 or [::1]",
+            ));
+        }
         // Against other sites' pages: their scripts may not change anything. Without CORS headers
         // they can't read answers either.
         if !matches!(*request.method(), Method::GET | Method::HEAD)
-            && let Some(origin) = request.headers().get(ORIGIN)
+            && let Some(origin) = headers.get(ORIGIN)
             && !same_site(origin, host)
         {
             return Err(foreign("the Origin header is foreign: this is another site's page"));
         }
-        if request.uri().path().starts_with(WORKER_ROUTES) {
-            self.authorize_worker(request.headers())?;
+        if path.starts_with(WORKER_ROUTES) {
+            return self.authorize(request);
         }
-        Ok(())
+        Ok(keyring.owner())
     }
 
-    fn authorize_worker(&self, headers: &HeaderMap) -> Result<(), Error> {
-        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        let token = match given.split_at_checked("Bearer ".len()) {
+    /// The caller whose token this is, if it is good for such a request.
+    fn authorize(&self, request: &Request<Incoming>) -> Result<Arc<Caller>, Error> {
+        let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let token = match given.unwrap_or_default().split_at_checked("Bearer ".len()) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token,
             _ => b"",
         };
-        let expected = self.app.components.worker_token.as_bytes();
-        if !expected.is_empty() && bool::from(token.ct_eq(expected)) {
-            return Ok(());
+        let needed = scope(request.method(), request.uri().path());
+        let now = self.app.components.clock.wall();
+        let Some(caller) = self.app.keyring.authenticate(token, now) else {
+            let message = match (needed, token.is_empty()) {
+                (Scope::Worker, _) => "the worker token is missing or wrong",
+                (_, true) => "send your key as `Authorization: Bearer rr_…`",
+                (_, false) => "this key is unknown, expired or revoked",
+            };
+            return Err(Error::new(Code::Unauthorized, message)
+                .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        };
+        if !caller.may(needed) {
+            let message = format!("your key has not the scope `{needed}`, which this needs");
+            return Err(Error::new(Code::ScopeMissing, message));
         }
-        Err(Error::new(Code::Unauthorized, "the worker token is missing or wrong")
-            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+        Ok(caller)
+    }
+}
+
+/// Is this answered to everybody? It tells nothing of any tenant.
+fn is_open(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/openapi.json")
+}
+
+/// What a key must be good for.
+fn scope(method: &Method, path: &str) -> Scope {
+    if path.starts_with(WORKER_ROUTES) {
+        Scope::Worker
+    } else if path.starts_with(ADMIN_ROUTES) || path == "/metrics" {
+        Scope::Admin
+    } else if matches!(*method, Method::GET | Method::HEAD) {
+        Scope::Read
+    } else {
+        Scope::Submit
     }
 }
 
@@ -199,6 +237,7 @@ fn same_site(origin: &HeaderValue, host: &str) -> bool {
 /// The route that a path belongs to, for the metrics: a closed set, whatever callers make up.
 pub(super) fn pattern(path: &str) -> &'static str {
     const WHOLE: &[&str] = &[
+        "/v1/admin/keys",
         "/v1/worker/claim",
         "/v1/worker/control",
         "/v1/worker/beat",
@@ -223,6 +262,9 @@ pub(super) fn pattern(path: &str) -> &'static str {
             (_, Some(_), Some("content"), None) => "/v1/video/generations/{id}/content",
             _ => "other",
         };
+    }
+    if path.starts_with("/v1/admin/keys/") {
+        return "/v1/admin/keys/{id}";
     }
     if path.starts_with("/v1/worker/uploads/") {
         return "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}";

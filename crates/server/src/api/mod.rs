@@ -4,6 +4,7 @@
 //! id, access log, panics, the one form of every refusal) and then the router below. Handlers know
 //! nothing of status codes: they answer, or refuse with an [`error::Error`] from the code table.
 
+mod admin;
 mod body;
 mod content;
 mod error;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{FromRequestParts, Path};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
@@ -39,13 +40,13 @@ pub use openapi::document;
 pub use serve::serve;
 
 use crate::App;
+use crate::keyring::Caller;
 use error::Error;
 
 /// What the handlers share.
 struct Api {
     app: Arc<App>,
     models: BTreeMap<ModelName, ModelSpec>,
-    tenant: TenantName,
     /// Decoding an image takes memory: one at a time.
     decoding: Semaphore,
     roster: worker::Roster,
@@ -59,7 +60,6 @@ impl Api {
             models: names
                 .filter_map(|name| Some((name.clone(), app.settings.model_spec(name)?)))
                 .collect(),
-            tenant: "default".parse().expect("it is a name"),
             decoding: Semaphore::new(1),
             roster: worker::Roster::default(),
             openapi: document(),
@@ -80,6 +80,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))
         .route("/openapi.json", get(probes::openapi))
+        .route("/v1/admin/keys", get(admin::list).post(admin::create))
+        .route("/v1/admin/keys/{id}", delete(admin::revoke))
         .route("/v1/worker/register", post(worker::register))
         .route("/v1/worker/deregister", post(worker::deregister))
         .route("/v1/worker/claim", post(worker::claim))
@@ -98,15 +100,16 @@ fn router(app: Arc<App>) -> Router {
         .with_state(Arc::new(Api::new(app)))
 }
 
-/// Who asks. There are no keys yet, so everybody is the same tenant; whatever tells tenants apart
-/// belongs here.
+/// The tenant that asks.
 struct Tenant(TenantName);
 
 impl FromRequestParts<Arc<Api>> for Tenant {
     type Rejection = Error;
 
-    async fn from_request_parts(_: &mut Parts, api: &Arc<Api>) -> Result<Self, Error> {
-        Ok(Self(api.tenant.clone()))
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, Error> {
+        let caller = parts.extensions.get::<Arc<Caller>>();
+        let caller = caller.ok_or_else(|| Error::internal("a request came past the gate"))?;
+        Ok(Self(caller.tenant.clone()))
     }
 }
 

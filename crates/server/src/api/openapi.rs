@@ -5,7 +5,7 @@ use rayreel_domain::wire::api::ErrorBody;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{content, events, probes, tasks};
+use super::{admin, content, events, probes, tasks};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -23,11 +23,13 @@ pub(super) struct File(Vec<u8>);
     ),
     tags(
         (name = "generations", description = "Tasks: one request for a video or a still each."),
+        (name = "admin", description = "For the operator: a key with the scope `admin`."),
         (name = "probes", description = "For operators and machines."),
     ),
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
         events::events, content::content,
+        admin::create, admin::list, admin::revoke,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi,
     ),
     components(schemas(ErrorBody)),
@@ -52,8 +54,18 @@ impl Modify for Refusals {
             for operation in operations.into_iter().flatten() {
                 let responses = &mut operation.responses.responses;
                 responses.entry("403".to_owned()).or_insert_with(|| {
-                    refusal("`forbidden`: the Host or the Origin header is foreign.")
+                    refusal(
+                        "`forbidden`: the Host or the Origin header is foreign. `scope_missing`: \
+                         the key is not good for this.",
+                    )
                 });
+                if path.starts_with("/v1/") || path == "/metrics" {
+                    responses.entry("401".to_owned()).or_insert_with(|| {
+                        refusal(
+                            "`unauthorized`: a key is needed, and this is none that is in force.",
+                        )
+                    });
+                }
                 responses
                     .entry("500".to_owned())
                     .or_insert_with(|| refusal("`internal`; the log has it under the request id."));

@@ -10,9 +10,9 @@ use rayreel_domain::{ModelName, TaskId};
 use rayreel_server::artifacts::Artifacts;
 use rayreel_server::clock::{Clock, ManualClock, Random};
 use rayreel_server::config::{Settings, Sources};
-use rayreel_server::estimate::Estimates;
 use rayreel_server::feed::Feed;
-use rayreel_server::fleet::{Death, Provider, Targets};
+use rayreel_server::fleet::{Death, Provider};
+use rayreel_server::keyring::Credentials;
 use rayreel_server::store::sqlite::{Options, SqliteStore};
 use rayreel_server::store::{Launch, View};
 use rayreel_server::{App, Components};
@@ -78,16 +78,13 @@ impl World {
             feed,
             artifacts: Artifacts::open(folder.path().join("artifacts")).unwrap(),
             provider,
-            worker_token: "secret".to_owned(),
+            credentials: Credentials {
+                worker_token: "secret".to_owned(),
+                client_token: "client-secret".to_owned(),
+                admin_key: None,
+            },
         };
-        let app = App {
-            estimates: Estimates::new(&settings),
-            targets: Targets::default(),
-            metrics: rayreel_server::metrics::Metrics::default(),
-            stopping: tokio_util::sync::CancellationToken::new(),
-            settings,
-            components,
-        };
+        let app = App::new(settings, components);
         Self { app: Arc::new(app), clock, _folder: folder }
     }
 

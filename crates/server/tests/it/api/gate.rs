@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rayreel_domain::time::Timestamp;
 use rayreel_server::clock::Clock;
-use rayreel_server::estimate::Estimates;
 use rayreel_server::{App, Components};
 use reqwest::Method;
 use serde_json::json;
@@ -112,14 +111,8 @@ impl Clock for Broken {
 #[tokio::test]
 async fn a_panic_is_an_internal_error_and_says_no_more() {
     let world = World::new(&[]);
-    let app = App {
-        settings: world.app.settings.clone(),
-        components: Components { clock: Arc::new(Broken), ..world.app.components.clone() },
-        estimates: Estimates::new(&world.app.settings),
-        targets: Default::default(),
-        metrics: Default::default(),
-        stopping: Default::default(),
-    };
+    let components = Components { clock: Arc::new(Broken), ..world.app.components.clone() };
+    let app = App::new(world.app.settings.clone(), components);
     let server = Server::serve(world, Arc::new(app)).await;
     let answer = server.post(TASKS, &json!({"prompt": "p"})).await;
     let refusal = answer.refused(500, "internal", None);

@@ -5,6 +5,7 @@ mod content;
 mod docs;
 mod events;
 mod gate;
+mod keys;
 mod outage;
 mod probes;
 mod refusals;

@@ -10,7 +10,6 @@ use rayreel_domain::task::{End, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::worker::{Beaten, Progress};
-use rayreel_server::estimate::Estimates;
 use rayreel_server::store::{
     Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView, ListQuery,
     Page, Registration, Store, Submitted, View, WorkerView,
@@ -108,17 +107,9 @@ async fn server() -> (Server, Arc<Faulty>) {
     let world = World::new(&[]);
     let store = Arc::clone(&world.app.components.store);
     let faulty = Arc::new(Faulty { store, fault: Mutex::new(None) });
-    let app = App {
-        settings: world.app.settings.clone(),
-        estimates: Estimates::new(&world.app.settings),
-        components: Components {
-            store: Arc::clone(&faulty) as Arc<dyn Store>,
-            ..world.app.components.clone()
-        },
-        targets: Default::default(),
-        metrics: Default::default(),
-        stopping: Default::default(),
-    };
+    let components =
+        Components { store: Arc::clone(&faulty) as Arc<dyn Store>, ..world.app.components.clone() };
+    let app = App::new(world.app.settings.clone(), components);
     (Server::serve(world, Arc::new(app)).await, faulty)
 }
 

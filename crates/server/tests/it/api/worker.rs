@@ -8,7 +8,6 @@ use rayreel_domain::wire::worker::{
     Beaten, Claimed, Controlled, EngineSetup, Progress, Registered,
 };
 use rayreel_server::App;
-use rayreel_server::estimate::Estimates;
 use rayreel_server::fleet::Fleet;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -241,14 +240,8 @@ async fn a_task_whose_model_is_gone_fails_and_the_next_one_is_given() {
     // The same store under a configuration without that model.
     let mut settings = server.app.settings.clone();
     settings.models.retain(|name, _| name.as_str() == "testcard");
-    let app = App {
-        estimates: Estimates::new(&settings),
-        settings,
-        components: server.app.components.clone(),
-        targets: Default::default(),
-        metrics: Default::default(),
-        stopping: Default::default(),
-    };
+    let components = server.app.components.clone();
+    let app = App::new(settings, components);
     let later = Server::serve(crate::world::World::new(&[]), Arc::new(app)).await;
     assert_eq!(later.worker("w").await.take(1).await.fence.task, id(&good));
     let failed = later.task(&orphan).await;

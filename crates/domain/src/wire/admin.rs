@@ -1,0 +1,76 @@
+//! The admin API: bodies of `/v1/admin/keys`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::{KeyRecord, Scope};
+
+/// Where keys are made.
+pub const KEYS_PATH: &str = "/v1/admin/keys";
+
+/// Body of `POST /v1/admin/keys`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateKey {
+    /// What it is for, in your words; up to 100 characters.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(example = "the web shop"))]
+    pub name: String,
+    /// Whose tasks it makes and sees; `default` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    pub tenant: Option<String>,
+    /// `submit` and `read` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<Vec<Scope>>,
+    /// Days from now on after which it is refused; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 36500))]
+    pub expires_in_days: Option<u32>,
+}
+
+/// A key without its text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyBody {
+    /// The part of the key after `rr_`, up to the next `_`.
+    pub id: String,
+    pub name: String,
+    pub tenant: String,
+    pub scopes: Vec<Scope>,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub expires_at: Option<u64>,
+    /// Unix seconds; a revoked key stays in the list and is refused.
+    pub revoked_at: Option<u64>,
+    /// The key itself, in the answer to its creation and never again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+impl From<&KeyRecord> for KeyBody {
+    fn from(record: &KeyRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            tenant: record.tenant.as_str().into(),
+            scopes: record.scopes.iter().copied().collect(),
+            created_at: record.created_at.0 / 1000,
+            expires_at: record.expires_at.map(|at| at.0 / 1000),
+            revoked_at: record.revoked_at.map(|at| at.0 / 1000),
+            key: None,
+        }
+    }
+}
+
+/// Answer to `GET /v1/admin/keys`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyList {
+    /// Oldest first.
+    pub data: Vec<KeyBody>,
+}

@@ -1,0 +1,104 @@
+//! The admin API: keys.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use rayreel_domain::Code;
+use rayreel_domain::id::TenantName;
+use rayreel_domain::key::{MAX_KEY_NAME, Scope};
+use rayreel_domain::wire::admin::{CreateKey, KeyBody, KeyList};
+use rayreel_domain::wire::api::ErrorBody;
+
+use super::error::Error;
+use super::{Api, body, json, query};
+use crate::keyring::DEFAULT_TENANT;
+
+const MAX_BODY: u64 = 64 * 1024;
+const DAY_MS: u64 = 86_400_000;
+const MAX_DAYS: u32 = 36_500;
+
+/// Makes an API key.
+///
+/// The key stands in the answer and is shown nowhere else: only a hash of it is stored. From the
+/// first key on, every request needs one.
+#[utoipa::path(post, path = "/v1/admin/keys", tag = "admin", request_body = CreateKey,
+    responses(
+        (status = 201, description = "The key; store it now.", body = KeyBody),
+        (status = 400, description = "`invalid_json`, `unknown_field` or `invalid_value`.", body = ErrorBody),
+        (status = 413, description = "`body_too_large`", body = ErrorBody),
+        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
+        (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
+    ))]
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Response, Error> {
+    let (parts, asked): (_, CreateKey) = body::json(request, MAX_BODY).await?;
+    query::none(&parts.uri)?;
+    let name = asked.name.trim();
+    if name.chars().count() > MAX_KEY_NAME || name.chars().any(char::is_control) {
+        let message = format!("`name` has at most {MAX_KEY_NAME} characters, none of control");
+        return Err(Error::invalid("name", message));
+    }
+    let tenant: TenantName = asked
+        .tenant
+        .as_deref()
+        .unwrap_or(DEFAULT_TENANT)
+        .parse()
+        .map_err(|error| Error::invalid("tenant", format!("`tenant`: {error}")))?;
+    let scopes = asked.scopes.unwrap_or_else(|| vec![Scope::Submit, Scope::Read]);
+    if scopes.is_empty() {
+        return Err(Error::invalid(
+            "scopes",
+            "`scopes` names at least one of submit, read, admin, worker",
+        ));
+    }
+    let components = &api.app.components;
+    let expires_at = match asked.expires_in_days {
+        None => None,
+        Some(days) if (1..=MAX_DAYS).contains(&days) => {
+            Some(components.clock.wall().plus_ms(u64::from(days) * DAY_MS))
+        }
+        Some(_) => {
+            let message = format!("`expires_in_days` must be a whole number from 1 to {MAX_DAYS}");
+            return Err(Error::invalid("expires_in_days", message));
+        }
+    };
+    let scopes = scopes.into_iter().collect();
+    let made = api.app.keyring.create(components, name.to_owned(), tenant, scopes, expires_at);
+    let (key, record) = made.await?;
+    tracing::info!(key = record.id, tenant = %record.tenant, "key created");
+    let body = KeyBody { key: Some(key.text().to_owned()), ..KeyBody::from(&record) };
+    json(StatusCode::CREATED, &body)
+}
+
+/// Lists the keys, without their text.
+#[utoipa::path(get, path = "/v1/admin/keys", tag = "admin", responses(
+    (status = 200, description = "Every key, revoked ones too.", body = KeyList),
+))]
+pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
+    query::none(request.uri())?;
+    let keys = api.app.keyring.list();
+    json(StatusCode::OK, &KeyList { data: keys.iter().map(KeyBody::from).collect() })
+}
+
+/// Revokes a key, at once and for good.
+#[utoipa::path(delete, path = "/v1/admin/keys/{id}", tag = "admin",
+    params(("id" = String, Path, description = "Id of the key.")),
+    responses(
+        (status = 200, description = "The key, which is refused from now on.", body = KeyBody),
+        (status = 404, description = "`key_not_found`", body = ErrorBody),
+        (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
+    ))]
+pub(super) async fn revoke(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+) -> Result<Response, Error> {
+    let revoked = api.app.keyring.revoke(&api.app.components, &id).await?;
+    let record =
+        revoked.ok_or_else(|| Error::new(Code::KeyNotFound, "there is no key with this id"))?;
+    tracing::info!(key = record.id, tenant = %record.tenant, "key revoked");
+    json(StatusCode::OK, &KeyBody::from(&record))
+}

@@ -1,0 +1,196 @@
+//! Keys: who may call, as which tenant, and what for.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::client::{Answer, Server, TASKS, TOKEN};
+
+const KEYS: &str = "/v1/admin/keys";
+/// The token of clients that can read the data directory.
+const LOCAL: &str = "client-secret";
+
+async fn call(server: &Server, method: Method, path: &str, key: &str, body: &Value) -> Answer {
+    let request = server.request(method, path).bearer_auth(key);
+    Answer::of(if body.is_null() { request } else { request.json(body) }).await
+}
+
+/// Makes a key with the token of this machine; its text and its id.
+async fn make(server: &Server, body: Value) -> (String, String) {
+    let answer = call(server, Method::POST, KEYS, LOCAL, &body).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+    let made: Value = answer.json();
+    let text = |field: &str| made[field].as_str().unwrap().to_owned();
+    (text("key"), text("id"))
+}
+
+async fn submit(server: &Server, key: &str) -> Value {
+    let answer = call(server, Method::POST, TASKS, key, &json!({"prompt": "p"})).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+    answer.json()
+}
+
+#[tokio::test]
+async fn the_first_key_locks_the_door_and_revoking_it_does_not_open_it() {
+    let server = Server::start().await;
+    // Without keys: whatever is sent as one is ignored.
+    assert_eq!(call(&server, Method::GET, TASKS, "nonsense", &Value::Null).await.status, 200);
+    let answer = server.post(KEYS, &json!({"name": "first"})).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+    let made: Value = answer.json();
+    let (key, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap());
+
+    server.get(TASKS).await.refused(401, "unauthorized", None);
+    for wrong in ["", "nonsense", &key[..key.len() - 1], &key.to_uppercase(), TOKEN] {
+        let answer = call(&server, Method::GET, TASKS, wrong, &Value::Null).await;
+        assert!([401, 403].contains(&answer.status.as_u16()), "{wrong}: {}", answer.status);
+    }
+    assert_eq!(call(&server, Method::GET, TASKS, key, &Value::Null).await.status, 200);
+    let bare = server.request(Method::GET, TASKS).header("authorization", key);
+    Answer::of(bare).await.refused(401, "unauthorized", None);
+    // Probes tell nothing of anybody.
+    for open in ["/healthz", "/readyz", "/openapi.json"] {
+        assert_eq!(server.get(open).await.status, 200, "{open}");
+    }
+    server.get("/metrics").await.refused(401, "unauthorized", None);
+
+    let path = format!("{KEYS}/{id}");
+    let revoked = call(&server, Method::DELETE, &path, LOCAL, &Value::Null).await;
+    assert!(revoked.json::<Value>()["revoked_at"].is_u64());
+    let answer = call(&server, Method::GET, TASKS, key, &Value::Null).await;
+    answer.refused(401, "unauthorized", None);
+    server.get(TASKS).await.refused(401, "unauthorized", None);
+    call(&server, Method::DELETE, "/v1/admin/keys/nobody", LOCAL, &Value::Null).await.refused(
+        404,
+        "key_not_found",
+        None,
+    );
+}
+
+#[tokio::test]
+async fn a_key_is_good_for_its_scopes_and_for_nothing_else() {
+    let server = Server::start().await;
+    let wait = json!({"worker": "w", "pool": "local", "version": "1"});
+    let calls = [
+        ("submit", Method::POST, TASKS, json!({"prompt": "p"})),
+        ("read", Method::GET, TASKS, Value::Null),
+        ("admin", Method::GET, KEYS, Value::Null),
+        ("admin", Method::GET, "/metrics", Value::Null),
+        ("worker", Method::POST, "/v1/worker/register", wait),
+    ];
+    for scope in ["submit", "read", "admin", "worker"] {
+        let (key, _) = make(&server, json!({"scopes": [scope]})).await;
+        for (needed, method, path, body) in &calls {
+            let answer = call(&server, method.clone(), path, &key, body).await;
+            if *needed == scope {
+                assert!(answer.status.is_success(), "{scope} {path}: {}", answer.text());
+            } else {
+                let refusal = answer.refused(403, "scope_missing", None);
+                assert!(refusal.message.contains(needed), "{}", refusal.message);
+            }
+        }
+    }
+    let (key, _) = make(&server, json!({})).await;
+    submit(&server, &key).await;
+    assert_eq!(call(&server, Method::GET, TASKS, &key, &Value::Null).await.status, 200);
+}
+
+#[tokio::test]
+async fn tenants_do_not_see_each_other() {
+    let server = Server::start().await;
+    let (anna, _) = make(&server, json!({"tenant": "anna"})).await;
+    let (bert, _) = make(&server, json!({"tenant": "bert"})).await;
+    let task = submit(&server, &anna).await;
+    let id = task["id"].as_str().unwrap();
+    for (method, rest) in [
+        (Method::GET, ""),
+        (Method::GET, "/events"),
+        (Method::GET, "/content"),
+        (Method::POST, "/cancel"),
+        (Method::DELETE, ""),
+    ] {
+        let path = format!("{TASKS}/{id}{rest}");
+        let answer = call(&server, method, &path, &bert, &Value::Null).await;
+        answer.refused(404, "task_not_found", None);
+    }
+    let list = call(&server, Method::GET, TASKS, &bert, &Value::Null).await.json::<Value>();
+    assert_eq!(list["data"], json!([]));
+    let list = call(&server, Method::GET, TASKS, &anna, &Value::Null).await.json::<Value>();
+    assert_eq!(list["data"][0]["id"], id);
+    let shown = call(&server, Method::GET, &format!("{TASKS}/{id}"), &anna, &Value::Null).await;
+    assert_eq!(shown.json::<Value>()["status"], "QUEUED");
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_of_two_tenants_is_two() {
+    let server = Server::start().await;
+    let mut ids = Vec::new();
+    for tenant in ["anna", "bert", "anna"] {
+        let (key, _) = make(&server, json!({"tenant": tenant})).await;
+        let request = server.request(Method::POST, TASKS).bearer_auth(key);
+        let request = request.header("idempotency-key", "once").json(&json!({"prompt": "p"}));
+        ids.push(Answer::of(request).await.json::<Value>()["id"].clone());
+    }
+    assert_eq!(ids[0], ids[2]);
+    assert_ne!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn a_key_expires() {
+    let server = Server::start().await;
+    let (key, _) = make(&server, json!({"expires_in_days": 1})).await;
+    server.world.clock.advance(Duration::from_secs(86_399));
+    assert_eq!(call(&server, Method::GET, TASKS, &key, &Value::Null).await.status, 200);
+    server.world.clock.advance(Duration::from_secs(1));
+    let answer = call(&server, Method::GET, TASKS, &key, &Value::Null).await;
+    answer.refused(401, "unauthorized", None);
+}
+
+#[tokio::test]
+async fn with_a_key_every_host_and_page_may_call() {
+    let server = Server::start().await;
+    let (key, _) = make(&server, json!({})).await;
+    for (header, value) in [("host", "video.example"), ("origin", "https://app.example")] {
+        let request = server.request(Method::POST, TASKS).bearer_auth(&key).header(header, value);
+        let answer = Answer::of(request.json(&json!({"prompt": "p"}))).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{header}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn only_a_hash_of_a_key_is_kept() {
+    let server = Server::start().await;
+    let (key, id) = make(&server, json!({"name": "the web shop", "tenant": "acme"})).await;
+    let listed = call(&server, Method::GET, KEYS, LOCAL, &Value::Null).await;
+    let secret = key.rsplit('_').next().unwrap();
+    assert!(!listed.text().contains(secret));
+    let listed: Value = listed.json();
+    let entry = &listed["data"][0];
+    assert_eq!((&entry["id"], &entry["tenant"]), (&json!(id), &json!("acme")));
+    assert_eq!(entry["scopes"], json!(["submit", "read"]));
+    let stored = server.app.components.store.keys().await.unwrap();
+    assert!(!format!("{stored:?}").contains(secret));
+}
+
+#[tokio::test]
+async fn what_makes_no_key_is_refused() {
+    let server = Server::start().await;
+    for (body, param) in [
+        (json!({"name": "x".repeat(101)}), "name"),
+        (json!({"name": "a\u{7}b"}), "name"),
+        (json!({"tenant": "no such / name"}), "tenant"),
+        (json!({"tenant": ""}), "tenant"),
+        (json!({"scopes": []}), "scopes"),
+        (json!({"scopes": ["root"]}), "scopes"),
+        (json!({"expires_in_days": 0}), "expires_in_days"),
+        (json!({"expires_in_days": 36_501}), "expires_in_days"),
+    ] {
+        let answer = server.post(KEYS, &body).await;
+        let error = &answer.json::<Value>()["error"];
+        assert_eq!((answer.status.as_u16(), &error["code"]), (400, &json!("invalid_value")));
+        assert!(error["param"].as_str().unwrap().starts_with(param), "{body}: {error}");
+    }
+    server.post(KEYS, &json!({"nane": "x"})).await.refused(400, "unknown_field", Some("nane"));
+    assert_eq!(server.get(TASKS).await.status, 200, "and nothing is locked");
+}
