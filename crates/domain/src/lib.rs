@@ -17,6 +17,7 @@ pub mod scale;
 pub mod schedule;
 pub mod task;
 pub mod tenant;
+pub mod testcard;
 pub mod time;
 pub mod wire;
 

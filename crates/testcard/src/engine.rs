@@ -7,11 +7,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rayreel_domain::testcard::Settings;
 use rayreel_domain::wire::engine::{
     Done, EngineError, EngineErrorCode, EngineRequest, Format, FromEngine, Generate, Load,
     OutputFile, PROTOCOL, Role, ToEngine,
 };
-use serde_json::{Map, Value};
 
 use crate::canvas::Canvas;
 use crate::card::Card;
@@ -54,35 +54,6 @@ pub fn run(input: impl BufRead + Send + 'static, output: impl Write) -> io::Resu
         }
     }
     Ok(())
-}
-
-/// The engine's own settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Settings {
-    /// Length of one denoising-like step.
-    step: Duration,
-}
-
-impl Settings {
-    const STEP_MS: RangeInclusive<u64> = 0..=600_000;
-
-    fn parse(settings: &Map<String, Value>) -> Result<Settings, String> {
-        let mut step_ms = 10;
-        for (key, value) in settings {
-            match key.as_str() {
-                "step_ms" => {
-                    step_ms = value.as_u64().filter(|ms| Self::STEP_MS.contains(ms)).ok_or_else(
-                        || {
-                            let (least, most) = Self::STEP_MS.into_inner();
-                            format!("setting step_ms is a whole number from {least} to {most}, not {value}")
-                        },
-                    )?;
-                }
-                _ => return Err(format!("unknown setting {key:?}: {NAME} knows step_ms")),
-            }
-        }
-        Ok(Settings { step: Duration::from_millis(step_ms) })
-    }
 }
 
 /// Why the engine ends.
@@ -165,7 +136,7 @@ impl<W: Write> Engine<W> {
                 load.protocol
             ))
         } else {
-            Settings::parse(&load.settings)
+            Settings::read(&load.settings).map_err(|wrong| wrong.to_string())
         };
         match settings {
             Ok(settings) => {
@@ -215,7 +186,7 @@ impl<W: Write> Engine<W> {
         request: &EngineRequest,
         files: &mut Files,
     ) -> Result<BTreeMap<String, f64>, Failure> {
-        let Some(Settings { step }) = self.settings else {
+        let Some(Settings { step_ms }) = self.settings else {
             return Err(Failure::Failed("no model is loaded".into()));
         };
         check(request).map_err(Failure::Invalid)?;
@@ -232,7 +203,7 @@ impl<W: Write> Engine<W> {
         };
 
         let started = Instant::now();
-        self.denoise(id, request.steps, step)?;
+        self.denoise(id, request.steps, Duration::from_millis(step_ms))?;
         let denoised = Instant::now();
         match request.format {
             Format::Mp4 => self.encode_video(id, request, card, files)?,

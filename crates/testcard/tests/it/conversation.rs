@@ -170,12 +170,14 @@ fn a_load_that_can_not_be_followed_says_why() {
         refused("the worker speaks version 2 of the engine protocol, testcard speaks version 1")
     );
     engine.load(&json!({ "step_ms": 10, "stepms": 10 }));
-    assert_eq!(engine.hear_error(), refused("unknown setting \"stepms\": testcard knows step_ms"));
+    assert_eq!(engine.hear_error(), refused("there is no setting `stepms`; there is step_ms"));
     for value in [json!(-1), json!(600_001), json!(1.5), json!("10"), json!(null)] {
         engine.load(&json!({ "step_ms": value }));
         assert_eq!(
             engine.hear_error(),
-            refused(&format!("setting step_ms is a whole number from 0 to 600000, not {value}"))
+            refused(&format!(
+                "setting `step_ms` must be a whole number from 0 to 600000, not `{value}`"
+            ))
         );
     }
     engine.load(&json!({ "step_ms": 600_000 }));
