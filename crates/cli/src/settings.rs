@@ -1,6 +1,6 @@
 //! Settings for a command, and `rayreel config`.
 
-use rayreel_server::config::{self, Loaded, Origin, Settings, Sources};
+use rayreel_server::config::{self, Entry, Loaded, Origin, Settings, Sources};
 use serde_json::json;
 
 use crate::args::{Config, Global};
@@ -28,7 +28,10 @@ pub(crate) fn run(global: &Global, command: &Config, out: Out) -> Result<(), Exi
     let only_changes = matches!(command, Config::Check);
     if out.json {
         let entries: Vec<_> = entries(&loaded, only_changes)
-            .map(|(key, value, origin)| json!({"key": key, "value": value, "origin": origin}))
+            .map(|Entry { key, value, origin }| {
+                let at = (!matches!(origin, Origin::Default { .. })).then(|| origin.to_string());
+                json!({"key": key, "value": value, "source": origin.kind(), "at": at})
+            })
             .collect();
         return out.json(&json!({
             "file": loaded.file,
@@ -42,20 +45,18 @@ pub(crate) fn run(global: &Global, command: &Config, out: Out) -> Result<(), Exi
             None => out.line("# no configuration file; no errors")?,
         }
     }
-    for (key, value, origin) in entries(&loaded, only_changes) {
-        out.line(&format!("{key} = {value}  # {origin}"))?;
+    for Entry { key, value, origin } in entries(&loaded, only_changes) {
+        let source = match origin {
+            Origin::Default { .. } => "default".to_owned(),
+            other => format!("{}: {other}", other.kind()),
+        };
+        out.line(&format!("{key} = {value}  # {source}"))?;
     }
     Ok(())
 }
 
-/// Settings in force, as TOML: path, value, origin.
-fn entries(loaded: &Loaded, only_changes: bool) -> impl Iterator<Item = (String, String, String)> {
-    loaded.entries().into_iter().filter_map(move |entry| {
-        let changed = !matches!(entry.origin, Origin::Default { .. } | Origin::Derived);
-        let origin = match entry.origin {
-            Origin::Default { .. } => "default".to_owned(),
-            other => other.to_string(),
-        };
-        (changed || !only_changes).then_some((entry.key, entry.value, origin))
-    })
+/// Settings in force.
+fn entries(loaded: &Loaded, only_changes: bool) -> impl Iterator<Item = Entry> {
+    let entries = loaded.entries().into_iter();
+    entries.filter(move |entry| !only_changes || entry.origin.kind() != "default")
 }

@@ -243,7 +243,7 @@ fn what_is_wrong_ends_with_the_status_of_its_code() {
     );
     fs::write(place.path("rayreel.toml"), "lease_seconds = 5").expect("written");
     let checked = text(&place.run("config check").stdout);
-    assert!(checked.contains("lease_seconds = 5  # rayreel.toml, line 1"), "{checked}");
+    assert!(checked.contains("lease_seconds = 5  # file: rayreel.toml, line 1"), "{checked}");
 
     for (words, status, code) in [
         ("generate x --json --size big", 2, "invalid_value"),
@@ -261,6 +261,39 @@ fn what_is_wrong_ends_with_the_status_of_its_code() {
         let body: Value = serde_json::from_slice(&output.stderr).expect(words);
         assert_eq!(body["error"]["code"], code, "{words}");
     }
+}
+
+#[test]
+fn every_setting_is_shown_with_its_value_and_where_it_comes_from() {
+    let place = Place::new();
+    fs::write(place.path("rayreel.toml"), "lease_seconds = 5").expect("written");
+    let show = |words: &str| {
+        let output =
+            place.command(words).env("RAYREEL_MAX_QUEUED", "7").output().expect("it starts");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let data = place.path("elsewhere");
+    let shown = show(&format!("config show --data {}", data.display()));
+    for line in [
+        "max_streak = 8  # default".to_owned(),
+        "default_model = \"testcard\"  # default: the only model there is".to_owned(),
+        "lease_seconds = 5  # file: rayreel.toml, line 1".to_owned(),
+        "max_queued = 7  # environment: RAYREEL_MAX_QUEUED".to_owned(),
+        format!("data = \"{}\"  # flag: --data", data.display()),
+    ] {
+        assert!(shown.contains(&format!("{line}\n")), "{line}: {shown}");
+    }
+    let shown: Value = serde_json::from_str(&show("config show --json")).expect("JSON");
+    let entries = shown["entries"].as_array().expect("a list");
+    let entry = entries.iter().find(|entry| entry["key"] == "max_queued").expect("an entry");
+    let expected = serde_json::json!({
+        "key": "max_queued",
+        "value": "7",
+        "source": "environment",
+        "at": "RAYREEL_MAX_QUEUED",
+    });
+    assert_eq!(*entry, expected);
 }
 
 #[test]

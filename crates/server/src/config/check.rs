@@ -7,9 +7,10 @@ use std::path::Path;
 
 use rayreel_domain::Request;
 use rayreel_domain::request::{Limits, ModelSpec};
+use rayreel_domain::testcard;
 use rayreel_domain::wire::api::SubmitBody;
 
-use super::read::nearest;
+use super::read::{nearest, unknown};
 use super::tree::Node;
 use super::{BUILT_IN_ENGINES, Error, Model, Pool, Settings};
 
@@ -55,6 +56,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     at_schedule.key("max_lead_seconds").within(settings.schedule.max_lead_seconds.0, 0.0..=DAY)?;
     at_schedule.key("max_streak").within(settings.schedule.max_streak, 0..=1_000_000)?;
 
+    engine_settings(settings, tree)?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
     }
@@ -74,6 +76,26 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// Checks what built-in engines are told; other programs read their settings themselves.
+pub(super) fn engine_settings(settings: &Settings, tree: &Node) -> Result<(), Error> {
+    let at = Place { tree, path: vec!["models"] };
+    let mut models = settings.models.iter();
+    models.try_for_each(|(name, model)| {
+        check_engine_settings(model, &at.key(name.as_str()).key("settings"))
+    })
+}
+
+fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
+    if model.engine.as_deref() != Some("testcard") {
+        return Ok(());
+    }
+    match testcard::Settings::read(&model.settings) {
+        Ok(_) => Ok(()),
+        Err(testcard::Wrong::Unknown(key)) => Err(at.unknown(&key, testcard::Settings::KEYS)),
+        Err(testcard::Wrong::Value(key, message)) => Err(at.key(key).wrong(message)),
+    }
 }
 
 fn check_data(data: &Path, at: &Place<'_>) -> Result<(), Error> {
@@ -196,6 +218,14 @@ impl<'a> Place<'a> {
         let node = (0..=self.path.len()).rev().find_map(|len| self.tree.get(&self.path[..len]));
         let origin = node.map(|node| node.origin.clone());
         Error::new(origin, &self.path.join("."), message.to_string())
+    }
+
+    /// An error at a key below this one that does not exist.
+    fn unknown(&self, key: &str, allowed: &[&str]) -> Error {
+        let path = [self.path.as_slice(), &[key]].concat();
+        let origin = self.tree.get(&path).map(|node| node.origin.clone());
+        let path: Vec<String> = path.into_iter().map(str::to_owned).collect();
+        unknown(&path, origin, allowed, None)
     }
 
     fn within<T: PartialOrd + Display>(

@@ -324,10 +324,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
             tree::parse(&read_file(path)?, &|line| Origin::File { path: path.clone(), line })?;
         anchor(&mut layer, path.parent().unwrap_or(Path::new("")), &sources.directory);
         tree.overlay(layer);
+        layer_is_right(&tree, &defaults)?;
     }
     for (name, value) in &sources.variables {
         apply_variable(&mut tree, name, value, &sources.directory)?;
     }
+    layer_is_right(&tree, &defaults)?;
     apply_flags(&mut tree, &sources.flags, &sources.directory)?;
     complete(&mut tree, &defaults, sources);
     if tree.get(&["data"]).is_none() {
@@ -338,6 +340,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
     let settings: Settings = read::read(&tree, &defaults)?;
     check::check(&settings, &tree)?;
     Ok(Loaded { settings, file, tree })
+}
+
+/// What is wrong in a layer is so even where a stronger one says otherwise: it would be in force as
+/// soon as that one is gone. Only what a layer lacks may come from a stronger one.
+fn layer_is_right(tree: &Node, defaults: &Node) -> Result<(), Error> {
+    let mut whole = tree.clone();
+    complete(&mut whole, defaults, &Sources { data: Some(PathBuf::new()), ..Sources::default() });
+    check::engine_settings(&read::read(&whole, defaults)?, &whole)
 }
 
 fn choose_file(sources: &Sources) -> Option<PathBuf> {
@@ -430,12 +440,20 @@ fn complete(tree: &mut Node, defaults: &Node, sources: &Sources) {
         let configured = models.iter().filter(|(name, _)| *name != TEST_MODEL);
         configured.min_by_key(|(_, node)| &node.origin).map(|(name, _)| name.clone())
     });
-    let model = model.unwrap_or_else(|| TEST_MODEL.to_owned());
+    let (model, why) = match model {
+        Some(model) => (model, "the first model configured"),
+        None => (TEST_MODEL.to_owned(), "the only model there is"),
+    };
     let data = sources.data.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let derived = [
+        ("default_model", Some(model), why),
+        ("data", data, "where this platform keeps a user's data"),
+    ];
     if let Some(entries) = tree.entries_mut() {
-        for (key, value) in [("default_model", Some(model)), ("data", data)] {
+        for (key, value, why) in derived {
             if let Some(value) = value {
-                entries.entry(key.to_owned()).or_insert_with(|| Node::text(value, Origin::Derived));
+                let node = || Node::text(value, Origin::Derived(why));
+                entries.entry(key.to_owned()).or_insert_with(node);
             }
         }
     }

@@ -54,14 +54,21 @@ impl Fault {
         let message = match self.kind {
             Kind::Message(message) => message,
             Kind::Missing(key) => format!("`{key}` is missing"),
-            Kind::Unknown(allowed) => return unknown(&self.path, self.origin, allowed, defaults),
+            Kind::Unknown(allowed) => {
+                return unknown(&self.path, self.origin, allowed, Some(defaults));
+            }
         };
         Error::new(self.origin, &self.path.join("."), message)
     }
 }
 
 /// Names the nearest key that exists: a sibling that is spelt alike, or the same key elsewhere.
-fn unknown(path: &[String], origin: Option<Origin>, allowed: &[&str], defaults: &Node) -> Error {
+pub(super) fn unknown(
+    path: &[String],
+    origin: Option<Origin>,
+    allowed: &[&str],
+    defaults: Option<&Node>,
+) -> Error {
     let (last, above) =
         path.split_last().map_or(("", path), |(last, above)| (last.as_str(), above));
     let others: &[&str] = match origin {
@@ -71,7 +78,7 @@ fn unknown(path: &[String], origin: Option<Origin>, allowed: &[&str], defaults: 
     let sibling = nearest(last, allowed.iter().chain(others).copied());
     let meant = match sibling {
         Some(key) => Some([above, &[key.to_owned()]].concat()),
-        None => elsewhere(last, defaults),
+        None => defaults.and_then(|defaults| elsewhere(last, defaults)),
     };
     let spell = |path: &[String]| match &origin {
         Some(Origin::Variable(_)) => format!(

@@ -148,7 +148,9 @@ fn each_layer_is_stronger_than_the_one_before() {
     let file = Origin::File { path: file.path(), line: 3 };
     assert_eq!(origin("max_queued"), ("7".to_owned(), file));
     assert!(matches!(origin("retry.max_losses"), (value, Origin::Default { .. }) if value == "5"));
-    assert_eq!(origin("default_model"), ("\"testcard\"".to_owned(), Origin::Derived));
+    let (value, derived) = origin("default_model");
+    assert_eq!((value.as_str(), derived.kind()), ("\"testcard\"", "default"));
+    assert_eq!(derived.to_string(), "the only model there is");
 }
 
 #[test]
@@ -267,6 +269,95 @@ fn an_unknown_variable_is_refused_and_the_nearest_named() {
     ] {
         assert_eq!(variable_error(name, "1"), message);
     }
+}
+
+#[test]
+fn the_settings_of_a_built_in_engine_are_checked_like_any_other() {
+    for (text, message) in [
+        (
+            "[models.testcard.settings]\nstep_mss = 5",
+            "rayreel.toml, line 2: there is no setting `models.testcard.settings.step_mss`; \
+             did you mean `models.testcard.settings.step_ms`?",
+        ),
+        (
+            "[models.slow]\nengine = \"testcard\"\nsettings = { offload = true }",
+            "rayreel.toml, line 3: there is no setting `models.slow.settings.offload`; \
+             `models.slow.settings` has step_ms",
+        ),
+        (
+            "[models.testcard.settings]\nstep_ms = \"10\"",
+            "rayreel.toml, line 2: models.testcard.settings.step_ms: \
+             must be a whole number from 0 to 600000, not `\"10\"`",
+        ),
+        (
+            "[models.testcard.settings]\nstep_ms = 600_001",
+            "rayreel.toml, line 2: models.testcard.settings.step_ms: \
+             must be a whole number from 0 to 600000, not `600001`",
+        ),
+    ] {
+        assert_eq!(file_error(text), message);
+    }
+    assert_eq!(
+        variable_error("RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MSS", "5"),
+        "RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MSS: there is no such setting; \
+         did you mean `RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MS`?"
+    );
+    // What another program is told is its own affair.
+    load_file("[models.x]\ncommand = [\"x\"]\nsettings = { step_mss = \"5\" }");
+}
+
+#[test]
+fn what_is_wrong_in_a_layer_stays_wrong_under_a_stronger_one() {
+    for (text, name, value, message) in [
+        (
+            "lease_seconds = \"long\"",
+            "RAYREEL_LEASE_SECONDS",
+            "5",
+            "line 1: lease_seconds: must be a number, not the text `long`",
+        ),
+        ("log = 3", "RAYREEL_LOG__LEVEL", "info", "line 1: log: must be a table, not `3`"),
+        (
+            "[log]\nlevel = \"loud\"",
+            "RAYREEL_LOG__LEVEL",
+            "info",
+            "line 2: log.level: must be one of error, warn, info, debug, trace, not `loud`",
+        ),
+        (
+            "[models.testcard.settings]\nstep_ms = true",
+            "RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MS",
+            "5",
+            "line 2: models.testcard.settings.step_ms: \
+             must be a whole number from 0 to 600000, not `true`",
+        ),
+    ] {
+        let file = File::new(text);
+        let mut sources = file.sources();
+        sources.variables = with_variables(&[(name, value)]).variables;
+        let error = Settings::load(&sources).expect_err("wrong").to_string();
+        assert!(error.ends_with(message), "{error}");
+    }
+    let mut sources = with_variables(&[("RAYREEL_LISTEN", "nowhere")]);
+    sources.flags.listen = Some("127.0.0.1:0".to_owned());
+    let error = Settings::load(&sources).expect_err("wrong").to_string();
+    assert!(error.starts_with("RAYREEL_LISTEN: `nowhere` is not an address"), "{error}");
+}
+
+#[test]
+fn a_layer_may_leave_to_a_stronger_one_what_it_lacks() {
+    let file =
+        File::new("default_model = \"x\"\n[pools.local]\nmin = 2\n[models.x]\npool = \"gpu\"");
+    let sources = Sources {
+        data: None,
+        variables: with_variables(&[
+            ("RAYREEL_MODELS__X__COMMAND", "[\"x\"]"),
+            ("RAYREEL_POOLS__GPU__MAX", "2"),
+            ("RAYREEL_POOLS__LOCAL__MAX", "2"),
+            ("RAYREEL_DATA", "/d"),
+        ])
+        .variables,
+        ..file.sources()
+    };
+    assert_eq!(Settings::load(&sources).expect("right").default_model, model("x"));
 }
 
 #[test]
@@ -510,7 +601,7 @@ fn a_variable_reaches_into_tables_and_takes_its_type_from_the_setting() {
         ("RAYREEL_POOLS__LOCAL__MAX", "3"),
         ("RAYREEL_LOG__FORMAT", "json"),
         ("RAYREEL_MODELS__TESTCARD__SETTINGS__STEP_MS", "250"),
-        ("RAYREEL_MODELS__TESTCARD__SETTINGS__NAME", "plain"),
+        ("RAYREEL_MODELS__WAN2_2_A__SETTINGS__NAME", "plain"),
         ("RAYREEL_MODELS__WAN2_2_A__COMMAND", "[\"python3\", \"engine.py\"]"),
         ("RAYREEL_MODELS__WAN2_2_A__CHECKPOINT", "/0123"),
         ("RAYREEL_DEFAULT_MODEL", "wan2.2-a"),
@@ -521,8 +612,8 @@ fn a_variable_reaches_into_tables_and_takes_its_type_from_the_setting() {
     assert_eq!(settings.log.format, LogFormat::Json);
     let testcard = &settings.models[&model("testcard")];
     assert_eq!(testcard.settings["step_ms"], json!(250));
-    assert_eq!(testcard.settings["name"], json!("plain"));
     let wan = &settings.models[&model("wan2.2-a")];
+    assert_eq!(wan.settings["name"], json!("plain"));
     assert_eq!(wan.command.as_deref(), Some(&["python3".to_owned(), "engine.py".to_owned()][..]));
     assert_eq!(wan.checkpoint.as_deref(), Some("/0123"));
 }

@@ -13,8 +13,8 @@ use super::Error;
 pub enum Origin {
     /// The embedded default file.
     Default { line: usize },
-    /// Worked out from the platform or from other settings.
-    Derived,
+    /// Worked out where nothing is said, and from what.
+    Derived(&'static str),
     /// A configuration file.
     File { path: PathBuf, line: usize },
     /// An environment variable.
@@ -23,11 +23,23 @@ pub enum Origin {
     Flag(&'static str),
 }
 
+impl Origin {
+    /// Which layer it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Default { .. } | Self::Derived(_) => "default",
+            Self::File { .. } => "file",
+            Self::Variable(_) => "environment",
+            Self::Flag(_) => "flag",
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default { line } => write!(f, "the default settings, line {line}"),
-            Self::Derived => f.write_str("the platform's default"),
+            Self::Derived(from) => f.write_str(from),
             Self::File { path, line } => write!(f, "{}, line {line}", path.display()),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(flag) => f.write_str(flag),
@@ -225,7 +237,7 @@ impl fmt::Display for Value {
             Self::Integer(value) => write!(f, "{value}"),
             Self::Float(value) => write!(f, "{value:?}"),
             Self::String(text) => quoted(f, text),
-            Self::Text(text) => match parse_value(text, &Origin::Derived) {
+            Self::Text(text) => match parse_value(text, &Origin::Derived("")) {
                 Some(value) => write!(f, "{value}"),
                 None => quoted(f, text),
             },
