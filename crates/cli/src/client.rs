@@ -1,5 +1,6 @@
 //! The API, as a client calls it.
 
+use std::io;
 use std::time::Duration;
 
 use rayreel_domain::wire::api::{
@@ -21,7 +22,9 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Until a server has shown that it lives.
 const PROBE: Duration = Duration::from_secs(5);
 /// Until a call is answered whole; streams and files have no such limit.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(30);
+/// Until a request is on the server, with a picture it may carry.
+const SUBMIT: Duration = Duration::from_secs(120);
 /// Without a byte for so long, a stream is dead: the server sends signs of life more often.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -106,7 +109,7 @@ impl Client {
         let body = serde_json::to_vec(body).expect("a request is plain data");
         let call = self
             .call(Method::POST, TASKS_PATH)?
-            .timeout(ANSWER)
+            .timeout(SUBMIT)
             .header(CONTENT_TYPE, "application/json")
             .header(IDEMPOTENCY_KEY, key)
             .body(body);
@@ -152,7 +155,8 @@ impl Client {
         if let Some(after) = after {
             call = call.header(LAST_EVENT_ID, after);
         }
-        let response = self.send(call).await?;
+        let answer = tokio::time::timeout(ANSWER, self.send(call)).await;
+        let response = answer.map_err(|_| self.mute())??;
         Ok(Events { response, parser: sse::Parser::default(), ready: Vec::new().into_iter() })
     }
 
@@ -225,14 +229,28 @@ impl Client {
         Ok(bytes)
     }
 
+    /// It is there, and says nothing.
+    fn mute(&self) -> Failure {
+        let message = format!("{} takes calls, but does not answer", self.address());
+        Failure::new(Code::ServerUnreachable, message).helped(
+            "It hangs or is overloaded: its log may say why. Stop it if it does not recover.",
+        )
+    }
+
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         if error.is_builder() {
             return Failure::value("server", format!("{}: {}", self.address(), cause(error)));
         }
-        Failure::new(
-            Code::ServerUnreachable,
-            format!("{} does not answer: {}", self.address(), cause(error)),
-        )
+        if error.is_timeout() && !error.is_connect() {
+            return self.mute();
+        }
+        let message = match io_cause(error) {
+            Some(io::ErrorKind::ConnectionRefused) => {
+                format!("nothing listens at {}", self.address())
+            }
+            _ => format!("{} does not answer: {}", self.address(), cause(error)),
+        };
+        Failure::new(Code::ServerUnreachable, message)
     }
 }
 
@@ -243,6 +261,12 @@ pub(crate) fn cause(error: &dyn std::error::Error) -> String {
         inner = source;
     }
     inner.to_string()
+}
+
+/// Which kind of I/O error is behind it, if one is.
+fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind).last()
 }
 
 /// What a status means when no code came with it.

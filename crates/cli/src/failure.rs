@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 use rayreel_domain::Code;
+use rayreel_domain::code::Kind;
 use rayreel_domain::task::MAX_MESSAGE;
 use rayreel_domain::wire::api::{ErrorBody, ErrorDetail, FailureBody, TaskBody};
 use rayreel_server::{config, home};
@@ -22,6 +23,8 @@ pub(crate) struct Failure {
     pub request_id: Option<String>,
     /// The engine's last lines and the like.
     pub detail: Option<String>,
+    /// What helps here, where that is more than the code tells.
+    pub help: Option<Box<str>>,
 }
 
 /// Why a command ends early.
@@ -39,7 +42,19 @@ pub(crate) const BROKEN_PIPE: u8 = 141;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None, request_id: None, detail: None }
+        Self {
+            code,
+            message: message.into(),
+            param: None,
+            request_id: None,
+            detail: None,
+            help: None,
+        }
+    }
+
+    /// Says what helps.
+    pub(crate) fn helped(self, help: impl Into<Box<str>>) -> Self {
+        Self { help: Some(help.into()), ..self }
     }
 
     /// A value on the command line that is not allowed.
@@ -73,8 +88,18 @@ impl Failure {
         for line in self.detail.iter().flat_map(|detail| detail.lines()) {
             _ = writeln!(text, "  | {}", text::one_line(line, MAX_MESSAGE));
         }
-        _ = writeln!(text, "  {bold}help{bold:#}: {}", self.code.entry().remedy);
-        if let Some(id) = &self.request_id {
+        let remedy = match self.code {
+            // The message has said it.
+            Code::InvalidValue | Code::InvalidConfig => None,
+            code => Some(code.entry().remedy),
+        };
+        if let Some(help) = self.help.as_deref().or(remedy) {
+            _ = writeln!(text, "  {bold}help{bold:#}: {}", text::one_line(help, MAX_MESSAGE));
+        }
+        // Who asked for something wrong need not look into the log.
+        if let (Some(id), Kind::Server | Kind::Capacity) =
+            (&self.request_id, self.code.entry().kind)
+        {
             _ = writeln!(text, "  {bold}request id{bold:#}: {id}");
         }
         text
@@ -112,7 +137,16 @@ impl From<config::Error> for Failure {
 
 impl From<home::Error> for Failure {
     fn from(error: home::Error) -> Self {
-        Self::new(error.code(), error.to_string())
+        let failure = Self::new(error.code(), error.to_string());
+        match error {
+            home::Error::NotADirectory { .. } => failure.helped("Name a directory with --data."),
+            home::Error::NotAllowed { .. } => {
+                failure.helped("Run it as the owner, or name another directory with --data.")
+            }
+            home::Error::InUse { .. } | home::Error::Io { .. } | home::Error::Damaged { .. } => {
+                failure
+            }
+        }
     }
 }
 
@@ -139,9 +173,21 @@ mod tests {
             "error[engine_crashed]: task_1: the engine ended with signal 9\n\
              \x20 |  [31mCUDA error\n\
              \x20 | bye\n\
-             \x20 help: See the engine's last lines; often a driver or a library.\n\
-             \x20 request id: req_1\n"
+             \x20 help: See the engine's last lines; often a driver or a library.\n"
         );
+    }
+
+    #[test]
+    fn what_says_nothing_new_is_left_out() {
+        let text = |code| {
+            let failure = Failure {
+                request_id: Some("req_1".to_owned()),
+                ..Failure::new(code, "`frames` is 50")
+            };
+            anstream::adapter::strip_str(&failure.text()).to_string()
+        };
+        assert_eq!(text(Code::InvalidValue), "error[invalid_value]: `frames` is 50\n");
+        assert!(text(Code::Internal).ends_with("request id: req_1\n"));
     }
 
     #[test]

@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rayreel_domain::wire::api::SubmitBody;
 use rayreel_domain::wire::engine::Format;
+use rayreel_server::home;
 
 use crate::args::Request;
-use crate::client::cause;
 use crate::failure::Failure;
 
 /// An image is read up to this; how much of it is accepted is the server's to say.
@@ -38,13 +38,16 @@ pub(crate) fn body(request: &Request, named: Option<Format>) -> Result<SubmitBod
 
 /// A picture as a data URI.
 fn image(path: &Path) -> Result<String, Failure> {
-    let fail = |why: &str| Failure::value("image", format!("{}: {why}", path.display()));
+    let fail = |why: &str| {
+        Failure::value("image", format!("{} can't be the first frame: {why}", path.display()))
+            .helped("Give --image a PNG or JPEG file.")
+    };
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_IMAGE + 1).read_to_end(&mut bytes))
-        .map_err(|error| fail(&cause(&error)))?;
+        .map_err(|error| fail(&home::reason(&error)))?;
     if bytes.len() as u64 > MAX_IMAGE {
-        return Err(fail("the file is too long for an image"));
+        return Err(fail("it has more than 64 MB"));
     }
     let media_type = if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         "image/png"
@@ -103,6 +106,12 @@ mod tests {
         assert_eq!(failure.param.as_deref(), Some("image"));
         std::fs::remove_file(&path).expect("removed");
         let failure = body(&request(&["x", "--image", word]), None).expect_err("missing");
-        assert!(failure.message.contains("x.jpg"), "{}", failure.message);
+        assert_eq!(failure.message, format!("{word} can't be the first frame: it does not exist"));
+        let folder = directory.path().to_str().expect("UTF-8");
+        let failure = body(&request(&["x", "--image", folder]), None).expect_err("a directory");
+        assert_eq!(
+            failure.message,
+            format!("{folder} can't be the first frame: it is a directory")
+        );
     }
 }

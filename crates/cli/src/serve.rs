@@ -1,6 +1,6 @@
 //! Runs a server in this process, for `rayreel serve` and for commands that find none.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use rayreel_domain::Code;
@@ -30,13 +30,16 @@ pub(crate) struct Server {
 
 impl Server {
     /// Takes the data directory, listens, and tells clients of the same user where.
-    pub(crate) async fn start(settings: Settings, address: SocketAddr) -> Result<Self, Failure> {
+    async fn start(
+        settings: Settings,
+        address: SocketAddr,
+        embedded: bool,
+    ) -> Result<Self, Failure> {
         // Locking comes first: whoever has the directory is told of by name, not by its port.
         let directory = settings.data.clone();
         let home = blocking(move || Ok(Home::open(&directory, &Random::from_system())?)).await?;
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            Failure::new(Code::InvalidConfig, format!("{address} can't be listened on: {error}"))
-        })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|error| not_listening(address, &error))?;
         let address = listener
             .local_addr()
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
@@ -46,7 +49,7 @@ impl Server {
             Ok((home, components, settings))
         })
         .await?;
-        home.announce(&url)?;
+        home.announce(&url, embedded)?;
         let client_token = home.client_token().to_owned();
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
@@ -62,7 +65,7 @@ impl Server {
 
     /// One on a free port, for this process and those that find it.
     pub(crate) async fn start_embedded(settings: Settings) -> Result<Self, Failure> {
-        Self::start(settings, (Ipv4Addr::LOCALHOST, 0).into()).await
+        Self::start(settings, (Ipv4Addr::LOCALHOST, 0).into(), true).await
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -78,6 +81,26 @@ impl Server {
     pub(crate) async fn stop(self) -> Result<(), Failure> {
         self.shutdown.cancel();
         outcome(self.task.await)
+    }
+}
+
+fn not_listening(address: SocketAddr, error: &io::Error) -> Failure {
+    let failure = |message: String| Failure::new(Code::InvalidConfig, message);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Failure::new(
+            Code::AddressInUse,
+            format!("{address} is in use: another program, or another rayreel, listens there"),
+        ),
+        io::ErrorKind::PermissionDenied => {
+            failure(format!("this user may not listen on {address}"))
+                .helped("Choose a port above 1023 with --listen; port 0 takes a free one.")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            failure(format!("this machine has no address {}", address.ip()))
+                .helped("Choose another address with --listen, such as 127.0.0.1:8088.")
+        }
+        _ => failure(format!("{address} can't be listened on: {error}"))
+            .helped("Choose another address with --listen."),
     }
 }
 
@@ -121,7 +144,7 @@ pub(crate) async fn run(
     let interrupts = Interrupts::listen()?;
     let data = settings.data.display().to_string();
     let address = settings.listen;
-    let mut server = Server::start(settings, address).await?;
+    let mut server = Server::start(settings, address, false).await?;
     tracing::info!(url = server.url, data, "serving");
     if out.json {
         let pid = std::process::id();

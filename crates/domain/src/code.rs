@@ -141,6 +141,9 @@ codes! {
     DataDirectoryInUse "data_directory_in_use" Conflict 409 6 true
         "Another server works on this data directory; the message names its process."
         "Use that server (`--server`), stop it, or give this one another `--data`.";
+    AddressInUse "address_in_use" Conflict 409 6 true
+        "Something listens already on the address that the server is to have."
+        "Stop what listens there, or choose another address with `--listen`; port 0 takes a free one.";
     QueueFull "queue_full" Capacity 429 7 true
         "The queue holds as many tasks as `max_queued` allows."
         "Wait as long as Retry-After says.";

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::Code;
@@ -32,6 +32,8 @@ pub enum Error {
     NotADirectory { path: PathBuf },
     #[error("{} can't be {doing}: {}", path.display(), reason(source))]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("{} can't be {doing}: this user may not do that; {owner}", path.display())]
+    NotAllowed { path: PathBuf, doing: &'static str, owner: String },
     #[error("{} is damaged; delete it, and the next server makes a new one", path.display())]
     Damaged { path: PathBuf },
 }
@@ -40,7 +42,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::InUse { .. } => Code::DataDirectoryInUse,
-            Self::NotADirectory { .. } => Code::InvalidConfig,
+            Self::NotADirectory { .. } | Self::NotAllowed { .. } => Code::InvalidConfig,
             Self::Io { .. } | Self::Damaged { .. } => Code::StoreUnavailable,
         }
     }
@@ -50,8 +52,12 @@ fn process(pid: Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(", process {pid},"))
 }
 
-fn reason(error: &io::Error) -> String {
+/// What keeps a file from being used, in words.
+pub fn reason(error: &io::Error) -> String {
     match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::NotADirectory => "what stands above it is a file".to_owned(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
         io::ErrorKind::PermissionDenied => "this user may not do that".to_owned(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full".to_owned(),
@@ -59,9 +65,42 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
+/// Whose a path is, or, if it is not there or can't be seen, the nearest above it.
+pub fn owner(path: &Path) -> String {
+    let seen = path.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)));
+    let Some((path, metadata)) = seen else {
+        return "whose it is can't be seen".to_owned();
+    };
+    let (owner, path) = (metadata.uid(), path.display());
+    if owner == rustix::process::geteuid().as_raw() {
+        return format!(
+            "{path} is this user's own, but its mode is {:04o}",
+            metadata.mode() & 0o7777
+        );
+    }
+    let names = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = names.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(owner)).then_some(name)
+    });
+    match name {
+        Some(name) => format!("{path} belongs to {name}"),
+        None => format!("{path} belongs to user {owner}"),
+    }
+}
+
 /// Names the file and the deed in an I/O error.
 fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { path: path.to_owned(), doing, source }
+    move |source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Error::NotAllowed { owner: owner(&path), path, doing }
+            }
+            _ => Error::Io { path, doing, source },
+        }
+    }
 }
 
 /// A secret of 256 random bits in hexadecimal.
@@ -106,6 +145,9 @@ pub struct Running {
     pub token: Token,
     pub worker_token: Token,
     pub pid: u32,
+    /// Does it run inside a command, for as long as that takes? Nobody starts it again, so whoever
+    /// loses it may take its place.
+    pub embedded: bool,
 }
 
 /// The server that works on a data directory just now, if one does.
@@ -195,12 +237,13 @@ impl Home {
     }
 
     /// Tells clients that a server answers at `url`, until this value is dropped.
-    pub fn announce(&mut self, url: &str) -> Result<(), Error> {
+    pub fn announce(&mut self, url: &str, embedded: bool) -> Result<(), Error> {
         let running = Running {
             url: url.to_owned(),
             token: self.client_token.clone(),
             worker_token: self.worker_token.clone(),
             pid: std::process::id(),
+            embedded,
         };
         let path = self.path.join(ANNOUNCEMENT);
         let draft = self.path.join(format!("{ANNOUNCEMENT}.new"));
@@ -373,12 +416,13 @@ mod tests {
         assert_eq!(running(parent.path()), None);
         let mut home = hold(parent.path());
         assert_eq!(running(parent.path()), None, "not announced yet");
-        home.announce("http://127.0.0.1:8088").expect("announced");
+        home.announce("http://127.0.0.1:8088", false).expect("announced");
         let found = running(parent.path()).expect("runs");
         assert_eq!(found.url, "http://127.0.0.1:8088");
         assert_eq!(found.token.as_str(), home.client_token());
         assert_eq!(found.worker_token.as_str(), home.worker_token());
         assert_eq!(found.pid, std::process::id());
+        assert!(!found.embedded);
         assert_eq!(mode(&parent.path().join(ANNOUNCEMENT)), 0o600);
         drop(home);
         assert_eq!(running(parent.path()), None);
@@ -390,7 +434,7 @@ mod tests {
         let parent = directory();
         let announcement = parent.path().join(ANNOUNCEMENT);
         let mut home = hold(parent.path());
-        home.announce("http://127.0.0.1:1").expect("announced");
+        home.announce("http://127.0.0.1:1", true).expect("announced");
         let word = fs::read(&announcement).expect("readable");
         drop(home);
         // Killed, it would have left the file, but not the lock.
@@ -398,7 +442,7 @@ mod tests {
         assert_eq!(running(parent.path()), None);
 
         let mut next = hold(parent.path());
-        next.announce("http://127.0.0.1:2").expect("announced");
+        next.announce("http://127.0.0.1:2", true).expect("announced");
         assert_eq!(running(parent.path()).expect("runs").url, "http://127.0.0.1:2");
     }
 
@@ -408,14 +452,14 @@ mod tests {
         let path = parent.path().join(ANNOUNCEMENT);
         let token = "0".repeat(64);
         let right = format!(
-            r#"{{"url":"http://127.0.0.1:1","token":"{token}","worker_token":"{token}","pid":1}}"#
+            r#"{{"url":"http://127.0.0.1:1","token":"{token}","worker_token":"{token}","pid":1,"embedded":true}}"#
         );
         let with = |text: &str| {
             let file = write_private(&path, text.as_bytes()).expect("written");
             file.lock().expect("locked");
             running(parent.path())
         };
-        assert!(with(&right).is_some());
+        assert!(with(&right).expect("right").embedded);
         assert_eq!(with(&right.replace("127.0.0.1", "192.0.2.1")), None);
         assert_eq!(with(&right.replace("http:", "https:")), None);
         assert_eq!(with(&right.replace(&token, "0")), None);
@@ -427,12 +471,12 @@ mod tests {
     fn readers_do_not_keep_a_server_from_starting() {
         let parent = directory();
         let mut home = hold(parent.path());
-        home.announce("http://127.0.0.1:1").expect("announced");
+        home.announce("http://127.0.0.1:1", true).expect("announced");
         let reader = File::open(parent.path().join(ANNOUNCEMENT)).expect("readable");
         drop(home);
         reader.try_lock_shared().expect("free");
         let mut next = hold(parent.path());
-        next.announce("http://127.0.0.1:2").expect("announced");
+        next.announce("http://127.0.0.1:2", true).expect("announced");
         assert!(running(parent.path()).is_some());
     }
 
@@ -460,10 +504,27 @@ mod tests {
         let locked = open(parent.path());
         assert_eq!(locked.is_ok(), superuser);
         if let Err(error) = locked {
-            assert_eq!(error.code(), Code::StoreUnavailable);
-            assert!(error.to_string().contains("this user may not do that"), "{error}");
+            assert_eq!(error.code(), Code::InvalidConfig);
+            let words = format!(
+                "this user may not do that; {} is this user's own, but its mode is 0500",
+                parent.path().display()
+            );
+            assert!(error.to_string().ends_with(&words), "{error}");
         }
         fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o700)).expect("set");
+    }
+
+    #[test]
+    fn who_may_not_is_told_whose_it_is() {
+        let error = io_error(Path::new("/proc/1/missing"), "created")(
+            io::ErrorKind::PermissionDenied.into(),
+        );
+        assert_eq!(error.code(), Code::InvalidConfig);
+        let text = error.to_string();
+        let start = "/proc/1/missing can't be created: this user may not do that; /proc/1 ";
+        assert!(text.starts_with(start), "{text}");
+        // Whoever is not the superuser sees its name.
+        assert!(text.ends_with("belongs to root") || text.contains("this user's own"), "{text}");
     }
 
     #[test]

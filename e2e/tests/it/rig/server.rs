@@ -99,7 +99,7 @@ impl Server {
         });
         match started {
             Some(Ok(())) => Some(child),
-            Some(Err(_)) if self.logged()[before..].contains("can't be listened on") => None,
+            Some(Err(_)) if self.logged()[before..].contains("error[address_in_use]") => None,
             ended => panic!("the server is not ready: {ended:?}\n{}", self.tail()),
         }
     }
