@@ -1,8 +1,11 @@
 //! The command line: what can be asked, and how it is explained.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use rayreel_domain::request::Size;
 use rayreel_domain::task::{Priority, State};
@@ -10,11 +13,70 @@ use rayreel_domain::wire::engine::Format;
 use rayreel_domain::{PoolName, TaskId, WorkerName};
 
 const AFTER_HELP: &str = "\
+The first video:  rayreel generate \"a red fox running through snow\" -o fox.mp4
+As a service:     rayreel serve, then submit, watch and download from anywhere on this machine
+
 Without --server, a command talks to the server that runs on the data directory; if none does, it \
 runs one itself for as long as it takes.
-With --json, results are JSON on standard output and errors are JSON on standard error.
-The exit status tells what went wrong: 2 bad request, 4 no such task, 5 not allowed, 6 conflict, \
-7 try again later, 8 damaged data, 9 cancelled, 10 the task failed, 1 anything else.";
+With --json, results are JSON on standard output; an error is one line of JSON, the last on \
+standard error.
+
+The exit status tells what went wrong:
+  1  anything else             7  try again later
+  2  bad request or setting    8  damaged data
+  4  no such task              9  the task was cancelled, or expired
+  5  not allowed              10  the task failed
+  6  conflict                130  left on Ctrl-C
+
+Environment:
+  RAYREEL_SERVER        --server
+  RAYREEL_TOKEN         sent to that server; a server of this user needs none
+  RAYREEL_DATA          --data
+  RAYREEL_CONFIG        --config
+  RAYREEL_LISTEN        serve --listen
+  RAYREEL_WORKER_TOKEN  sent by `worker`
+  RAYREEL_LOG           how much is logged: `debug`, `info,rayreel_server=debug`
+  RAYREEL_…             every other setting: `rayreel config default` explains them";
+
+const REQUEST_HELP: &str = "\
+What is not given is the model's default: `rayreel config show`.
+
+Environment:
+  RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
+
+const CONFIG_HELP: &str = "\
+Settings come from, the later the stronger: the defaults; a file; the environment, RAYREEL_LISTEN
+for `listen`, RAYREEL_POOLS__LOCAL__MAX for `pools.local.max`; flags.";
+
+const COMPLETIONS_HELP: &str = "\
+bash:  source <(rayreel completions bash)
+zsh:   rayreel completions zsh >~/.zfunc/_rayreel    (a directory of $fpath)
+fish:  rayreel completions fish >~/.config/fish/completions/rayreel.fish";
+
+const CLIENT_HELP: &str = "\
+Environment:
+  RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
+
+const GENERATE_HELP: &str = "\
+What is not given is the model's default: `rayreel config show`.
+Ctrl-C cancels the task; a second Ctrl-C leaves at once.
+
+Environment:
+  RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
+
+const SERVE_HELP: &str = "\
+Ctrl-C or SIGTERM stops it; tasks that are queued stay so.
+
+Environment:
+  RAYREEL_LOG  how much is logged: `debug`, `info,rayreel_server=debug`
+  RAYREEL_…    every other setting: `rayreel config default` explains them";
+
+const WORKER_HELP: &str = "\
+Ctrl-C or SIGTERM lets it finish its task and leave; a second one ends it at once.
+
+Environment:
+  RAYREEL_WORKER_TOKEN  sent to the server; by default that of the server on the data directory
+  RAYREEL_LOG           how much is logged: `debug`, `info,rayreel_worker=debug`";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -32,9 +94,82 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Reads the command line. An option that the command would pass over is an error.
+    pub(crate) fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        refuse_useless(&mut command, &matches)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// The commands as they are explained: with those options only that they heed.
+pub(crate) fn command() -> clap::Command {
+    fn hide(command: &mut clap::Command, path: &[&str], global: &[clap::Arg]) {
+        for option in
+            global.iter().filter(|option| useless(path).contains(&option.get_id().as_str()))
+        {
+            // One of its own goes before the global one.
+            *command = std::mem::take(command).arg(option.clone().hide(true));
+        }
+        for below in command.get_subcommands_mut() {
+            let name = below.get_name().to_owned();
+            hide(below, &[path, &[name.as_str()]].concat(), global);
+        }
+    }
+    let mut command = Cli::command();
+    let global: Vec<clap::Arg> =
+        command.get_arguments().filter(|option| option.is_global_set()).cloned().collect();
+    hide(&mut command, &[], &global);
+    command
+}
+
+/// The global options that mean nothing to a command.
+fn useless(path: &[&str]) -> &'static [&'static str] {
+    match path {
+        ["serve"] | ["config", ..] if path != ["config", "default"] => &["server"],
+        ["config", "default"] | ["completions" | "engine", ..] => {
+            &["server", "data", "config", "json", "quiet"]
+        }
+        _ => &[],
+    }
+}
+
+fn refuse_useless(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let (mut path, mut innermost) = (Vec::new(), matches);
+    while let Some((name, below)) = innermost.subcommand() {
+        path.push(name);
+        innermost = below;
+    }
+    let given = |option: &str| innermost.value_source(option) == Some(ValueSource::CommandLine);
+    let mut refuse = |why: String| Err(command.error(ErrorKind::ArgumentConflict, why));
+    if let Some(option) = useless(&path).iter().find(|option| given(option)) {
+        let instead = match path.as_slice() {
+            ["serve"] => ", which is a server itself: --listen says where",
+            _ => "",
+        };
+        return refuse(format!(
+            "`--{option}` means nothing to `rayreel {}`{instead}",
+            path.join(" ")
+        ));
+    }
+    let is_client = !matches!(path.as_slice(), ["serve" | "worker" | "config", ..]);
+    let server = innermost.get_one::<String>("server").filter(|server| !server.is_empty());
+    let local = ["data", "config"].into_iter().find(|option| given(option));
+    if let (true, Some(server), Some(option)) = (is_client, server, local) {
+        let named = if given("server") { "--server" } else { "RAYREEL_SERVER" };
+        return refuse(format!(
+            "`--{option}` means nothing to {server}, the server that {named} names: leave out one \
+             of them"
+        ));
+    }
+    Ok(())
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// Address of the server to use, such as http://127.0.0.1:8088
+    /// Address of a server, such as http://127.0.0.1:8088, instead of the one on the data directory
     #[arg(
         long,
         global = true,
@@ -61,33 +196,47 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a video or a still: submit, follow to the end, save the file
-    #[command(after_help = "Ctrl-C cancels the task; a second Ctrl-C leaves at once.")]
+    #[command(after_help = GENERATE_HELP)]
     Generate(Generate),
     /// Run the server
+    #[command(after_help = SERVE_HELP)]
     Serve(Serve),
     /// Queue a task and print its id
+    #[command(after_help = REQUEST_HELP)]
     Submit(Request),
     /// Show a task
+    #[command(after_help = CLIENT_HELP)]
     Get(Task),
     /// Follow a task to its end (Ctrl-C leaves; the task goes on)
+    #[command(after_help = CLIENT_HELP)]
     Watch(Task),
     /// List tasks, newest first
+    #[command(after_help = CLIENT_HELP)]
     List(List),
     /// Cancel a queued or running task; never deletes
+    #[command(after_help = CLIENT_HELP)]
     Cancel(Task),
     /// Delete a task that has ended, and its files
+    #[command(after_help = CLIENT_HELP)]
     Delete(Task),
     /// Save a task's result
+    #[command(after_help = CLIENT_HELP)]
     Download(Download),
     /// Run a worker: claim tasks of a pool, run the engine, deliver the files
+    #[command(after_help = WORKER_HELP)]
     Worker(Worker),
     /// Check, show or explain the configuration
+    #[command(after_help = CONFIG_HELP)]
     Config {
         #[command(subcommand)]
         command: Config,
     },
     /// Print the completions of a shell
-    Completions { shell: Shell },
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
     /// Advanced: run a built-in engine on standard input and output
     Engine {
         #[command(subcommand)]
@@ -99,7 +248,8 @@ pub(crate) enum Command {
 pub(crate) struct Generate {
     #[command(flatten)]
     pub request: Request,
-    /// Where to save [default: the task's id, in this directory]; `-` is standard output
+    /// Where to save; a name that ends in .png asks for a still, `-` is standard output [default: a
+    /// file named after the task, in this directory]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -142,7 +292,7 @@ pub(crate) struct Request {
     /// 1 (last) to 5 (first) among your own tasks
     #[arg(long, value_name = "1-5", value_parser = priority)]
     pub priority: Option<Priority>,
-    /// A video (mp4) or a still (png) [default: as the output file's name says, else mp4]
+    /// A video or a still [default: mp4]
     #[arg(long)]
     pub format: Option<OutputFormat>,
 }
@@ -181,13 +331,13 @@ pub(crate) struct Task {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only tasks in this state
+    /// Only tasks in this state: queued, running, succeeded, failed, cancelled or expired
     #[arg(long, value_parser = state)]
     pub state: Option<State>,
     /// Only tasks of this model
     #[arg(long)]
     pub model: Option<String>,
-    /// How many at most, 1 to 100
+    /// How many at most, 1 to 100 [default: 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub limit: Option<u8>,
     /// Go on where another list ended
@@ -209,7 +359,8 @@ fn state(text: &str) -> Result<State, String> {
 pub(crate) struct Download {
     /// Id of the task
     pub id: TaskId,
-    /// Where to save [default: the task's id, in this directory]; `-` is standard output
+    /// Where to save; `-` is standard output [default: a file named after the task, in this
+    /// directory]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// The thumbnail instead
@@ -217,7 +368,6 @@ pub(crate) struct Download {
     pub thumbnail: bool,
 }
 
-/// Its token comes from RAYREEL_WORKER_TOKEN, else from the data directory.
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
     /// The pool whose tasks it takes
@@ -246,7 +396,7 @@ pub(crate) enum Config {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum Engine {
-    /// The test card
+    /// The test card; workers start it
     Testcard,
 }
 
@@ -260,13 +410,11 @@ fn finite(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        let words = line.split_whitespace().map(|word| word.replace('_', " "));
-        Cli::try_parse_from(std::iter::once("rayreel".to_owned()).chain(words))
+        let words = line.split_whitespace().map(|word| word.replace('_', " ").into());
+        Cli::read(std::iter::once("rayreel".into()).chain(words))
     }
 
     fn refused(line: &str) -> String {
@@ -277,22 +425,72 @@ mod tests {
 
     #[test]
     fn the_commands_are_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn an_option_that_would_be_passed_over_is_refused() {
+        for (line, words) in [
+            ("serve --server http://x", "`--server` means nothing to `rayreel serve`"),
+            ("--server http://x serve", "--listen says where"),
+            (
+                "config check --server http://x",
+                "`--server` means nothing to `rayreel config check`",
+            ),
+            ("config default --json", "`--json` means nothing to `rayreel config default`"),
+            ("completions bash --data /d", "`--data` means nothing to `rayreel completions`"),
+            ("engine testcard --config f", "`--config` means nothing to `rayreel engine testcard`"),
+            ("list --server http://x --data /d", "the server that --server names"),
+            ("generate x --config f --server http://x", "`--config` means nothing to http://x"),
+        ] {
+            let message = refused(line);
+            assert!(message.contains(words), "{line}: {message}");
+        }
+        for line in
+            ["serve --data /d", "config show --data /d --json", "worker --server x --data /d"]
+        {
+            parse(line).expect(line);
+        }
+    }
+
+    #[test]
+    fn help_shows_the_options_that_a_command_heeds_and_its_environment() {
+        let help = |path: &[&str]| {
+            let mut command = command();
+            // Global options reach the commands only now.
+            command.build();
+            let inner = path.iter().fold(&mut command, |command, name| {
+                command.find_subcommand_mut(name).expect("a command")
+            });
+            inner.render_long_help().to_string()
+        };
+        for (path, shown, hidden) in [
+            (&["serve"][..], &["--listen", "RAYREEL_LISTEN", "RAYREEL_LOG"][..], "--server"),
+            (&["worker"], &["--server", "RAYREEL_WORKER_TOKEN", "RAYREEL_LOG"], "RAYREEL_TOKEN"),
+            (&["generate"], &["RAYREEL_TOKEN", "RAYREEL_SERVER", "RAYREEL_DATA"], "LISTEN"),
+            (&["config", "show"], &["RAYREEL_CONFIG", "--json"], "--server"),
+            (&["completions"], &["bash"], "--data"),
+        ] {
+            let help = help(path);
+            for word in shown {
+                assert!(help.contains(word), "{path:?} lacks {word}: {help}");
+            }
+            assert!(!help.contains(hidden), "{path:?} has {hidden}: {help}");
+        }
     }
 
     #[test]
     fn every_command_and_option_explains_itself() {
         fn check(command: &clap::Command) {
             for option in command.get_arguments() {
-                let named = matches!(option.get_id().as_str(), "shell");
-                assert!(named || option.get_help().is_some(), "{} {option}", command.get_name());
+                assert!(option.get_help().is_some(), "{} {option}", command.get_name());
             }
             for command in command.get_subcommands() {
                 assert!(command.get_about().is_some(), "{}", command.get_name());
                 check(command);
             }
         }
-        check(&Cli::command());
+        check(&command());
     }
 
     #[test]

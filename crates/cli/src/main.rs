@@ -27,7 +27,6 @@ use std::io::BufReader;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 use rayreel_domain::Code;
 
 use args::{Cli, Command, Engine};
@@ -35,7 +34,7 @@ use failure::{Exit, Failure};
 use out::Out;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
@@ -59,7 +58,7 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
         Command::Config { command } => settings::run(global, &command, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "rayreel", &mut script);
+            clap_complete::generate(shell, &mut args::command(), "rayreel", &mut script);
             out.raw(&script)
         }
         Command::Engine { engine: Engine::Testcard } => {

@@ -54,9 +54,8 @@ pub(super) fn plain(server: &Server, words: &[&str]) -> std::process::Command {
     command
         .env("HOME", server.directory())
         .env("RAYREEL_CONFIG", server.config())
+        .env("RAYREEL_DATA", server.home())
         .current_dir(server.directory())
-        .arg("--data")
-        .arg(server.home())
         .args(words);
     command
 }
