@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use rayreel_domain::TaskId;
 use rayreel_domain::wire::api::{EventBody, TaskBody};
+use rayreel_domain::{State, TaskId};
 use tokio::time::MissedTickBehavior;
 
 use crate::client::Events;
 use crate::failure::{Exit, Failure, INTERRUPTED};
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{Session, is_handover};
 use crate::signals::Interrupts;
 
-/// How long to wait for a server that is away.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long to wait for a server that is away: as long as workers keep what they do for it.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// A server that is away for no longer is not worth a word.
 const HICCUP: Duration = Duration::from_secs(2);
 /// Between tries to connect again.
@@ -24,7 +24,7 @@ const ASK: Duration = Duration::from_secs(2);
 /// What the first Ctrl-C does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnInterrupt {
-    /// Cancel the task, and follow it to that end.
+    /// Cancel the task, and follow it to that end; leave it alone if the server is away.
     Cancel,
     /// Leave it alone.
     Leave,
@@ -50,11 +50,14 @@ pub(crate) struct Follower<'a> {
     pub on_event: &'a mut dyn FnMut(&str, &EventBody) -> Result<(), Exit>,
     /// Position behind the last event that had one.
     pub after: Option<String>,
+    /// The task's state, as it was last heard of.
+    pub state: State,
 }
 
 impl Follower<'_> {
     /// Gives the task as it is at its end.
     pub(crate) async fn run(mut self) -> Result<TaskBody, Exit> {
+        self.session.hush();
         let mut away: Option<Instant> = None;
         let mut told = false;
         let mut listening = true;
@@ -64,7 +67,7 @@ impl Follower<'_> {
                 opened = self.open() => opened,
                 () = interrupts.first(), if listening => {
                     listening = false;
-                    self.interrupted().await?;
+                    self.interrupted(away.is_some()).await?;
                     continue;
                 }
             };
@@ -77,7 +80,7 @@ impl Follower<'_> {
                     match self.listen(events, listening).await? {
                         Ended::Interrupted => {
                             listening = false;
-                            self.interrupted().await?;
+                            self.interrupted(false).await?;
                             continue;
                         }
                         Ended::Task | Ended::Stream => self.look().await,
@@ -88,12 +91,12 @@ impl Follower<'_> {
             match result {
                 Ok(task) if task.status.is_terminal() => return Ok(task),
                 Ok(_) => {}
-                Err(failure) if failure.is_lost() => {
-                    self.session.lost();
+                Err(failure) if is_handover(&failure) => {
                     let since = *away.get_or_insert_with(Instant::now);
                     if since.elapsed() > HICCUP && !std::mem::replace(&mut told, true) {
-                        self.progress.note("the server is away; waiting for it");
+                        self.tell_that_it_is_away();
                     }
+                    self.session.lost();
                     if since.elapsed() > PATIENCE {
                         return Err(failure.into());
                     }
@@ -105,20 +108,33 @@ impl Follower<'_> {
     }
 
     async fn open(&mut self) -> Result<Events, Failure> {
-        let client = self.session.client().await?;
+        let client = self.session.look().await?;
         client.events(self.id, self.after.as_deref()).await
     }
 
     async fn look(&mut self) -> Result<TaskBody, Failure> {
-        let client = self.session.client().await?;
+        let client = self.session.look().await?;
         client.task(self.id).await
+    }
+
+    fn tell_that_it_is_away(&self) {
+        let what = if self.session.is_gone() { "is gone" } else { "does not answer" };
+        self.progress.note(&format!(
+            "{} {what}; this goes on when it is back (Ctrl-C leaves: the task stays {})",
+            self.session.whom(),
+            self.state(),
+        ));
+    }
+
+    fn state(&self) -> String {
+        self.state.as_str().to_lowercase()
     }
 
     async fn listen(&mut self, mut events: Events, interruptible: bool) -> Result<Ended, Exit> {
         let interrupts = self.interrupts.clone();
         let mut ask = tokio::time::interval(ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut state = None;
+        let (mut heard, mut told) = (false, false);
         loop {
             tokio::select! {
                 event = events.next() => {
@@ -130,19 +146,31 @@ impl Follower<'_> {
                         // Of a newer server: not for us.
                         continue;
                     };
-                    state = Some(body.status);
+                    (self.state, heard) = (body.status, true);
                     self.progress.event(&body);
                     (self.on_event)(&event.name, &body)?;
                     if body.status.is_terminal() {
                         return Ok(Ended::Task);
                     }
                 }
-                _ = ask.tick(), if state.is_some() => {
-                    // The stream says if something is wrong.
-                    if let Ok(task) = self.look().await
-                        && Some(task.status) == state
-                    {
-                        self.progress.expect(&task);
+                _ = ask.tick(), if heard => {
+                    let asked = tokio::select! {
+                        asked = tokio::time::timeout(HICCUP, self.look()) => asked,
+                        () = interrupts.first(), if interruptible => return Ok(Ended::Interrupted),
+                    };
+                    match asked {
+                        Ok(Ok(task)) => {
+                            if std::mem::take(&mut told) {
+                                self.progress.note("the server is back");
+                            }
+                            if task.status == self.state {
+                                self.progress.expect(&task);
+                            }
+                        }
+                        // The stream says if something is wrong.
+                        Ok(Err(_)) => {}
+                        Err(_) if !std::mem::replace(&mut told, true) => self.tell_that_it_is_away(),
+                        Err(_) => {}
                     }
                 }
                 () = interrupts.first(), if interruptible => return Ok(Ended::Interrupted),
@@ -150,15 +178,10 @@ impl Follower<'_> {
         }
     }
 
-    async fn interrupted(&mut self) -> Result<(), Exit> {
-        let id = self.id;
+    async fn interrupted(&mut self, away: bool) -> Result<(), Exit> {
+        let (id, state) = (self.id, self.state());
         match self.on_interrupt {
-            OnInterrupt::Leave => {
-                self.progress.clear();
-                self.progress.note(&format!("left; {id} goes on: rayreel watch {id}"));
-                Err(Exit::Silent(INTERRUPTED))
-            }
-            OnInterrupt::Cancel => {
+            OnInterrupt::Cancel if !away => {
                 self.progress.note(&format!("cancelling {id}; Ctrl-C again leaves at once"));
                 let cancelled = self.session.call(|client| async move { client.cancel(id).await });
                 cancelled.await.map(drop).map_err(|failure| {
@@ -166,6 +189,19 @@ impl Follower<'_> {
                         format!("{id} may go on, it could not be cancelled: {}", failure.message);
                     Failure { message, ..failure }.into()
                 })
+            }
+            OnInterrupt::Cancel => {
+                self.progress.clear();
+                self.progress.note(&format!(
+                    "left; without its server {id} can't be cancelled and stays {state}: \
+                     rayreel cancel {id}"
+                ));
+                Err(Exit::Silent(INTERRUPTED))
+            }
+            OnInterrupt::Leave => {
+                self.progress.clear();
+                self.progress.note(&format!("left; {id} stays {state}: rayreel watch {id}"));
+                Err(Exit::Silent(INTERRUPTED))
             }
         }
     }

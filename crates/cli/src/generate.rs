@@ -38,7 +38,7 @@ pub(crate) async fn run(
     let body = request::body(&arguments.request, named)?;
     let interrupts = Interrupts::listen()?;
     interrupts.exit_on_second();
-    let mut session = Session::new(global, Workers::Start)?;
+    let mut session = Session::new(global, Workers::Start, out)?;
     let made = make(&mut session, &body, &destination, &interrupts, out).await;
     let closed = session.close().await;
     made?;
@@ -79,13 +79,14 @@ async fn make(
         on_interrupt: OnInterrupt::Cancel,
         on_event: &mut |_, _| Ok(()),
         after: None,
+        state: submitted.task.status,
     };
     let task = follower.run().await?;
     drop(progress);
     if task.status != State::Succeeded {
         return Err(Failure::of_task(&task).into());
     }
-    let path = save(session, &task, false, destination, out).await?;
+    let path = save(session, &task, false, destination, interrupts, out).await?;
     let file = path.map(|path| path.display().to_string());
     if out.json {
         return out.json(&Saved { task: &task, file });

@@ -1,20 +1,23 @@
 //! Where a result goes: a file that appears whole or not at all, or standard output.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::{Code, TaskId};
+use rayreel_server::home;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::client::{Client, cause};
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, INTERRUPTED};
 use crate::out::Out;
 use crate::session::Session;
+use crate::signals::{Drafts, Interrupts};
 
 /// Broken transfers are tried again so often.
 const TRIES: u32 = 5;
@@ -35,6 +38,12 @@ impl Destination {
             None => Self::In(PathBuf::from(".")),
             Some(path) if path == "-" => Self::Stdout,
             Some(path) if path.is_dir() => Self::In(path.to_owned()),
+            Some(path) if path.as_os_str().is_empty() => {
+                return Err(Failure::value("output", "the name of the output file is empty"));
+            }
+            Some(path) if path.as_os_str().as_bytes().ends_with(b"/") => {
+                return Err(unwritable(path, path, &io::ErrorKind::NotFound.into()));
+            }
             Some(path) => Self::File(path.to_owned()),
         };
         match &destination {
@@ -44,13 +53,18 @@ impl Destination {
                     "`--output -` and `--json` both want standard output",
                 ));
             }
+            Self::Stdout if io::stdout().is_terminal() => {
+                return Err(Failure::value("output", "a terminal can't show the file")
+                    .helped("Send standard output elsewhere: `… -o - | mpv -`, `… -o - >file`."));
+            }
             Self::Stdout => {}
-            Self::In(directory) => drop(draft(directory)?),
+            Self::In(directory) => try_folder(directory, directory)?,
             // Through a link, it is the file behind it that is replaced.
             Self::File(path) => match fs::canonicalize(path) {
-                Ok(real) if real.is_file() => drop(draft(&folder(&real))?),
+                Ok(real) if real.is_file() => try_folder(path, &folder(&real))?,
+                // To open a pipe is to use it.
                 Ok(_) => {}
-                Err(_) => drop(draft(&folder(path))?),
+                Err(_) => try_folder(path, &folder(path))?,
             },
         }
         Ok(destination)
@@ -105,27 +119,81 @@ fn folder(path: &Path) -> PathBuf {
     }
 }
 
+/// Can `path` be written, which takes a new file in its folder? Leaves nothing behind.
+fn try_folder(path: &Path, folder: &Path) -> Result<(), Failure> {
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| unwritable(path, folder, &error))
+}
+
 /// A file beside the one that it will become.
-fn draft(directory: &Path) -> Result<NamedTempFile, Failure> {
+fn draft(path: &Path) -> Result<NamedTempFile, Failure> {
+    let folder = folder(path);
     tempfile::Builder::new()
         .prefix(".rayreel-")
         .suffix(".part")
         // As any other file: the umask decides.
         .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)
-        .map_err(|error| unwritable(directory, &error))
+        .tempfile_in(&folder)
+        .map_err(|error| unwritable(path, &folder, &error))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::value("output", format!("{} can't be written: {}", path.display(), cause(error)))
+fn open_device(path: &Path) -> Result<File, Failure> {
+    OpenOptions::new().write(true).open(path).map_err(|error| unwritable(path, path, &error))
 }
 
-/// Gets the file of a task that has succeeded, and says where it is; none is standard output.
+/// Names the file that was asked for, whatever the one is called that could not be written, and
+/// what is wrong with its folder.
+fn unwritable(path: &Path, folder: &Path, error: &io::Error) -> Failure {
+    let at = folder.display();
+    let (why, help) = match error.kind() {
+        io::ErrorKind::NotFound => {
+            (format!("there is no folder {at}"), "Make the folder first, or name another.")
+        }
+        io::ErrorKind::NotADirectory => {
+            (format!("{at} is no folder"), "Name a folder that exists.")
+        }
+        io::ErrorKind::PermissionDenied => (
+            format!("this user may not write there; {}", home::owner(folder)),
+            "Name a place where you may write.",
+        ),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (home::reason(error), "Free space, or name another place.")
+        }
+        _ => (home::reason(error), "Name another place."),
+    };
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::StorageFull,
+        _ => Code::InvalidValue,
+    };
+    let message = format!("{} can't be written: {why}", path.display());
+    Failure { code, ..Failure::value("output", message) }.helped(help)
+}
+
+/// Gets the file of a task that has succeeded, and says where it is; none is standard output. The
+/// next Ctrl-C leaves.
 pub(crate) async fn save(
     session: &mut Session,
     task: &TaskBody,
     thumbnail: bool,
     destination: &Destination,
+    interrupts: &Interrupts,
+    out: Out,
+) -> Result<Option<PathBuf>, Exit> {
+    tokio::select! {
+        saved = transfer(session, task, thumbnail, destination, &interrupts.drafts, out) => saved,
+        // A second one does so by itself.
+        () = interrupts.first(), if !interrupts.first.is_cancelled() => {
+            out.note(&format!("left; {0} has its file still: rayreel download {0}", task.id));
+            Err(Exit::Silent(INTERRUPTED))
+        }
+    }
+}
+
+async fn transfer(
+    session: &mut Session,
+    task: &TaskBody,
+    thumbnail: bool,
+    destination: &Destination,
+    drafts: &Drafts,
     out: Out,
 ) -> Result<Option<PathBuf>, Exit> {
     let id: TaskId = task
@@ -136,7 +204,7 @@ pub(crate) async fn save(
     let sha256 = task.result.as_ref().filter(|_| !thumbnail).map(|result| result.sha256.as_str());
     let mut tries = 1;
     loop {
-        let transfer = Transfer { id, thumbnail, sha256, destination, out };
+        let transfer = Transfer { id, thumbnail, sha256, destination, drafts, out };
         let client = session.client().await?;
         match transfer.run(&client).await {
             Err(Exit::Failed(failure))
@@ -155,6 +223,7 @@ struct Transfer<'a> {
     thumbnail: bool,
     sha256: Option<&'a str>,
     destination: &'a Destination,
+    drafts: &'a Drafts,
     out: Out,
 }
 
@@ -167,7 +236,7 @@ impl Transfer<'_> {
         let path = self.destination.path(self.id, variant, media_type);
         let mut sink = match &path {
             None => Sink::Stdout(self.out),
-            Some(path) => Sink::open(path)?,
+            Some(path) => Sink::open(path, self.drafts)?,
         };
         let mut hash = Sha256::new();
         while let Some(piece) = response.chunk().await.map_err(|error| {
@@ -196,40 +265,46 @@ impl Transfer<'_> {
 /// What bytes are written to.
 enum Sink {
     Stdout(Out),
-    Draft(NamedTempFile, PathBuf),
+    Draft(Draft),
     /// Not a regular file: there is nothing to replace.
     Device(File, PathBuf),
 }
 
+/// A file until it has its name.
+struct Draft {
+    file: NamedTempFile,
+    path: PathBuf,
+    drafts: Drafts,
+}
+
 impl Sink {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let real = fs::canonicalize(path);
-        match real {
-            Ok(real) if !real.is_file() => {
-                let file = OpenOptions::new().write(true).open(&real);
-                Ok(Self::Device(file.map_err(|error| unwritable(path, &error))?, real))
-            }
-            Ok(real) => Ok(Self::Draft(draft(&folder(&real))?, real)),
-            Err(_) => Ok(Self::Draft(draft(&folder(path))?, path.to_owned())),
-        }
+    fn open(path: &Path, drafts: &Drafts) -> Result<Self, Failure> {
+        let path = match fs::canonicalize(path) {
+            Ok(real) if !real.is_file() => return Ok(Self::Device(open_device(path)?, real)),
+            Ok(real) => real,
+            Err(_) => path.to_owned(),
+        };
+        let file = drafts.make(|| draft(&path), NamedTempFile::path)?;
+        Ok(Self::Draft(Draft { file, path, drafts: drafts.clone() }))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Exit> {
         let (written, path) = match self {
             Self::Stdout(out) => return out.raw(bytes),
-            Self::Draft(file, path) => (file.write_all(bytes), path),
-            Self::Device(file, path) => (file.write_all(bytes), path),
+            // Its own errors would name it.
+            Self::Draft(draft) => (draft.file.as_file_mut().write_all(bytes), &draft.path),
+            Self::Device(file, path) => (file.write_all(bytes), &*path),
         };
-        Ok(written.map_err(|error| unwritable(path, &error))?)
+        Ok(written.map_err(|error| unwritable(path, &folder(path), &error))?)
     }
 
     fn finish(self) -> Result<(), Failure> {
-        match self {
-            Self::Draft(file, path) => {
-                file.persist(&path).map(drop).map_err(|error| unwritable(&path, &error.error))
-            }
-            Self::Stdout(_) | Self::Device(..) => Ok(()),
-        }
+        let Self::Draft(Draft { file, path, drafts }) = self else {
+            return Ok(());
+        };
+        let persisted = file.persist(&path);
+        drafts.done();
+        persisted.map(drop).map_err(|error| unwritable(&path, &folder(&path), &error.error))
     }
 }
 
@@ -239,6 +314,10 @@ mod tests {
 
     fn new(output: Option<&Path>) -> Result<Destination, Failure> {
         Destination::new(output, Out::new(false, true))
+    }
+
+    fn open(path: &Path) -> Result<Sink, Failure> {
+        Sink::open(path, &Drafts::default())
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -275,9 +354,23 @@ mod tests {
     #[test]
     fn a_place_that_can_not_be_written_is_refused_before_anything_else() {
         let directory = tempfile::tempdir().expect("a directory");
-        let failure = new(Some(&directory.path().join("missing/x.mp4"))).expect_err("no folder");
-        assert_eq!(failure.code, Code::InvalidValue);
-        assert!(failure.message.contains("missing"), "{}", failure.message);
+        let at = directory.path().display();
+        fs::write(directory.path().join("file"), "").expect("written");
+        for (name, why) in [
+            (
+                "missing/x.mp4",
+                format!("{at}/missing/x.mp4 can't be written: there is no folder {at}/missing"),
+            ),
+            ("file/x.mp4", format!("{at}/file/x.mp4 can't be written: {at}/file is no folder")),
+            (
+                "missing/",
+                format!("{at}/missing/ can't be written: there is no folder {at}/missing/"),
+            ),
+        ] {
+            let failure = new(Some(&directory.path().join(name))).expect_err(name);
+            assert_eq!((failure.code, failure.message), (Code::InvalidValue, why));
+        }
+        assert_eq!(new(Some(Path::new(""))).expect_err("empty").param.as_deref(), Some("output"));
         let both = Destination::new(Some(Path::new("-")), Out::new(true, false));
         assert_eq!(both.expect_err("both").param.as_deref(), Some("output"));
     }
@@ -287,17 +380,31 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("x.mp4");
         fs::write(&path, "old").expect("written");
-        let mut broken = Sink::open(&path).expect("opens");
+        let mut broken = open(&path).expect("opens");
         broken.write(b"half").expect("written");
         drop(broken);
         assert_eq!(fs::read(&path).expect("there"), b"old");
         assert_eq!(names(directory.path()), ["x.mp4"]);
 
-        let mut whole = Sink::open(&path).expect("opens");
+        let mut whole = open(&path).expect("opens");
         whole.write(b"new").expect("written");
         whole.finish().expect("renamed");
         assert_eq!(fs::read(&path).expect("there"), b"new");
         assert_eq!(names(directory.path()), ["x.mp4"]);
+    }
+
+    #[test]
+    fn what_can_not_be_written_is_named_as_it_was_asked_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("gone/x.mp4");
+        let Err(failure) = open(&path) else { panic!("there is no folder") };
+        assert!(failure.message.starts_with(&path.display().to_string()), "{}", failure.message);
+        assert!(!failure.message.contains(".part"), "{}", failure.message);
+
+        let mut full = open(Path::new("/dev/full")).expect("opens");
+        let Err(Exit::Failed(failure)) = full.write(b"x") else { panic!("it is full") };
+        assert_eq!(failure.code, Code::StorageFull);
+        assert_eq!(failure.message, "/dev/full can't be written: the disk is full");
     }
 
     #[test]
@@ -306,14 +413,14 @@ mod tests {
         let (real, link) = (directory.path().join("real.mp4"), directory.path().join("link.mp4"));
         fs::write(&real, "old").expect("written");
         std::os::unix::fs::symlink(&real, &link).expect("linked");
-        let mut sink = Sink::open(&link).expect("opens");
+        let mut sink = open(&link).expect("opens");
         sink.write(b"new").expect("written");
         sink.finish().expect("renamed");
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
         assert_eq!(fs::read(&real).expect("there"), b"new");
 
         let null = Path::new("/dev/null");
-        let mut sink = Sink::open(null).expect("opens");
+        let mut sink = open(null).expect("opens");
         sink.write(b"gone").expect("written");
         sink.finish().expect("nothing to do");
         assert!(!null.is_file(), "still a device");

@@ -4,28 +4,35 @@
 //! none does, this process runs one. It may end while others use it, as a `generate` does when it
 //! is done: they look again, and one of them becomes the server. Nothing is lost by that, since the
 //! tasks are on the disk and workers look for the new address.
+//!
+//! A server of `rayreel serve` is another matter. Somebody has started it, and will start it again;
+//! a client that took its place would stand in its way.
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rayreel_domain::Code;
 use rayreel_server::config::Settings;
 use rayreel_server::home;
+use tokio::time::Instant;
 
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::log;
+use crate::out::Out;
 use crate::serve::Server;
 use crate::settings;
 
-/// How long a data directory may have a server that does not answer: it starts, or stops.
+/// How long a data directory may have a server that does not answer: it starts, stops or hangs.
 const HANDOVER: Duration = Duration::from_secs(30);
 /// How long a named server may fail to answer a single call.
 const HICCUP: Duration = Duration::from_millis(500);
-/// A server that was there gets so long to come back, as a service does whose manager restarts it,
-/// before one of its clients takes its place.
-const COMEBACK: Duration = Duration::from_secs(3);
+/// Whoever waits for longer is told for what.
+const MUTE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// What an embedded server may do.
@@ -43,18 +50,26 @@ enum Place {
     Local(Box<Settings>),
 }
 
+/// The server of another process, as it was last seen on the data directory.
+#[derive(Debug)]
+struct Seen {
+    url: String,
+    /// Is it a `rayreel serve`?
+    is_service: bool,
+}
+
 /// The server of this command.
 #[derive(Debug)]
 pub(crate) struct Session {
     place: Place,
     client: Option<Client>,
     embedded: Option<Server>,
-    /// When the server of another process was lost.
-    lost_at: Option<Instant>,
+    seen: Option<Seen>,
+    hint: Hint,
 }
 
 impl Session {
-    pub(crate) fn new(global: &Global, workers: Workers) -> Result<Self, Failure> {
+    pub(crate) fn new(global: &Global, workers: Workers, out: Out) -> Result<Self, Failure> {
         let place = match global.server.as_deref().filter(|address| !address.is_empty()) {
             Some(address) => {
                 let token = std::env::var("RAYREEL_TOKEN").ok().filter(|token| !token.is_empty());
@@ -70,11 +85,33 @@ impl Session {
                 Place::Local(Box::new(settings))
             }
         };
-        Ok(Self { place, client: None, embedded: None, lost_at: None })
+        Ok(Self::at(place, out))
     }
 
-    /// The server, which is found or started if need be.
+    fn at(place: Place, out: Out) -> Self {
+        let hint = Hint { told: Arc::new(AtomicBool::new(!out.is_live())), out };
+        Self { place, client: None, embedded: None, seen: None, hint }
+    }
+
+    /// The server, which is found or started if need be; waits while one starts, stops or hangs.
     pub(crate) async fn client(&mut self) -> Result<Client, Failure> {
+        let since = Instant::now();
+        let (hint, whom) = (self.hint.clone(), self.whom());
+        let found = async {
+            loop {
+                match self.look().await {
+                    Err(failure) if is_handover(&failure) && since.elapsed() < HANDOVER => {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    found => return found,
+                }
+            }
+        };
+        hint.while_it_lasts(since, whom, found).await
+    }
+
+    /// The server, if it is there just now; started if there is none to wait for.
+    pub(crate) async fn look(&mut self) -> Result<Client, Failure> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
@@ -100,25 +137,48 @@ impl Session {
                 return Ok(client);
             }
         }
-        let since = Instant::now();
-        loop {
-            let found = match home::running(&settings.data) {
-                Some(running) => {
-                    let client = Client::new(&running.url, Some(running.token.as_str()))?;
-                    client.is_alive().await.map(|()| client)
-                }
-                None if self.lost_at.is_some_and(|lost| lost.elapsed() < COMEBACK) => {
-                    Err(Failure::new(Code::ServerUnreachable, "the server has gone"))
-                }
-                None => self.start(settings).await,
-            };
-            match found {
-                Err(failure) if is_handover(&failure) && since.elapsed() < HANDOVER => {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                found => return found,
+        match (home::running(&settings.data), &self.seen) {
+            (Some(running), _) => {
+                let client = Client::new(&running.url, Some(running.token.as_str()))?;
+                self.seen = Some(Seen { url: running.url, is_service: !running.embedded });
+                client.is_alive().await.map(|()| client)
             }
+            (None, Some(Seen { url, is_service: true })) => {
+                let message = format!("the server at {url} is gone");
+                Err(Failure::new(Code::ServerUnreachable, message)
+                    .helped("Start it again with `rayreel serve`; it has every task still."))
+            }
+            (None, _) => self.start(settings).await,
         }
+    }
+
+    /// The server that this command waits for, in words.
+    pub(crate) fn whom(&self) -> String {
+        let address = match &self.place {
+            Place::Named(client) => Some(client.address().to_owned()),
+            Place::Local(settings) => {
+                let running = home::running(&settings.data).map(|running| running.url);
+                running.or_else(|| self.seen.as_ref().map(|seen| seen.url.clone()))
+            }
+        };
+        match (address, &self.place) {
+            (Some(address), _) => format!("the server at {address}"),
+            (None, Place::Named(_)) => "the server".to_owned(),
+            (None, Place::Local(settings)) => format!("the server of {}", settings.data.display()),
+        }
+    }
+
+    /// Has the server's process ended, as far as can be seen from here?
+    pub(crate) fn is_gone(&self) -> bool {
+        match &self.place {
+            Place::Named(_) => false,
+            Place::Local(settings) => home::running(&settings.data).is_none(),
+        }
+    }
+
+    /// From now on somebody else tells whoever waits what for.
+    pub(crate) fn hush(&self) {
+        self.hint.told.store(true, Ordering::Relaxed);
     }
 
     async fn start(&mut self, settings: &Settings) -> Result<Client, Failure> {
@@ -131,9 +191,7 @@ impl Session {
 
     /// The server did not answer: look for it again next time.
     pub(crate) fn lost(&mut self) {
-        if self.client.take().is_some() && self.embedded.is_none() {
-            self.lost_at = Some(Instant::now());
-        }
+        self.client = None;
     }
 
     /// Does the server run in this process?
@@ -153,7 +211,8 @@ impl Session {
         };
         loop {
             let client = self.client().await?;
-            match call(client).await {
+            let (hint, whom) = (self.hint.clone(), self.whom());
+            match hint.while_it_lasts(since, whom, call(client)).await {
                 Err(failure)
                     if (failure.is_lost() || failure.code == Code::OutcomeUnknown)
                         && since.elapsed() < patience =>
@@ -175,7 +234,64 @@ impl Session {
     }
 }
 
+/// Tells, once, whoever waits at a terminal for what.
+#[derive(Debug, Clone)]
+struct Hint {
+    out: Out,
+    told: Arc<AtomicBool>,
+}
+
+impl Hint {
+    async fn while_it_lasts<T>(
+        &self,
+        since: Instant,
+        whom: String,
+        wait: impl Future<Output = T>,
+    ) -> T {
+        let mut wait = pin!(wait);
+        tokio::select! {
+            done = &mut wait => return done,
+            () = tokio::time::sleep_until(since + MUTE) => {}
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            self.out.note(&format!("{whom} has not answered yet; waiting for it"));
+        }
+        wait.await
+    }
+}
+
 /// Is it that a server is just starting or ending?
-fn is_handover(failure: &Failure) -> bool {
+pub(crate) fn is_handover(failure: &Failure) -> bool {
     failure.is_lost() || failure.code == Code::DataDirectoryInUse
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A server that takes connections and never answers, as one that is stopped.
+    fn hung() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        (listener, url)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_is_given_up_after_a_limit_and_named() {
+        let (_listener, url) = hung();
+        let place = Place::Named(Client::new(&url, None).expect("right"));
+        let mut session = Session::at(place, Out::new(false, true));
+        let since = Instant::now();
+        let failure = session
+            .call(|client| async move { client.list(&Default::default()).await })
+            .await
+            .expect_err("it hangs");
+        assert_eq!(failure.code, Code::ServerUnreachable);
+        let text = failure.text();
+        assert!(text.contains(&format!("{url} takes calls, but does not answer")), "{text}");
+        assert!(text.contains("It hangs or is overloaded"), "{text}");
+        assert_eq!(since.elapsed().as_secs(), 30);
+    }
 }

@@ -1,5 +1,9 @@
 //! Ctrl-C and SIGTERM: the first asks, the second insists.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rayreel_domain::Code;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +15,41 @@ use crate::failure::{Failure, INTERRUPTED};
 pub(crate) struct Interrupts {
     pub first: CancellationToken,
     pub second: CancellationToken,
+    pub drafts: Drafts,
+}
+
+/// The file that is being written and must not stay behind, even if the process ends at once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Drafts(Arc<Mutex<Option<PathBuf>>>);
+
+impl Drafts {
+    /// Makes a file, and removes it if the process ends before it is [`done`](Self::done).
+    pub(crate) fn make<T, E>(
+        &self,
+        make: impl FnOnce() -> Result<T, E>,
+        path: impl FnOnce(&T) -> &Path,
+    ) -> Result<T, E> {
+        // Held meanwhile, so that the process does not end between the two.
+        let mut draft = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = make()?;
+        *draft = Some(path(&made).to_owned());
+        Ok(made)
+    }
+
+    /// There is nothing to remove any more.
+    pub(crate) fn done(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn exit(&self, status: u8) -> ! {
+        // Held to the end: no other is made.
+        let draft = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = draft.as_deref() {
+            // It may have got its name meanwhile.
+            _ = fs::remove_file(path);
+        }
+        std::process::exit(status.into())
+    }
 }
 
 impl Interrupts {
@@ -23,7 +62,11 @@ impl Interrupts {
         };
         let mut interrupt = open(SignalKind::interrupt())?;
         let mut terminate = open(SignalKind::terminate())?;
-        let heard = Self { first: CancellationToken::new(), second: CancellationToken::new() };
+        let heard = Self {
+            first: CancellationToken::new(),
+            second: CancellationToken::new(),
+            drafts: Drafts::default(),
+        };
         let tell = heard.clone();
         // Lives as long as the runtime; can't fail.
         tokio::spawn(async move {
@@ -44,10 +87,10 @@ impl Interrupts {
 
     /// From now on the second signal ends the process at once, whatever it is at.
     pub(crate) fn exit_on_second(&self) {
-        let second = self.second.clone();
+        let (second, drafts) = (self.second.clone(), self.drafts.clone());
         tokio::spawn(async move {
             second.cancelled().await;
-            std::process::exit(INTERRUPTED.into());
+            drafts.exit(INTERRUPTED);
         });
     }
 }

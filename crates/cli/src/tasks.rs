@@ -24,7 +24,7 @@ pub(crate) async fn run(global: &Global, command: Command, out: Out) -> Result<(
         Command::Watch(_) => Workers::Start,
         _ => Workers::None,
     };
-    let mut session = Session::new(global, workers)?;
+    let mut session = Session::new(global, workers, out)?;
     let done = match command {
         Command::Submit(request) => submit(&mut session, &request, out).await,
         Command::Get(task) => get(&mut session, task.id, out).await,
@@ -71,7 +71,7 @@ async fn watch(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> 
     let interrupts = Interrupts::listen()?;
     interrupts.exit_on_second();
     // A task that does not exist is told at once, and without a bar.
-    session.call(|client| async move { client.task(id).await }).await?;
+    let task = session.call(|client| async move { client.task(id).await }).await?;
     let mut progress = Progress::new(out, id);
     let follower = Follower {
         session,
@@ -83,6 +83,7 @@ async fn watch(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> 
             if out.json { out.json(&Line { event, body }) } else { Ok(()) }
         },
         after: None,
+        state: task.status,
     };
     let task = follower.run().await?;
     drop(progress);
@@ -104,19 +105,20 @@ async fn list(session: &mut Session, asked: args::List, out: Out) -> Result<(), 
     };
     let mut head = true;
     loop {
-        let (client, page) = (session.client().await?, filter.clone());
-        let page = match client.list(&page).await {
+        let page = &filter;
+        let page = if head {
+            session.call(|client| async move { client.list(page).await }).await?
+        } else {
             // A list may begin anew with another server, but not go on.
-            Err(failure) if failure.is_lost() && head => {
-                let filter = &filter;
-                session.call(|client| async move { client.list(filter).await }).await?
-            }
-            page => page?,
+            session.client().await?.list(page).await?
         };
         match (out.json, asked.all) {
             (true, true) => page.data.iter().try_for_each(|task| out.json(task))?,
             (true, false) => out.json(&page)?,
             (false, _) => out.raw(text::table(&page, head).as_bytes())?,
+        }
+        if head && page.data.is_empty() {
+            out.note("no tasks");
         }
         head = false;
         match page.next_cursor {
@@ -155,9 +157,11 @@ async fn delete(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit>
 
 async fn download(session: &mut Session, asked: &args::Download, out: Out) -> Result<(), Exit> {
     let destination = Destination::new(asked.output.as_deref(), out)?;
+    let interrupts = Interrupts::listen()?;
+    interrupts.exit_on_second();
     let id = asked.id;
     let task = session.call(|client| async move { client.task(id).await }).await?;
-    let path = save(session, &task, asked.thumbnail, &destination, out).await?;
+    let path = save(session, &task, asked.thumbnail, &destination, &interrupts, out).await?;
     let file = path.map(|path| path.display().to_string());
     if out.json {
         return out.json(&Saved { task: &task, file });

@@ -1,11 +1,17 @@
 //! The real binary, each test with a data directory of its own.
 
-use std::fs;
+mod away;
+mod mistakes;
+mod unfinished;
+
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 /// A place in which commands run, and that knows nothing of the machine's configuration.
@@ -50,11 +56,22 @@ impl Place {
     }
 
     fn spawn(&self, words: &str) -> Started {
-        let mut command = self.command(words);
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-        let stderr = child.stderr.take().expect("it is piped");
-        Started { child, stderr: BufReader::new(stderr), said: String::new() }
+        Started::new(self.command(words))
+    }
+
+    /// A server that is ready.
+    fn serve(&self, words: &str) -> Started {
+        let mut server = self.spawn(&format!("serve {words}"));
+        let mut line = String::new();
+        let mut stdout = BufReader::new(server.child.stdout.take().expect("it is piped"));
+        stdout.read_line(&mut line).expect("readable");
+        assert!(line.starts_with("rayreel serves http://127.0.0.1:"), "{line}");
+        server
+    }
+
+    fn announced(&self) -> Value {
+        let text = fs::read(self.path("data/server.json")).expect("there");
+        serde_json::from_slice(&text).expect("JSON")
     }
 }
 
@@ -66,6 +83,13 @@ struct Started {
 }
 
 impl Started {
+    fn new(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let stderr = child.stderr.take().expect("it is piped");
+        Self { child, stderr: BufReader::new(stderr), said: String::new() }
+    }
+
     /// Waits until it has said so on standard error.
     fn wait_for(&mut self, words: &str) {
         while !self.said.contains(words) {
@@ -85,6 +109,25 @@ impl Started {
         let output = self.child.wait_with_output().expect("it ends");
         (output.status.code(), text(&output.stdout), self.said)
     }
+}
+
+/// Waits until it is so; a minute is more than anything here takes.
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// The two ends of a terminal.
+fn terminal() -> (File, File) {
+    let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&near).and_then(|()| unlockpt(&near)).expect("it is ours");
+    let name = ptsname(&near, Vec::new()).expect("a name").into_string().expect("UTF-8");
+    let far = OpenOptions::new().read(true).write(true).open(name).expect("it opens");
+    (near.into(), far)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -189,11 +232,7 @@ fn ctrl_c_cancels_the_task_and_says_so() {
 #[test]
 fn commands_use_the_server_that_runs() {
     let place = Place::new();
-    let mut server = place.spawn("serve --listen 127.0.0.1:0");
-    let mut line = String::new();
-    let mut stdout = BufReader::new(server.child.stdout.take().expect("it is piped"));
-    stdout.read_line(&mut line).expect("readable");
-    assert!(line.starts_with("rayreel serves http://127.0.0.1:"), "{line}");
+    let server = place.serve("--listen 127.0.0.1:0");
 
     let second = place.run("serve --listen 127.0.0.1:0");
     assert_eq!(second.status.code(), Some(6));
