@@ -7,10 +7,11 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use rayreel_domain::key::Scope;
 use rayreel_domain::request::Size;
 use rayreel_domain::task::{Priority, State};
 use rayreel_domain::wire::engine::Format;
-use rayreel_domain::{PoolName, TaskId, WorkerName};
+use rayreel_domain::{PoolName, TaskId, TenantName, WorkerName};
 
 const AFTER_HELP: &str = "\
 The first video:  rayreel generate \"a red fox running through snow\" -o fox.mp4
@@ -35,6 +36,7 @@ Environment:
   RAYREEL_CONFIG        --config
   RAYREEL_LISTEN        serve --listen
   RAYREEL_WORKER_TOKEN  sent by `worker`
+  RAYREEL_ADMIN_KEY     serve: a key with every scope
   RAYREEL_LOG           how much is logged: `debug`, `info,rayreel_server=debug`
   RAYREEL_…             every other setting: `rayreel config default` explains them";
 
@@ -67,9 +69,20 @@ Environment:
 const SERVE_HELP: &str = "\
 Ctrl-C or SIGTERM stops it; tasks that are queued stay so.
 
+On 127.0.0.1 and [::1] whoever is on this machine may call, until there is a key; any other address
+needs one first: `rayreel keys create`.
+
 Environment:
-  RAYREEL_LOG  how much is logged: `debug`, `info,rayreel_server=debug`
-  RAYREEL_…    every other setting: `rayreel config default` explains them";
+  RAYREEL_ADMIN_KEY  a key with every scope, of 32 to 200 characters, which is not stored
+  RAYREEL_LOG        how much is logged: `debug`, `info,rayreel_server=debug`
+  RAYREEL_…          every other setting: `rayreel config default` explains them";
+
+const KEYS_HELP: &str = "\
+As long as there is no key, whoever is on this machine may call. From the first one on every request
+needs one, as `Authorization: Bearer rr_…`; commands of this user on this machine need none.
+
+Environment:
+  RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
 
 const WORKER_HELP: &str = "\
 Ctrl-C or SIGTERM lets it finish its task and leave; a second one ends it at once.
@@ -225,6 +238,12 @@ pub(crate) enum Command {
     /// Run a worker: claim tasks of a pool, run the engine, deliver the files
     #[command(after_help = WORKER_HELP)]
     Worker(Worker),
+    /// Make, list and revoke API keys
+    #[command(after_help = KEYS_HELP)]
+    Keys {
+        #[command(subcommand)]
+        command: Keys,
+    },
     /// Check, show or explain the configuration
     #[command(after_help = CONFIG_HELP)]
     Config {
@@ -382,6 +401,38 @@ pub(crate) struct Worker {
     /// Data directory in which the server's address is looked up again
     #[arg(long, hide = true, value_name = "DIR")]
     pub home: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// Make a key, and print it this once
+    #[command(after_help = KEYS_HELP)]
+    Create(CreateKey),
+    /// List the keys, without their text
+    #[command(after_help = KEYS_HELP)]
+    List,
+    /// Revoke a key, at once and for good
+    #[command(after_help = KEYS_HELP)]
+    Revoke {
+        /// Id of the key: what stands between `rr_` and the next `_`
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateKey {
+    /// What it is for, in your words
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Whose tasks it makes and sees [default: default]
+    #[arg(long)]
+    pub tenant: Option<TenantName>,
+    /// What it is good for: submit, read, admin, worker [default: submit,read]
+    #[arg(long, value_delimiter = ',', value_name = "SCOPE,…")]
+    pub scopes: Vec<Scope>,
+    /// Days from now on after which it is refused [default: never]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub expires_in_days: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rayreel_domain::wire::admin::{CreateKey, KEYS_PATH, KeyBody, KeyList};
 use rayreel_domain::wire::api::{
     CancelBody, ErrorBody, SubmitBody, TASKS_PATH, TaskBody, TaskList,
 };
@@ -167,6 +168,25 @@ impl Client {
             url.query_pairs_mut().append_pair("variant", "thumbnail");
         }
         self.send(self.http.get(url)).await
+    }
+
+    /// Makes an API key.
+    pub(crate) async fn create_key(&self, body: &CreateKey) -> Result<KeyBody, Failure> {
+        let body = serde_json::to_vec(body).expect("plain data");
+        let call = self.call(Method::POST, KEYS_PATH)?.header(CONTENT_TYPE, "application/json");
+        self.answer(call.body(body)).await
+    }
+
+    pub(crate) async fn keys(&self) -> Result<KeyList, Failure> {
+        self.answer(self.call(Method::GET, KEYS_PATH)?).await
+    }
+
+    pub(crate) async fn revoke_key(&self, id: &str) -> Result<KeyBody, Failure> {
+        let mut url = self.url(KEYS_PATH)?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.push(id);
+        }
+        self.answer(self.http.delete(url)).await
     }
 
     fn url(&self, path: &str) -> Result<Url, Failure> {

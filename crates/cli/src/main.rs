@@ -8,6 +8,7 @@ mod client;
 mod failure;
 mod follow;
 mod generate;
+mod keys;
 mod log;
 mod out;
 mod progress;
@@ -55,6 +56,7 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
         Command::Generate(arguments) => on_runtime(generate::run(global, arguments, out)),
         Command::Serve(arguments) => on_runtime(serve::run(global, arguments, out)),
         Command::Worker(arguments) => on_runtime(worker::run(global, arguments)),
+        Command::Keys { command } => on_runtime(keys::run(global, command, out)),
         Command::Config { command } => settings::run(global, &command, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -43,12 +43,15 @@ impl Server {
         let address = listener
             .local_addr()
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
-        let url = format!("http://{address}");
-        let (mut home, components, settings) = blocking(move || {
+        let url = rayreel_server::local_url(address);
+        let admin_key = admin_key()?;
+        let (mut home, mut components, settings) = blocking(move || {
             let components = Components::open(&settings, &home, worker_command()?)?;
             Ok((home, components, settings))
         })
         .await?;
+        components.credentials.admin_key = admin_key;
+        components.may_listen(address).await?;
         home.announce(&url, embedded)?;
         let client_token = home.client_token().to_owned();
         let shutdown = CancellationToken::new();
@@ -119,6 +122,20 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(Failure::new(Code::Internal, error.to_string())))
+}
+
+/// The operator's own key.
+fn admin_key() -> Result<Option<String>, Failure> {
+    const NAME: &str = "RAYREEL_ADMIN_KEY";
+    match std::env::var(NAME) {
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Ok(key) if key.is_empty() => Ok(None),
+        Ok(key) if (32..=200).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => {
+            Ok(Some(key))
+        }
+        _ => Err(Failure::value(NAME, "RAYREEL_ADMIN_KEY must have 32 to 200 visible ASCII characters")
+            .helped("`openssl rand -hex 32` makes one.")),
+    }
 }
 
 /// Local workers are this program again.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayreel_domain::State;
+use rayreel_domain::wire::admin::{KeyBody, KeyList};
 use rayreel_domain::wire::api::{ResultBody, TaskBody, TaskList};
 
 /// Text of others on one line of a terminal: no control characters, and not too long.
@@ -42,8 +43,11 @@ pub(crate) fn duration(seconds: u64) -> String {
 }
 
 fn age(since: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    duration(now.saturating_sub(since))
+    duration(now().saturating_sub(since))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 /// `832x480, 49 frames, 3.1 s, 300 kB`, and what it is not.
@@ -137,6 +141,35 @@ pub(crate) fn table(list: &TaskList, head: bool) -> String {
             age(task.created_at),
             task.model,
             one_line(&task.request.prompt, 60)
+        );
+    }
+    text
+}
+
+/// What a key is good for.
+pub(crate) fn scopes(key: &KeyBody) -> String {
+    key.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Keys as a table.
+pub(crate) fn keys(list: &KeyList) -> String {
+    let mut text = String::from(
+        "ID            TENANT            SCOPES                   CREATED  STATE    NAME\n",
+    );
+    for key in &list.data {
+        let state = match (key.revoked_at, key.expires_at) {
+            (Some(_), _) => "revoked",
+            (None, Some(at)) if at <= now() => "expired",
+            _ => "live",
+        };
+        _ = writeln!(
+            text,
+            "{:<12}  {:<16}  {:<23}  {:>7}  {state:<7}  {}",
+            key.id,
+            key.tenant,
+            scopes(key),
+            age(key.created_at),
+            one_line(&key.name, 60)
         );
     }
     text

@@ -13,6 +13,7 @@ pub mod keyring;
 pub mod metrics;
 pub mod store;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use rayreel_domain::code::Code;
@@ -80,6 +81,11 @@ pub enum Error {
     Artifacts(#[from] artifacts::Error),
     #[error("the server's socket failed: {0}")]
     Io(#[from] std::io::Error),
+    #[error(
+        "{0} can be reached by others, and there is no API key yet: make one with `rayreel keys \
+         create --scopes admin,submit,read`, or set RAYREEL_ADMIN_KEY"
+    )]
+    NoKeys(SocketAddr),
 }
 
 impl Error {
@@ -89,11 +95,24 @@ impl Error {
             Self::Store { error: store::Error::Corrupt(_), .. } => Code::StoreCorrupt,
             Self::Store { .. } | Self::Artifacts(_) => Code::StoreUnavailable,
             Self::Io(_) => Code::Internal,
+            Self::NoKeys(_) => Code::InvalidConfig,
         }
     }
 }
 
 impl Components {
+    /// May such an address be served? Others than this machine's own need a key first.
+    pub async fn may_listen(&self, address: SocketAddr) -> Result<(), Error> {
+        if is_private(address) || self.credentials.admin_key.is_some() {
+            return Ok(());
+        }
+        let broken = |error| Error::Store { path: "the store".to_owned(), error };
+        match self.store.keys().await.map_err(broken)?.is_empty() {
+            true => Err(Error::NoKeys(address)),
+            false => Ok(()),
+        }
+    }
+
     /// The production components over a data directory that this process has locked.
     /// `worker_command` is the program, with its first arguments, that understands `worker …`.
     pub fn open(
@@ -114,7 +133,7 @@ impl Components {
                 rules: settings.rules(),
                 locality: settings.locality(),
                 max_queued: settings.max_queued,
-                tenancy: Arc::default(),
+                tenancy: Arc::new(settings.tenancy()),
                 garbage_after_ms: settings.garbage_after_seconds.ms(),
                 worker_silence_ms: fleet::SILENT_MS,
             },
@@ -142,6 +161,21 @@ impl Components {
     }
 }
 
+/// The URL under which this machine's own processes reach a server that listens there.
+pub fn local_url(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
+}
+
+/// Can only this machine reach it, under a name that the API knows as its own?
+fn is_private(address: SocketAddr) -> bool {
+    [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address.ip())
+}
+
 /// Serves until `shutdown`, then lets requests end and stops. The production entry and the tests'.
 pub async fn run(
     settings: Settings,
@@ -149,10 +183,11 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let address = format!("http://{}", listener.local_addr()?);
+    let address = local_url(listener.local_addr()?);
     let app = Arc::new(App::new(settings, components));
     let broken = |error| Error::Store { path: "the store".to_owned(), error };
     app.keyring.load(&*app.components.store).await.map_err(broken)?;
+    app.components.may_listen(listener.local_addr()?).await?;
     let mut fleet = Fleet::new(Arc::clone(&app), address);
     // Before the first claim: leases of workers that died with the machine are free at once.
     fleet.look().await.map_err(broken)?;

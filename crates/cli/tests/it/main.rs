@@ -1,6 +1,7 @@
 //! The real binary, each test with a data directory of its own.
 
 mod away;
+mod keys;
 mod mistakes;
 mod unfinished;
 

@@ -20,6 +20,7 @@ use rayreel_domain::Code;
 use rayreel_domain::key::Scope;
 use tower_service::Service;
 
+use super::cors;
 use super::error::Error;
 use super::socket::CHUNKED;
 use crate::App;
@@ -42,24 +43,54 @@ impl Gate {
 
     /// Answers one request.
     pub(super) async fn handle(&self, request: Request<Incoming>) -> Response {
+        let started = self.app.settings.log.access.then(|| self.app.components.clock.monotonic());
         let id = self.request_id(request.headers());
         let method = request.method().clone();
         let uri = request.uri().clone();
-        let answer = match self.admit(&request) {
-            Err(refusal) => refusal.into_response(),
-            Ok(caller) => {
-                let mut request = request.map(Body::new);
-                request.extensions_mut().insert(caller);
-                match AssertUnwindSafe(self.router.clone().call(request)).catch_unwind().await {
-                    Ok(Ok(response)) => response,
-                    Ok(Err(never)) => match never {},
-                    Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
+        let origin = cors::allowed(&self.app.settings.cors_origins, request.headers());
+        let mut tenant = None;
+        let answer = if origin.is_some() && cors::is_preflight(&request) {
+            cors::preflight()
+        } else {
+            match self.admit(&request, origin.is_some()) {
+                Err(refusal) => refusal.into_response(),
+                Ok(caller) => {
+                    tenant = started.map(|_| Arc::clone(&caller));
+                    let mut request = request.map(Body::new);
+                    request.extensions_mut().insert(caller);
+                    match AssertUnwindSafe(self.router.clone().call(request)).catch_unwind().await {
+                        Ok(Ok(response)) => response,
+                        Ok(Err(never)) => match never {},
+                        Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
+                    }
                 }
             }
         };
-        let response = finish(answer, &id, &method, uri.path());
+        let mut response = finish(answer, &id, &method, uri.path());
+        if let Some(origin) = origin {
+            cors::mark(&mut response, origin);
+        }
         let (route, status) = (pattern(uri.path()), response.status().as_u16());
-        tracing::debug!(request_id = id_text(&id), %method, path = uri.path(), status, "answered");
+        match started {
+            None => {
+                tracing::debug!(request_id = id_text(&id), %method, path = uri.path(), status, "answered");
+            }
+            Some(started) => {
+                let took = self.app.components.clock.monotonic().saturating_sub(started);
+                let caller = tenant.as_deref();
+                // The path has no secrets: keys go into a header.
+                tracing::info!(
+                    target: "rayreel::access",
+                    request_id = id_text(&id),
+                    %method,
+                    path = uri.path(),
+                    status,
+                    ms = took.as_millis() as u64,
+                    tenant = caller.map(|caller| caller.tenant.as_str()),
+                    key = caller.and_then(|caller| caller.key.as_deref()),
+                );
+            }
+        }
         self.app.metrics.answered(&method, route, status);
         response
     }
@@ -91,8 +122,9 @@ impl Gate {
         }
     }
 
-    /// May this caller be heard at all, and who is it?
-    fn admit(&self, request: &Request<Incoming>) -> Result<Arc<Caller>, Error> {
+    /// May this caller be heard at all, and who is it? A `friend` is a page of another site that is
+    /// configured.
+    fn admit(&self, request: &Request<Incoming>, friend: bool) -> Result<Arc<Caller>, Error> {
         let foreign = |message: &'static str| Error::new(Code::Forbidden, message);
         let (headers, path) = (request.headers(), request.uri().path());
         let (host, authority) = (host(headers)?, request.uri().authority());
@@ -118,7 +150,8 @@ impl Gate {
         }
         // Against other sites' pages: their scripts may not change anything. Without CORS headers
         // they can't read answers either.
-        if !matches!(*request.method(), Method::GET | Method::HEAD)
+        if !friend
+            && !matches!(*request.method(), Method::GET | Method::HEAD)
             && let Some(origin) = headers.get(ORIGIN)
             && !same_site(origin, host)
         {

@@ -7,6 +7,7 @@
 mod admin;
 mod body;
 mod content;
+mod cors;
 mod error;
 mod events;
 mod gate;

@@ -1,7 +1,6 @@
 //! What settings must be beyond their types: within bounds, and right with one another.
 
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -12,7 +11,7 @@ use rayreel_domain::wire::api::SubmitBody;
 
 use super::read::{nearest, unknown};
 use super::tree::Node;
-use super::{BUILT_IN_ENGINES, Error, Model, Pool, Settings};
+use super::{BUILT_IN_ENGINES, Error, Model, Pool, Settings, Tenant};
 
 const DAY: f64 = 86_400.0;
 
@@ -21,17 +20,6 @@ const MAX_WORKERS: u32 = 10_000;
 
 pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     let at = Place { tree, path: Vec::new() };
-    // The only addresses under which the API knows its own host.
-    if ![IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]
-        .contains(&settings.listen.ip())
-    {
-        return Err(at.key("listen").wrong(format_args!(
-            "{} is not 127.0.0.1 or [::1]. The public API has no keys yet, so whoever reaches it \
-             may use it: listen on this machine only, and put a proxy here in front of it that \
-             authenticates",
-            settings.listen
-        )));
-    }
     check_data(&settings.data, &at.key("data"))?;
     at.key("max_body_bytes").within(settings.max_body_bytes, 65_536..=1 << 30)?;
     at.key("max_queued").within(settings.max_queued, 1..=1_000_000_000)?;
@@ -56,6 +44,12 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     at_schedule.key("max_lead_seconds").within(settings.schedule.max_lead_seconds.0, 0.0..=DAY)?;
     at_schedule.key("max_streak").within(settings.schedule.max_streak, 0..=1_000_000)?;
 
+    for origin in &settings.cors_origins {
+        check_origin(origin, &at.key("cors_origins"))?;
+    }
+    for (name, tenant) in &settings.tenants {
+        check_tenant(tenant, &at.key("tenants").key(name.as_str()))?;
+    }
     engine_settings(settings, tree)?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
@@ -96,6 +90,33 @@ fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
         Err(testcard::Wrong::Unknown(key)) => Err(at.unknown(&key, testcard::Settings::KEYS)),
         Err(testcard::Wrong::Value(key, message)) => Err(at.key(key).wrong(message)),
     }
+}
+
+/// An origin as browsers send it: scheme, host, and the port unless it is the scheme's own.
+fn check_origin(origin: &str, at: &Place<'_>) -> Result<(), Error> {
+    let parsed = origin.parse::<http::Uri>().ok().map(http::Uri::into_parts);
+    let right = parsed.is_some_and(|parts| {
+        let scheme = parts.scheme.is_some_and(|scheme| matches!(scheme.as_str(), "http" | "https"));
+        let bare = parts.path_and_query.is_none_or(|path| path == "/") && !origin.ends_with('/');
+        scheme && bare && parts.authority.is_some_and(|host| !host.as_str().contains('@'))
+    });
+    if origin == "*" || right {
+        return Ok(());
+    }
+    Err(at.wrong(format_args!(
+        "`{origin}` is no origin: write scheme and host, such as https://app.example, or `*`"
+    )))
+}
+
+fn check_tenant(tenant: &Tenant, at: &Place<'_>) -> Result<(), Error> {
+    at.key("weight").within(tenant.weight, 0.001..=1000.0)?;
+    if let Some(days) = tenant.keep_days {
+        at.key("keep_days").within(days, 0.0..=36_500.0)?;
+    }
+    if let Some(seconds) = tenant.gpu_seconds_per_day {
+        at.key("gpu_seconds_per_day").within(seconds, 0..=1_000_000_000_000)?;
+    }
+    Ok(())
 }
 
 fn check_data(data: &Path, at: &Place<'_>) -> Result<(), Error> {

@@ -7,6 +7,7 @@
 
 mod check;
 mod read;
+mod tenant;
 mod tree;
 
 #[cfg(test)]
@@ -28,10 +29,11 @@ use rayreel_domain::scale::Policy;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::Rules;
 use rayreel_domain::wire::worker::{EngineSetup, ModelSetup};
-use rayreel_domain::{Code, ModelName, PoolName};
+use rayreel_domain::{Code, ModelName, PoolName, TenantName};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+pub use tenant::Tenant;
 use tree::Node;
 pub use tree::Origin;
 
@@ -48,7 +50,7 @@ pub const BUILT_IN_ENGINES: &[&str] = &["testcard"];
 const TEST_MODEL: &str = "testcard";
 
 /// Variables RAYREEL_… that the program reads, but not as settings.
-const OTHER_VARIABLES: &[&str] = &["config", "server", "token", "worker_token", "log"];
+const OTHER_VARIABLES: &[&str] = &["config", "server", "token", "admin_key", "worker_token", "log"];
 
 /// A configuration file is not longer than this.
 const MAX_FILE: u64 = 1 << 20;
@@ -63,6 +65,7 @@ pub struct Settings {
     pub data: PathBuf,
     /// One of `models`.
     pub default_model: ModelName,
+    pub cors_origins: Vec<String>,
     pub max_body_bytes: u64,
     pub max_queued: u64,
     pub lease_seconds: Seconds,
@@ -71,6 +74,7 @@ pub struct Settings {
     pub retry: Retry,
     pub schedule: Schedule,
     pub log: Log,
+    pub tenants: BTreeMap<TenantName, Tenant>,
     pub pools: BTreeMap<PoolName, Pool>,
     pub models: BTreeMap<ModelName, Model>,
 }
@@ -99,6 +103,7 @@ pub struct Schedule {
 pub struct Log {
     pub level: LogLevel,
     pub format: LogFormat,
+    pub access: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -434,6 +439,7 @@ fn apply_flags(tree: &mut Node, flags: &Flags, directory: &Path) -> Result<(), E
 /// Fills in what depends on the platform, or on other settings.
 fn complete(tree: &mut Node, defaults: &Node, sources: &Sources) {
     inherit(tree, defaults, "pools", "local", None);
+    tenant::inherit(tree);
     let shared = ["pool", "silence_seconds", "grace_seconds", "limits", "defaults"];
     inherit(tree, defaults, "models", TEST_MODEL, Some(&shared));
     let model = tree.get(&["models"]).and_then(Node::entries).and_then(|models| {

@@ -78,7 +78,7 @@ fn the_default_file_is_a_whole_and_right_configuration() {
     assert_eq!(settings.default_model, model("testcard"));
     assert_eq!(settings.max_body_bytes, 16 << 20);
     assert_eq!(settings.max_run_seconds.duration(), Duration::from_secs(3600));
-    assert_eq!(settings.log, Log { level: LogLevel::Info, format: LogFormat::Text });
+    assert_eq!(settings.log, Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
     assert_eq!(settings.models[&model("testcard")].settings["step_ms"], json!(10));
 }
 
@@ -517,18 +517,6 @@ fn settings_must_fit_one_another() {
 }
 
 #[test]
-fn only_loopback_is_served_while_there_are_no_keys() {
-    for listen in ["0.0.0.0:8088", "[::]:8088", "192.168.1.2:80", "127.0.0.5:80"] {
-        let error = variable_error("RAYREEL_LISTEN", listen);
-        assert!(error.starts_with("RAYREEL_LISTEN: "), "{error}");
-        assert!(error.contains("no keys yet"), "{error}");
-        assert!(error.contains("proxy"), "{error}");
-    }
-    let sources = with_variables(&[("RAYREEL_LISTEN", "[::1]:0")]);
-    assert_eq!(Settings::load(&sources).expect("right").listen.port(), 0);
-}
-
-#[test]
 fn a_relative_data_directory_is_beside_the_file_or_in_the_working_directory() {
     let file = File::new("data = \"videos\"");
     let mut sources = file.sources();
@@ -627,4 +615,32 @@ fn a_variable_that_may_mean_two_models_is_refused() {
         Settings::load(&sources).expect_err("wrong").to_string(),
         "RAYREEL_MODELS__A_B__POOL: may mean `a-b` or `a.b`; set it in a file instead"
     );
+}
+
+#[test]
+fn a_tenant_has_what_the_default_one_has_unless_it_says_otherwise() {
+    let file = File::new(
+        "[tenants.default]\nmax_queued = 7\nkeep_days = 0.5\n[tenants.acme]\nweight = 2.5",
+    );
+    let tenancy = Settings::load(&file.sources()).expect("right").tenancy();
+    let acme = tenancy.of(&"acme".parse().expect("a name"));
+    assert_eq!((acme.weight, acme.queued, acme.keep_ms), (2500, Some(7), Some(43_200_000)));
+    let nobody = tenancy.of(&"nobody".parse().expect("a name"));
+    assert_eq!((nobody.weight, nobody.queued), (1000, Some(7)));
+}
+
+#[test]
+fn what_can_not_be_a_tenant_or_an_origin_is_an_error() {
+    for (text, says) in [
+        ("[tenants.acme]\nweight = 0", "weight"),
+        ("[tenants.acme]\nmax_queue = 5", "max_queued"),
+        ("[tenants.\"a b\"]\nweight = 1", "a b"),
+        ("[tenants.acme]\nkeep_days = -1", "keep_days"),
+        ("cors_origins = [\"app.example\"]", "https://app.example"),
+        ("cors_origins = [\"https://app.example/path\"]", "no origin"),
+        ("cors_origins = [\"https://u@app.example\"]", "no origin"),
+    ] {
+        let error = file_error(text);
+        assert!(error.contains(says), "{error}");
+    }
 }

@@ -66,7 +66,7 @@ impl World {
             rules: settings.rules(),
             locality: settings.locality(),
             max_queued: settings.max_queued,
-            tenancy: Arc::default(),
+            tenancy: Arc::new(settings.tenancy()),
             garbage_after_ms: settings.garbage_after_seconds.ms(),
             worker_silence_ms: rayreel_server::fleet::SILENT_MS,
         };

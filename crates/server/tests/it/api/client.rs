@@ -24,6 +24,8 @@ use crate::world::World;
 
 pub(super) const TASKS: &str = "/v1/video/generations";
 pub(super) const TOKEN: &str = "secret";
+/// The token of clients that can read the data directory.
+pub(super) const LOCAL_TOKEN: &str = "client-secret";
 
 /// A server that listens, until it is dropped.
 pub(super) struct Server {
@@ -144,7 +146,9 @@ impl Server {
 
     /// Value of a metric without labels, or with exactly these.
     pub(super) async fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.get("/metrics").await.text();
+        // Sent in any case: it is ignored until there are keys.
+        let request = self.request(Method::GET, "/metrics").bearer_auth(LOCAL_TOKEN);
+        let text = Answer::of(request).await.text();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap())
     }

@@ -5,11 +5,9 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::client::{Answer, Server, TASKS, TOKEN};
+use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, TOKEN};
 
 const KEYS: &str = "/v1/admin/keys";
-/// The token of clients that can read the data directory.
-const LOCAL: &str = "client-secret";
 
 async fn call(server: &Server, method: Method, path: &str, key: &str, body: &Value) -> Answer {
     let request = server.request(method, path).bearer_auth(key);
@@ -18,7 +16,7 @@ async fn call(server: &Server, method: Method, path: &str, key: &str, body: &Val
 
 /// Makes a key with the token of this machine; its text and its id.
 async fn make(server: &Server, body: Value) -> (String, String) {
-    let answer = call(server, Method::POST, KEYS, LOCAL, &body).await;
+    let answer = call(server, Method::POST, KEYS, LOCAL_TOKEN, &body).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
     let made: Value = answer.json();
     let text = |field: &str| made[field].as_str().unwrap().to_owned();
@@ -56,16 +54,14 @@ async fn the_first_key_locks_the_door_and_revoking_it_does_not_open_it() {
     server.get("/metrics").await.refused(401, "unauthorized", None);
 
     let path = format!("{KEYS}/{id}");
-    let revoked = call(&server, Method::DELETE, &path, LOCAL, &Value::Null).await;
+    let revoked = call(&server, Method::DELETE, &path, LOCAL_TOKEN, &Value::Null).await;
     assert!(revoked.json::<Value>()["revoked_at"].is_u64());
     let answer = call(&server, Method::GET, TASKS, key, &Value::Null).await;
     answer.refused(401, "unauthorized", None);
     server.get(TASKS).await.refused(401, "unauthorized", None);
-    call(&server, Method::DELETE, "/v1/admin/keys/nobody", LOCAL, &Value::Null).await.refused(
-        404,
-        "key_not_found",
-        None,
-    );
+    call(&server, Method::DELETE, "/v1/admin/keys/nobody", LOCAL_TOKEN, &Value::Null)
+        .await
+        .refused(404, "key_not_found", None);
 }
 
 #[tokio::test]
@@ -162,7 +158,7 @@ async fn with_a_key_every_host_and_page_may_call() {
 async fn only_a_hash_of_a_key_is_kept() {
     let server = Server::start().await;
     let (key, id) = make(&server, json!({"name": "the web shop", "tenant": "acme"})).await;
-    let listed = call(&server, Method::GET, KEYS, LOCAL, &Value::Null).await;
+    let listed = call(&server, Method::GET, KEYS, LOCAL_TOKEN, &Value::Null).await;
     let secret = key.rsplit('_').next().unwrap();
     assert!(!listed.text().contains(secret));
     let listed: Value = listed.json();

@@ -2,10 +2,12 @@
 
 mod client;
 mod content;
+mod cors;
 mod docs;
 mod events;
 mod gate;
 mod keys;
+mod limits;
 mod outage;
 mod probes;
 mod refusals;

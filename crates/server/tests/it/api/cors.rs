@@ -1,0 +1,62 @@
+//! Pages of other sites, in a browser.
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::client::{Answer, Server, TASKS};
+
+const APP: &str = "https://app.example";
+
+async fn ask(server: &Server, method: Method, origin: &str, preflight: bool) -> Answer {
+    let mut request = server.request(method, TASKS).header("origin", origin);
+    if preflight {
+        request = request
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type");
+    } else {
+        request = request.json(&json!({"prompt": "p"}));
+    }
+    Answer::of(request).await
+}
+
+#[tokio::test]
+async fn without_configured_origins_there_is_no_cors() {
+    let server = Server::start().await;
+    let answer = ask(&server, Method::OPTIONS, APP, true).await;
+    answer.refused(403, "forbidden", None);
+    let answer = ask(&server, Method::POST, APP, false).await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    answer.refused(403, "forbidden", None);
+}
+
+#[tokio::test]
+async fn a_configured_page_may_call_and_others_may_not() {
+    let origins = r#"["https://app.example"]"#;
+    let server = Server::with(&[("RAYREEL_CORS_ORIGINS", origins)]).await;
+    let answer = ask(&server, Method::OPTIONS, APP, true).await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.headers["access-control-allow-origin"], APP);
+    assert!(answer.headers["access-control-allow-methods"].to_str().unwrap().contains("POST"));
+    let allowed = answer.headers["access-control-allow-headers"].to_str().unwrap();
+    assert!(allowed.contains("authorization") && allowed.contains("idempotency-key"));
+
+    let answer = ask(&server, Method::POST, APP, false).await;
+    assert_eq!(answer.status, 202);
+    assert_eq!(answer.headers["access-control-allow-origin"], APP);
+    assert!(
+        answer.headers["access-control-expose-headers"].to_str().unwrap().contains("x-request-id")
+    );
+    assert_eq!(answer.headers["vary"], "Origin");
+    // Refusals can be read too.
+    let request = server.request(Method::GET, "/v1/nothing").header("origin", APP);
+    let answer = Answer::of(request).await;
+    assert_eq!(answer.headers["access-control-allow-origin"], APP);
+    answer.refused(404, "route_not_found", None);
+
+    for other in ["https://app.example.evil", "http://app.example", "null"] {
+        let answer = ask(&server, Method::POST, other, false).await;
+        assert!(!answer.headers.contains_key("access-control-allow-origin"));
+        answer.refused(403, "forbidden", None);
+    }
+    assert_eq!(server.count().await, 1);
+}

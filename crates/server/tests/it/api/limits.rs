@@ -1,0 +1,134 @@
+//! Tenants' limits, as a client meets them.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use rayreel_domain::wire::worker::Claimed;
+use reqwest::Method;
+use serde_json::json;
+
+use super::client::{Answer, LOCAL_TOKEN, Server, TASKS};
+
+/// Makes a key of the tenant.
+async fn key(server: &Server, tenant: &str) -> String {
+    let request = server.request(Method::POST, "/v1/admin/keys").bearer_auth(LOCAL_TOKEN);
+    let made = Answer::of(request.json(&json!({"tenant": tenant}))).await;
+    made.json::<serde_json::Value>()["key"].as_str().unwrap().to_owned()
+}
+
+async fn submit(server: &Server, key: &str, body: &serde_json::Value) -> Answer {
+    Answer::of(server.request(Method::POST, TASKS).bearer_auth(key).json(body)).await
+}
+
+fn small() -> serde_json::Value {
+    json!({"prompt": "p", "frames": 5, "steps": 2})
+}
+
+/// Sixty-four clients at once; how many were accepted, and one of the refusals.
+async fn rush(server: &Server, key: &str) -> (usize, Option<Answer>) {
+    let body = small();
+    let answers = join_all((0..64).map(|_| submit(server, key, &body))).await;
+    let (accepted, mut refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 202);
+    (accepted.len(), refused.pop())
+}
+
+#[tokio::test]
+async fn limits_hold_exactly_under_sixty_four_clients() {
+    let server = Server::with(&[
+        ("RAYREEL_TENANTS__BUSY__MAX_QUEUED", "10"),
+        ("RAYREEL_TENANTS__HASTY__TASKS_PER_MINUTE", "20"),
+    ])
+    .await;
+    let (busy, hasty, free) =
+        (key(&server, "busy").await, key(&server, "hasty").await, key(&server, "free").await);
+    let (accepted, refused) = rush(&server, &busy).await;
+    assert_eq!(accepted, 10);
+    let refused = refused.expect("some");
+    assert_eq!(refused.headers["retry-after"], "10");
+    refused.refused(429, "limit_reached", Some("max_queued"));
+
+    let (accepted, refused) = rush(&server, &hasty).await;
+    assert_eq!(accepted, 20);
+    let refused = refused.expect("some");
+    assert_eq!(refused.headers["retry-after"], "3");
+    refused.refused(429, "limit_reached", Some("tasks_per_minute"));
+    server.world.clock.advance(Duration::from_secs(3));
+    assert_eq!(rush(&server, &hasty).await.0, 1);
+
+    assert_eq!(rush(&server, &free).await.0, 64, "who has no limits has none");
+}
+
+#[tokio::test]
+async fn a_days_gpu_time_is_what_was_used_and_what_is_queued() {
+    let server = Server::with(&[
+        ("RAYREEL_TENANTS__DEFAULT__GPU_SECONDS_PER_DAY", "7200"),
+        ("RAYREEL_MODELS__SLOW__COMMAND", r#"["engine"]"#),
+        ("RAYREEL_MODELS__SLOW__ESTIMATE_SECONDS", "3600"),
+    ])
+    .await;
+    let body = json!({"prompt": "p", "model": "slow"});
+    let server_key = key(&server, "anna").await;
+    for _ in 0..2 {
+        assert_eq!(submit(&server, &server_key, &body).await.status, 202);
+    }
+    let refused = submit(&server, &server_key, &body).await;
+    refused.refused(429, "limit_reached", Some("gpu_seconds_per_day"));
+    let other = key(&server, "bert").await;
+    assert_eq!(submit(&server, &other, &body).await.status, 202, "each has its own day");
+}
+
+#[tokio::test]
+async fn beyond_its_running_tasks_a_tenant_waits_and_others_do_not() {
+    let server = Server::with(&[("RAYREEL_TENANTS__ANNA__MAX_RUNNING", "1")]).await;
+    let (anna, bert) = (key(&server, "anna").await, key(&server, "bert").await);
+    for key in [&anna, &anna, &bert] {
+        assert_eq!(submit(&server, key, &small()).await.status, 202);
+    }
+    let (first, second, third) =
+        (server.worker("w1").await, server.worker("w2").await, server.worker("w3").await);
+    let one = first.take(1).await;
+    second.take(1).await;
+    // The third task is ready, and its tenant has no vacancy; when it gets one, who waits is woken.
+    let end = async {
+        server.until_metric("rayreel_hanging_calls", 1.0).await;
+        let failure = json!({"code": "engine_refused", "message": "no"});
+        first.call("fail", json!({"fence": one.fence, "failure": failure})).await;
+    };
+    let (claimed, ()) = tokio::join!(third.claim(1, 20_000), end);
+    assert!(matches!(claimed, Claimed::Task(_)), "{claimed:?}");
+}
+
+#[tokio::test]
+async fn ended_tasks_go_when_their_time_has_come() {
+    let server = Server::with(&[("RAYREEL_TENANTS__DEFAULT__KEEP_DAYS", "0.5")]).await;
+    let task = server.submit("p").await;
+    let cancel = format!("{TASKS}/{}/cancel", task.id);
+    assert_eq!(server.post(&cancel, &json!({})).await.status, 200);
+    let store = &server.app.components.store;
+    server.world.clock.advance(Duration::from_secs(43_199));
+    store.advance().await.unwrap();
+    assert_eq!(server.get(&format!("{TASKS}/{}", task.id)).await.status, 200);
+    server.world.clock.advance(Duration::from_secs(1));
+    store.advance().await.unwrap();
+    server.get(&format!("{TASKS}/{}", task.id)).await.refused(404, "task_not_found", None);
+}
+
+#[tokio::test]
+async fn a_flood_of_one_tenant_does_not_delay_another() {
+    let server = Server::start().await;
+    let (flood, other) = (key(&server, "flood").await, key(&server, "other").await);
+    let urgent = json!({"prompt": "p", "frames": 5, "steps": 2, "priority": 5});
+    for _ in 0..20 {
+        let answers = join_all((0..50).map(|_| submit(&server, &flood, &urgent))).await;
+        assert!(answers.iter().all(|answer| answer.status == 202));
+    }
+    let worker = server.worker("w").await;
+    let first = worker.take(1).await;
+    server.world.clock.advance(Duration::from_secs(1));
+    let failure = json!({"code": "engine_refused", "message": "no"});
+    worker.call("fail", json!({"fence": first.fence, "failure": failure})).await;
+    let asked = submit(&server, &other, &small()).await.json::<serde_json::Value>();
+    let next = worker.take(2).await;
+    assert_eq!(json!(next.fence.task), asked["id"], "it starts next");
+}
