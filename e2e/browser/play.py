@@ -129,8 +129,7 @@ def main():
                 check=True, capture_output=True, timeout=WAIT,
             )
             task = json.loads(made.stdout.splitlines()[-1])
-            with open(f"{folder}/data/server.json") as file:
-                url = json.load(file)["url"] + task["urls"]["content"]
+            url = task["urls"]["content"]
             for name, command in browsers(folder):
                 reports = []
                 page = serve(url, reports)

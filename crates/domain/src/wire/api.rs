@@ -184,7 +184,7 @@ pub struct AttemptBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ResultBody {
-    /// Path of the file on this server.
+    /// Absolute URL of the file.
     pub url: String,
     pub thumbnail_url: Option<String>,
     pub media_type: String,
@@ -210,7 +210,7 @@ pub struct FailureBody {
     pub detail: Option<String>,
 }
 
-/// Where to go on from here; paths on this server.
+/// Where to go on from here; absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Urls {
@@ -312,15 +312,17 @@ pub fn percent(state: State, progress: Option<&Progress>) -> u8 {
 }
 
 impl TaskBody {
-    /// Shows a task; what only the server knows comes beside it.
+    /// Shows a task; what only the server knows comes beside it. `base` is where callers reach the
+    /// server: `https://host`.
     pub fn new(
         task: &Task,
+        base: &str,
         progress: Option<Progress>,
         queue_position: Option<u64>,
         eta_seconds: Option<u64>,
     ) -> Self {
         let id = task.id.to_string();
-        let base = format!("{TASKS_PATH}/{id}");
+        let base = format!("{base}{TASKS_PATH}/{id}");
         let request = &task.request;
         Self {
             object: "video.generation".to_string(),

@@ -5,6 +5,7 @@
 //! nothing of status codes: they answer, or refuse with an [`error::Error`] from the code table.
 
 mod admin;
+mod base;
 mod body;
 mod content;
 mod cors;

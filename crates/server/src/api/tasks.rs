@@ -11,9 +11,12 @@ use rayreel_domain::id::{ModelName, TaskId};
 use rayreel_domain::request::{self, ModelSpec, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
-use rayreel_domain::wire::api::{CancelBody, ErrorBody, SubmitBody, TaskBody, TaskList};
+use rayreel_domain::wire::api::{
+    CancelBody, ErrorBody, SubmitBody, TASKS_PATH, TaskBody, TaskList,
+};
 use sha2::{Digest, Sha256};
 
+use super::base::Base;
 use super::error::Error;
 use super::image::Image;
 use super::{Api, Id, Tenant, body, image, json, query};
@@ -52,6 +55,7 @@ const LATEST: u64 = 253_402_300_799;
 pub(super) async fn submit(
     State(api): State<Arc<Api>>,
     Tenant(tenant): Tenant,
+    base: Base,
     request: Request,
 ) -> Result<Response, Error> {
     let app = &api.app;
@@ -113,10 +117,10 @@ pub(super) async fn submit(
 
     let view =
         View { task: Arc::new(submitted.task), progress: None, position: submitted.position };
-    let shown = api.show(&view, now);
-    let mut response = json(StatusCode::ACCEPTED, &shown)?;
+    let mut response = json(StatusCode::ACCEPTED, &api.show(&view, &base, now))?;
     let headers = response.headers_mut();
-    headers.insert(LOCATION, HeaderValue::try_from(shown.urls.get).map_err(Error::internal)?);
+    let path = format!("{TASKS_PATH}/{}", view.task.id);
+    headers.insert(LOCATION, HeaderValue::try_from(path).map_err(Error::internal)?);
     if app.settings.models.get(&view.task.model).is_some_and(|model| model.is_test_pattern()) {
         headers.insert(TEST_PATTERN, HeaderValue::from_static("true"));
     }
@@ -193,12 +197,13 @@ pub(super) async fn show(
     State(api): State<Arc<Api>>,
     Tenant(tenant): Tenant,
     Id(id): Id,
+    base: Base,
     uri: Uri,
 ) -> Result<Response, Error> {
     query::none(&uri)?;
     let components = &api.app.components;
     let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
-    json(StatusCode::OK, &api.show(&view, components.clock.wall()))
+    json(StatusCode::OK, &api.show(&view, &base, components.clock.wall()))
 }
 
 /// Lists tasks, newest first.
@@ -218,6 +223,7 @@ pub(super) async fn show(
 pub(super) async fn list(
     State(api): State<Arc<Api>>,
     Tenant(tenant): Tenant,
+    base: Base,
     uri: Uri,
 ) -> Result<Response, Error> {
     let [state, model, limit, cursor, after, before] = query::read(
@@ -257,7 +263,7 @@ pub(super) async fn list(
         StatusCode::OK,
         &TaskList {
             object: "list".to_owned(),
-            data: page.tasks.iter().map(|view| api.show(view, now)).collect(),
+            data: page.tasks.iter().map(|view| api.show(view, &base, now)).collect(),
             has_more: page.next.is_some(),
             next_cursor: page.next.map(|position| write_cursor(epoch, position)),
         },
@@ -348,7 +354,7 @@ impl Api {
     }
 
     /// A task as the caller sees it.
-    pub(super) fn show(&self, view: &View, now: Timestamp) -> TaskBody {
+    pub(super) fn show(&self, view: &View, base: &Base, now: Timestamp) -> TaskBody {
         let targets = &self.app.targets;
         let task = &view.task;
         let queued = task.state == TaskState::Queued;
@@ -356,6 +362,7 @@ impl Api {
         let eta = eta_ms(task, view.position, view.progress.as_ref(), workers, now);
         let mut shown = TaskBody::new(
             task,
+            base.as_str(),
             view.progress.clone(),
             view.position,
             eta.map(|ms| ms.div_ceil(1000)),

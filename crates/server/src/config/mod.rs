@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcetera::BaseStrategy;
+use http::Uri;
 use rayreel_domain::lease::Terms;
 use rayreel_domain::request::{Defaults, Limits, ModelSpec};
 use rayreel_domain::scale::Policy;
@@ -61,6 +62,9 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Settings {
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
+    /// Without a slash at its end.
+    #[serde(default, deserialize_with = "public_url", skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<String>,
     /// Absolute.
     pub data: PathBuf,
     /// One of `models`.
@@ -486,6 +490,20 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
             "`{text}` is not an address; write it as 127.0.0.1:8088 or [::1]:8088"
         ))
     })
+}
+
+fn public_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let web = |url: &Uri| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    };
+    if text.contains(['?', '#']) || !text.parse().is_ok_and(|url| web(&url)) {
+        return Err(serde::de::Error::custom(format_args!(
+            "`{text}` is not the address of a server; write it as https://video.example.com"
+        )));
+    }
+    Ok(Some(text.trim_end_matches('/').to_owned()))
 }
 
 impl Settings {

@@ -96,6 +96,7 @@ fn the_default_file_says_what_the_domain_takes_by_default() {
 #[test]
 fn the_default_file_documents_every_key() {
     let settings = Settings::load(&with_variables(&[
+        ("RAYREEL_PUBLIC_URL", "https://video.example.com"),
         ("RAYREEL_MODELS__TESTCARD__CHECKPOINT", "/models/x"),
         ("RAYREEL_MODELS__TESTCARD__ESTIMATE_SECONDS", "1"),
         ("RAYREEL_MODELS__TESTCARD__DEFAULTS__GUIDANCE", "5.0"),
@@ -513,6 +514,31 @@ fn settings_must_fit_one_another() {
         ),
     ] {
         assert_eq!(file_error(text), message);
+    }
+}
+
+#[test]
+fn the_public_url_is_an_address_without_a_query() {
+    for (text, kept) in [
+        ("https://video.example.com", "https://video.example.com"),
+        ("https://video.example.com/", "https://video.example.com"),
+        ("http://[::1]:8088/below/a/path/", "http://[::1]:8088/below/a/path"),
+    ] {
+        let settings = Settings::load(&with_variables(&[("RAYREEL_PUBLIC_URL", text)]));
+        assert_eq!(settings.expect("right").public_url.as_deref(), Some(kept));
+    }
+    for text in [
+        "video.example.com",
+        "/path",
+        "ftp://video.example.com",
+        "https://",
+        "https://me@video.example.com",
+        "https://video.example.com/?a=b",
+        "https://video.example.com/#a",
+        "https://video example.com",
+    ] {
+        let error = variable_error("RAYREEL_PUBLIC_URL", text);
+        assert!(error.contains("write it as https://video.example.com"), "{error}");
     }
 }
 

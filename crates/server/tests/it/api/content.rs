@@ -142,7 +142,8 @@ async fn a_task_without_a_result_says_why() {
     let late: TaskBody = server.post(TASKS, &body).await.json();
     server.world.clock.advance(Duration::from_secs(120));
     server.app.components.store.advance().await.unwrap();
-    let gone = server.get(&late.urls.content).await.refused(410, "expired", None);
+    let gone =
+        server.get(&format!("{TASKS}/{}/content", late.id)).await.refused(410, "expired", None);
     assert_eq!(gone.message, "there is no content: the deadline passed before a worker was free");
     let plain = server.submit("c").await;
     let fence = worker.take(2).await.fence;

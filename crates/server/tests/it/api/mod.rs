@@ -13,6 +13,7 @@ mod probes;
 mod refusals;
 mod tasks;
 mod uploads;
+mod urls;
 mod wire;
 mod words;
 mod worker;

@@ -267,7 +267,7 @@ async fn a_task_tells_how_it_went() {
     let ended = server.task(&task.id).await;
     assert_eq!((ended.status, ended.progress), (State::Succeeded, 100));
     let result = ended.result.unwrap();
-    assert_eq!(result.url, format!("{TASKS}/{}/content", task.id));
+    assert_eq!(result.url, format!("http://{}{TASKS}/{}/content", server.address, task.id));
     assert_eq!(result.bytes, bytes.len() as u64);
     assert!(result.test_pattern);
     assert_eq!(result.thumbnail_url, None);
