@@ -98,7 +98,11 @@ impl Limits {
             "steps" => whole(1, self.max_steps.into()),
             "seed" => whole(0, MAX_SEED),
             "priority" => whole(1, 5),
-            "seconds" => "a number above 0".to_string(),
+            "width" | "height" => {
+                let Self { min_side, max_side, multiple, .. } = *self;
+                format!("a multiple of {multiple} from {min_side} to {max_side}")
+            }
+            "seconds" | "duration" => "a number above 0".to_string(),
             "guidance" => "a number from 0 to 100".to_string(),
             "deadline" => "a Unix time in seconds, in the future".to_string(),
             _ => return None,
@@ -224,11 +228,7 @@ impl Request {
             Some(text) => checked_text("negative_prompt", text)?,
             None => String::new(),
         };
-        let size = match &body.size {
-            Some(text) => text.parse().map_err(|message: String| invalid("size", message))?,
-            None => defaults.size,
-        };
-        check_size(size, limits)?;
+        let size = size(body, limits, defaults)?;
         let format = body.format.unwrap_or_default();
         let bounded = |param, asked: Option<u32>, default, max| match asked {
             Some(value) if !(1..=max).contains(&value) => Err(limits.refuse(param, value)),
@@ -316,30 +316,62 @@ fn checked_text(param: &'static str, text: &str) -> Result<String, Invalid> {
     Ok(text.to_string())
 }
 
-fn check_size(size: Size, limits: &Limits) -> Result<(), Invalid> {
-    for side in [size.width, size.height] {
-        if side < limits.min_side || side > limits.max_side || !side.is_multiple_of(limits.multiple)
-        {
-            return Err(invalid(
-                "size",
-                format!(
-                    "`size` {size} is not allowed: each side is a multiple of {} from {} to {}",
-                    limits.multiple, limits.min_side, limits.max_side
-                ),
-            ));
+/// The size, in either of its spellings.
+fn size(body: &SubmitBody, limits: &Limits, defaults: &Defaults) -> Result<Size, Invalid> {
+    let fits = |side: u32| {
+        (limits.min_side..=limits.max_side).contains(&side) && side.is_multiple_of(limits.multiple)
+    };
+    let (size, param) = match (&body.size, body.width, body.height) {
+        (None, None, None) => (defaults.size, "size"),
+        (Some(text), None, None) => {
+            let size: Size = text.parse().map_err(|message: String| invalid("size", message))?;
+            if !fits(size.width) || !fits(size.height) {
+                let sides = limits.allowed("width").unwrap_or_default();
+                let message = format!("`size` {size} is not allowed: each side is {sides}");
+                return Err(invalid("size", message));
+            }
+            (size, "size")
         }
+        (None, Some(width), Some(height)) => {
+            for (param, side) in [("width", width), ("height", height)] {
+                if !fits(side) {
+                    return Err(limits.refuse(param, side));
+                }
+            }
+            (Size { width, height }, "width")
+        }
+        (Some(_), width, _) => {
+            let param = if width.is_some() { "width" } else { "height" };
+            return Err(invalid(param, "give `size`, or `width` and `height`, not both"));
+        }
+        (None, width, _) => {
+            let missing = if width.is_some() { "height" } else { "width" };
+            return Err(Invalid {
+                code: Code::MissingField,
+                param: missing,
+                message: "`width` and `height` belong together: give both, or `size`".to_string(),
+            });
+        }
+    };
+    let pixels = u64::from(size.width) * u64::from(size.height);
+    if pixels > u64::from(limits.max_pixels) {
+        let most = limits.max_pixels;
+        let message = format!("the size {size} has {pixels} pixels; at most {most} are allowed");
+        return Err(invalid(param, message));
     }
-    if size.width * size.height > limits.max_pixels {
-        return Err(invalid(
-            "size",
-            format!(
-                "`size` {size} has {} pixels; at most {} are allowed",
-                size.width * size.height,
-                limits.max_pixels
-            ),
-        ));
+    Ok(size)
+}
+
+/// The asked length in seconds, and how it was spelt.
+fn seconds(body: &SubmitBody) -> Result<Option<(&'static str, f64)>, Invalid> {
+    match (body.seconds, body.duration) {
+        (Some(_), Some(_)) => {
+            Err(invalid("duration", "`duration` is the same as `seconds`; give one of them"))
+        }
+        (Some(seconds), None) => Ok(Some(("seconds", seconds))),
+        (None, Some(seconds)) => Ok(Some(("duration", seconds))),
+        (None, None) => Ok(None),
     }
-    Ok(())
 }
 
 fn frames(
@@ -349,15 +381,20 @@ fn frames(
     limits: &Limits,
     defaults: &Defaults,
 ) -> Result<u32, Invalid> {
+    let seconds = seconds(body)?;
     if format == Format::Png {
-        return match (body.frames, body.seconds) {
+        return match (body.frames, seconds) {
             (None | Some(1), None) => Ok(1),
-            (None, Some(_)) => Err(invalid("seconds", "a still (`format` png) has no `seconds`")),
+            (None, Some((spelt, _))) => {
+                Err(invalid(spelt, format!("a still (`format` png) has no `{spelt}`")))
+            }
             (Some(_), _) => Err(invalid("frames", "a still (`format` png) has exactly 1 frame")),
         };
     }
-    match (body.frames, body.seconds) {
-        (Some(_), Some(_)) => Err(invalid("seconds", "give `frames` or `seconds`, not both")),
+    match (body.frames, seconds) {
+        (Some(_), Some((spelt, _))) => {
+            Err(invalid(spelt, format!("give `frames` or `{spelt}`, not both")))
+        }
         (None, None) => Ok(defaults.frames),
         (Some(frames), None) => {
             if frames == 0 || frames > limits.max_frames || frames % 4 != 1 {
@@ -365,14 +402,14 @@ fn frames(
             }
             Ok(frames)
         }
-        (None, Some(seconds)) => {
+        (None, Some((spelt, seconds))) => {
             // In hundredths and rounded up: what the message names is allowed, and nothing above.
             let most = f64::from((limits.max_frames * 100).div_ceil(fps)) / 100.0;
             if !(seconds > 0.0 && seconds <= most) {
                 return Err(invalid(
-                    "seconds",
+                    spelt,
                     format!(
-                        "`seconds` must be a number above 0 and at most {most} at {fps} frames a \
+                        "`{spelt}` must be a number above 0 and at most {most} at {fps} frames a \
                          second, not {seconds}"
                     ),
                 ));

@@ -101,6 +101,52 @@ fn the_longest_seconds_are_those_that_the_message_names() {
 }
 
 #[test]
+fn a_size_may_be_given_by_its_sides() {
+    let request = resolve(serde_json::json!({"prompt": "p", "width": 640, "height": 360}));
+    assert_eq!(request.expect("valid").size, Size { width: 640, height: 360 });
+    for (json, param, told) in [
+        (
+            serde_json::json!({"width": 641, "height": 360}),
+            "width",
+            "multiple of 2 from 64 to 1920",
+        ),
+        (serde_json::json!({"width": 640, "height": 1922}), "height", "from 64 to 1920, not 1922"),
+        (serde_json::json!({"width": 0, "height": 360}), "width", "not 0"),
+        (serde_json::json!({"width": 1920, "height": 1090}), "width", "2092800 pixels"),
+        (serde_json::json!({"width": 640}), "height", "`width` and `height` belong together"),
+        (serde_json::json!({"height": 360}), "width", "`width` and `height` belong together"),
+        (
+            serde_json::json!({"size": "640x360", "width": 640, "height": 360}),
+            "width",
+            "give `size`, or `width` and `height`",
+        ),
+        (serde_json::json!({"size": "640x360", "height": 360}), "height", "`size`"),
+    ] {
+        let mut body = json.clone();
+        body["prompt"] = "p".into();
+        let (found, message) = refused(body);
+        assert!(found == param && message.contains(told), "{json}: {found}: {message}");
+    }
+}
+
+#[test]
+fn a_duration_is_the_same_as_seconds() {
+    let request = resolve(serde_json::json!({"prompt": "p", "duration": 3}));
+    assert_eq!(request.expect("valid").frames, 49);
+    for (json, told) in [
+        (serde_json::json!({"duration": 3, "seconds": 3}), "`duration` is the same as `seconds`"),
+        (serde_json::json!({"duration": 3, "frames": 49}), "`frames` or `duration`"),
+        (serde_json::json!({"duration": 3, "format": "png"}), "no `duration`"),
+        (serde_json::json!({"duration": 30}), "`duration` must be a number above 0 and at most"),
+    ] {
+        let mut body = json.clone();
+        body["prompt"] = "p".into();
+        let (found, message) = refused(body);
+        assert!(found == "duration" && message.contains(told), "{json}: {found}: {message}");
+    }
+}
+
+#[test]
 fn a_still_has_one_frame() {
     let request = resolve(serde_json::json!({"prompt": "p", "format": "png"})).expect("valid");
     assert_eq!(request.frames, 1);

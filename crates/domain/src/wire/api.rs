@@ -42,6 +42,12 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
     pub size: Option<String>,
+    /// With `height`, the same as `size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    /// With `width`, the same as `size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
     /// Number of frames, 4n+1. Give this or `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = 49))]
@@ -49,6 +55,9 @@ pub struct SubmitBody {
     /// Length in seconds, which becomes the nearest 4n+1 frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
+    /// The same as `seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
     /// Frames a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fps: Option<u32>,
