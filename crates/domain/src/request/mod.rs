@@ -6,6 +6,7 @@ mod tests;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
@@ -23,6 +24,8 @@ pub const MAX_PROMPT: usize = 10_000;
 pub const MAX_METADATA: usize = 16;
 /// Largest seed: what every JSON reader holds exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
+/// Most tasks of one submit.
+pub const MAX_TASKS: u32 = 8;
 
 /// Width and height in pixels; `WxH` or `W*H` in text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,6 +101,7 @@ impl Limits {
             "steps" => whole(1, self.max_steps.into()),
             "seed" => whole(0, MAX_SEED),
             "priority" => whole(1, 5),
+            "n" => whole(1, MAX_TASKS.into()),
             "width" | "height" => {
                 let Self { min_side, max_side, multiple, .. } = *self;
                 format!("a multiple of {multiple} from {min_side} to {max_side}")
@@ -207,6 +211,27 @@ fn invalid(param: &'static str, message: impl Into<String>) -> Invalid {
 }
 
 impl Request {
+    /// The requests of a submit: as many as it asks for, alike but for their seeds, which follow one
+    /// another from `seed` on if none was asked for.
+    pub fn resolve_all(
+        body: &SubmitBody,
+        model: &ModelSpec,
+        seed: u64,
+    ) -> Result<Vec<Self>, Invalid> {
+        let n = body.n.unwrap_or(1);
+        if !(1..=MAX_TASKS).contains(&n) {
+            return Err(model.limits.refuse("n", n));
+        }
+        let largest = MAX_SEED - u64::from(n - 1);
+        let first = Self::resolve(body, model, (seed & MAX_SEED).min(largest))?;
+        if first.seed > largest {
+            let message = format!("`seed` must be at most {largest} if `n` is {n}");
+            return Err(invalid("seed", message));
+        }
+        let with = |offset| Self { seed: first.seed + u64::from(offset), ..first.clone() };
+        Ok((0..n).map(with).collect())
+    }
+
     /// Checks a request against its model and fills in the defaults; `seed` is used if none was
     /// asked for. The image is the caller's to decode and store.
     pub fn resolve(body: &SubmitBody, model: &ModelSpec, seed: u64) -> Result<Self, Invalid> {

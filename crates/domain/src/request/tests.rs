@@ -147,6 +147,34 @@ fn a_duration_is_the_same_as_seconds() {
 }
 
 #[test]
+fn several_requests_differ_by_their_seeds_only() {
+    let seeds = |json: serde_json::Value, drawn| {
+        let body: SubmitBody = serde_json::from_value(json).expect("well-formed");
+        let all = Request::resolve_all(&body, &model(), drawn)?;
+        for request in &all {
+            assert_eq!(
+                Request { seed: 0, ..request.clone() },
+                Request { seed: 0, ..all[0].clone() }
+            );
+        }
+        Ok::<_, Invalid>(all.iter().map(|request| request.seed).collect::<Vec<_>>())
+    };
+    assert_eq!(seeds(serde_json::json!({"prompt": "p"}), 7), Ok(vec![7]));
+    assert_eq!(seeds(serde_json::json!({"prompt": "p", "n": 3, "seed": 5}), 7), Ok(vec![5, 6, 7]));
+    let last = seeds(serde_json::json!({"prompt": "p", "n": 8}), u64::MAX).expect("valid");
+    assert_eq!(last.last(), Some(&MAX_SEED), "drawn so that all of them fit");
+    for n in [0, 9] {
+        let refused = seeds(serde_json::json!({"prompt": "p", "n": n}), 7).expect_err("refused");
+        assert_eq!(refused.param, "n");
+        assert!(refused.message.contains("from 1 to 8"), "{}", refused.message);
+    }
+    let json = serde_json::json!({"prompt": "p", "n": 2, "seed": MAX_SEED});
+    let refused = seeds(json, 7).expect_err("refused");
+    assert_eq!(refused.param, "seed");
+    assert!(refused.message.contains(&(MAX_SEED - 1).to_string()), "{}", refused.message);
+}
+
+#[test]
 fn a_still_has_one_frame() {
     let request = resolve(serde_json::json!({"prompt": "p", "format": "png"})).expect("valid");
     assert_eq!(request.frames, 1);

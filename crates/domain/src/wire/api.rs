@@ -70,6 +70,10 @@ pub struct SubmitBody {
     /// Up to 2^53 - 1; chosen at random when absent, and told in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// So many tasks at once, all or none; they take `seed`, `seed` + 1 and so on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
+    pub n: Option<u32>,
     /// `mp4` (the default) or `png` for a still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
@@ -227,6 +231,24 @@ pub struct Urls {
     pub cancel: String,
     pub events: String,
     pub content: String,
+}
+
+/// Answer to a submit: the task, or, if `n` was more than 1, the tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum SubmitAnswer {
+    One(Box<TaskBody>),
+    Several(TaskBatch),
+}
+
+/// The tasks of one submit, in the order of their seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TaskBatch {
+    /// Always `list`.
+    pub object: String,
+    pub data: Vec<TaskBody>,
 }
 
 /// A page of tasks, newest first.

@@ -7,12 +7,12 @@ use axum::response::Response;
 use http::header::{HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use rayreel_domain::Code;
-use rayreel_domain::id::{ModelName, TaskId};
+use rayreel_domain::id::{ModelName, TaskId, TenantName};
 use rayreel_domain::request::{self, ModelSpec, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
-    CancelBody, ErrorBody, SubmitBody, TASKS_PATH, TaskBody, TaskList,
+    CancelBody, ErrorBody, SubmitAnswer, SubmitBody, TASKS_PATH, TaskBatch, TaskBody, TaskList,
 };
 use sha2::{Digest, Sha256};
 
@@ -31,17 +31,18 @@ const MAX_PAGE: u64 = 100;
 /// Unix seconds beyond which a filter makes no sense: the year 9999.
 const LATEST: u64 = 253_402_300_799;
 
-/// Submits a generation.
+/// Submits a generation, or `n` of them.
 ///
 /// The task is stored durably before the answer. Repeated within 24 hours with the same
-/// `Idempotency-Key` and the same body, the call answers the task that the first one made.
+/// `Idempotency-Key` and the same body, the call answers the task that the first one made. With `n`
+/// above 1, the answer has all tasks in `data`, and either all of them are stored or none.
 #[utoipa::path(post, path = "/v1/video/generations", tag = "generations",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
     request_body = SubmitBody,
     responses(
-        (status = 202, description = "Queued, or there already under the same key.", body = TaskBody,
+        (status = 202, description = "Queued, or there already under the same key.", body = SubmitAnswer,
             headers(
-                ("Location" = String, description = "Path of the task."),
+                ("Location" = String, description = "Path of the task, if it is one."),
                 ("x-rayreel-test-pattern" = String, description = "`true` if the model is the built-in test card: the result is a synthetic pattern."),
             )),
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
@@ -58,73 +59,112 @@ pub(super) async fn submit(
     base: Base,
     request: Request,
 ) -> Result<Response, Error> {
-    let app = &api.app;
-    let components = &app.components;
-    let limit = app.settings.max_body_bytes;
+    let limit = api.app.settings.max_body_bytes;
     let (parts, bytes) = body::whole(request, limit).await?;
     let mut asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
     drop(bytes);
     query::none(&parts.uri)?;
     let idempotency = idempotency(&parts.headers, &asked)?;
-    let model = api.model(asked.model.as_deref())?;
     let image = asked.image.take();
+    let views = accept(&api, tenant, &asked, image, idempotency).await?;
+    let now = api.app.components.clock.wall();
+    let mut shown = views.iter().map(|view| api.show(view, &base, now));
+    let several = asked.n.is_some_and(|n| n > 1);
+    let answer = match shown.next() {
+        Some(task) if !several => SubmitAnswer::One(Box::new(task)),
+        first => SubmitAnswer::Several(TaskBatch {
+            object: "list".to_owned(),
+            data: first.into_iter().chain(shown).collect(),
+        }),
+    };
+    let mut response = json(StatusCode::ACCEPTED, &answer)?;
+    let headers = response.headers_mut();
+    if let SubmitAnswer::One(task) = &answer {
+        let path = format!("{TASKS_PATH}/{}", task.id);
+        headers.insert(LOCATION, HeaderValue::try_from(path).map_err(Error::internal)?);
+    }
+    let pattern = |view: &View| {
+        let model = api.app.settings.models.get(&view.task.model);
+        model.is_some_and(|model| model.is_test_pattern())
+    };
+    if views.first().is_some_and(pattern) {
+        headers.insert(TEST_PATTERN, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// Makes the tasks that a submit asks for, or finds those that it made before: the one way in, for
+/// every shape of the API.
+pub(super) async fn accept(
+    api: &Arc<Api>,
+    tenant: TenantName,
+    asked: &SubmitBody,
+    image: Option<String>,
+    mut idempotency: Option<Idempotency>,
+) -> Result<Vec<View>, Error> {
+    let app = &api.app;
+    let components = &app.components;
+    let model = api.model(asked.model.as_deref())?;
     let now = components.clock.wall();
-    let mut generation = Generation::resolve(&asked, model, components.random.number())?;
-    let deadline = request::deadline(&asked);
+    let mut requests = Generation::resolve_all(asked, model, components.random.number())?;
+    let deadline = request::deadline(asked);
     // With a key it may be a repetition of a submit that was in time: the store finds out.
     if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
         return Err(request::past_deadline(now).into());
     }
     let image = match image {
-        Some(uri) => Some(decode(&api, uri).await?),
+        Some(uri) => Some(decode(api, uri).await?),
         None => None,
     };
-    generation.image = image.as_ref().map(|image| image.input.clone());
-    let task = Task::new(Record {
-        id: components.random.task_id(now),
-        tenant,
-        pool: model.pool.clone(),
-        model: model.name.clone(),
-        estimate_ms: app.estimates.estimate_ms(&model.name, &generation),
-        request: generation,
-        priority: asked.priority.unwrap_or_default(),
-        idempotency,
-        siblings: Vec::new(),
-        created_at: now,
-        deadline,
-        state: TaskState::Queued,
-        not_before: Timestamp::ZERO,
-        attempt: 0,
-        lease: None,
-        failures: 0,
-        losses: 0,
-        releases: 0,
-        attempts: Vec::new(),
-        history: Vec::new(),
-        outputs: Vec::new(),
-        test_pattern: false,
-        error: None,
-        started_at: None,
-        finished_at: None,
-        delete_at: None,
+    for request in &mut requests {
+        request.image = image.as_ref().map(|image| image.input.clone());
+    }
+    let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
+    let mut siblings = ids[1..].to_vec();
+    let tasks = ids.iter().zip(requests).map(|(id, request)| {
+        Task::new(Record {
+            id: *id,
+            tenant: tenant.clone(),
+            pool: model.pool.clone(),
+            model: model.name.clone(),
+            estimate_ms: app.estimates.estimate_ms(&model.name, &request),
+            request,
+            priority: asked.priority.unwrap_or_default(),
+            // The first one speaks for all.
+            idempotency: idempotency.take(),
+            siblings: std::mem::take(&mut siblings),
+            created_at: now,
+            deadline,
+            state: TaskState::Queued,
+            not_before: Timestamp::ZERO,
+            attempt: 0,
+            lease: None,
+            failures: 0,
+            losses: 0,
+            releases: 0,
+            attempts: Vec::new(),
+            history: Vec::new(),
+            outputs: Vec::new(),
+            test_pattern: false,
+            error: None,
+            started_at: None,
+            finished_at: None,
+            delete_at: None,
+        })
     });
+    let tasks: Vec<Task> = tasks.collect();
     let started = components.clock.monotonic();
     let submitted = match image {
-        None => components.store.submit(task).await?,
-        Some(image) => submit_with_image(&api, task, image).await?,
+        None => store(api, tasks).await?,
+        Some(image) => store_with_image(api, tasks, image).await?,
     };
     app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
-
-    let view =
-        View { task: Arc::new(submitted.task), progress: None, position: submitted.position };
-    let mut response = json(StatusCode::ACCEPTED, &api.show(&view, &base, now))?;
-    let headers = response.headers_mut();
-    let path = format!("{TASKS_PATH}/{}", view.task.id);
-    headers.insert(LOCATION, HeaderValue::try_from(path).map_err(Error::internal)?);
-    if app.settings.models.get(&view.task.model).is_some_and(|model| model.is_test_pattern()) {
-        headers.insert(TEST_PATTERN, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    let view = |submitted: Submitted| View {
+        task: Arc::new(submitted.task),
+        progress: None,
+        position: submitted.position,
+    };
+    Ok(submitted.into_iter().map(view).collect())
 }
 
 /// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
@@ -152,37 +192,59 @@ async fn decode(api: &Api, uri: String) -> Result<Image, Error> {
     tokio::task::spawn_blocking(move || image::read(&uri)).await.map_err(Error::internal)?
 }
 
+async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store::Error> {
+    let store = &api.app.components.store;
+    match tasks.pop() {
+        Some(task) if tasks.is_empty() => Ok(vec![store.submit(task).await?]),
+        last => {
+            tasks.extend(last);
+            store.submit_all(tasks).await
+        }
+    }
+}
+
 /// Stores the image first: a task that a worker can claim has its input. Goes on if the caller
 /// hangs up, so that no image is left without a task.
-async fn submit_with_image(api: &Arc<Api>, task: Task, image: Image) -> Result<Submitted, Error> {
+async fn store_with_image(
+    api: &Arc<Api>,
+    tasks: Vec<Task>,
+    image: Image,
+) -> Result<Vec<Submitted>, Error> {
     let api = Arc::clone(api);
     let submit = async move {
         let components = &api.app.components;
-        let (id, tenant) = (task.id, task.tenant.clone());
-        if let Err(error) = components.artifacts.put(&Key::input(id), image.bytes).await {
-            discard(&api, id).await;
-            return Err(error.into());
+        let ids: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
+        let first = tasks.first().map(|task| (task.tenant.clone(), task.id));
+        for id in &ids {
+            if let Err(error) =
+                components.artifacts.put(&Key::input(*id), image.bytes.clone()).await
+            {
+                discard(&api, &ids).await;
+                return Err(error.into());
+            }
         }
-        let submitted = components.store.submit(task).await;
-        let wanted = match &submitted {
-            Ok(submitted) => !submitted.existed,
-            // It may be stored. Only the store can tell; if it can't, better a file too many.
-            Err(store::Error::OutcomeUnknown(_)) => {
+        let submitted = store(&api, tasks).await;
+        let wanted = match (&submitted, first) {
+            (Ok(submitted), _) => submitted.first().is_some_and(|first| !first.existed),
+            // They may be stored. Only the store can tell; if it can't, better a file too many.
+            (Err(store::Error::OutcomeUnknown(_)), Some((tenant, id))) => {
                 !matches!(components.store.get(&tenant, id).await, Ok(None))
             }
-            Err(_) => false,
+            (Err(_), _) => false,
         };
         if !wanted {
-            discard(&api, id).await;
+            discard(&api, &ids).await;
         }
         Ok(submitted?)
     };
     tokio::spawn(submit).await.map_err(Error::internal)?
 }
 
-async fn discard(api: &Api, id: TaskId) {
-    if let Err(error) = api.app.components.artifacts.delete_folder(&id.to_string()).await {
-        tracing::warn!(%error, task = %id, "an image without a task was not deleted");
+async fn discard(api: &Api, ids: &[TaskId]) {
+    for id in ids {
+        if let Err(error) = api.app.components.artifacts.delete_folder(&id.to_string()).await {
+            tracing::warn!(%error, task = %id, "an image without a task was not deleted");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod limits;
 mod outage;
 mod probes;
 mod refusals;
+mod several;
 mod tasks;
 mod uploads;
 mod urls;

@@ -82,6 +82,8 @@ async fn a_wrong_field_is_told_what_is_allowed() {
         ("duration", json!("3"), "`duration` must be a number above 0"),
         ("width", json!("640"), "`width` must be a multiple of 2 from 64 to 1920, not a string"),
         ("height", json!(-1), "`height` must be a multiple of 2 from 64 to 1920, not -1"),
+        ("n", json!(9), "`n` must be a whole number from 1 to 8, not 9"),
+        ("n", json!("two"), "`n` must be a whole number from 1 to 8, not a string"),
         ("priority", json!(6), "`priority` must be a whole number from 1 to 5"),
         ("priority", json!("high"), "`priority` must be a whole number from 1 to 5"),
         ("priority", json!(256), "`priority` must be a whole number from 1 to 5"),
