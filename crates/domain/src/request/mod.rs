@@ -77,6 +77,7 @@ impl<'de> Deserialize<'de> for Size {
 /// What a model can do; every bound is inclusive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ModelLimits))]
 pub struct Limits {
     pub min_side: u32,
     pub max_side: u32,
@@ -137,7 +138,10 @@ impl Default for Limits {
 /// What is filled in where a request is silent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ModelDefaults))]
 pub struct Defaults {
+    /// `WxH` in pixels.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "832x480"))]
     pub size: Size,
     pub frames: u32,
     pub fps: u32,

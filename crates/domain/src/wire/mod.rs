@@ -6,4 +6,5 @@
 pub mod admin;
 pub mod api;
 pub mod engine;
+pub mod models;
 pub mod worker;

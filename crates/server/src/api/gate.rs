@@ -271,6 +271,7 @@ fn same_site(origin: &HeaderValue, host: &str) -> bool {
 pub(super) fn pattern(path: &str) -> &'static str {
     const WHOLE: &[&str] = &[
         "/v1/admin/keys",
+        "/v1/models",
         "/v1/worker/claim",
         "/v1/worker/control",
         "/v1/worker/beat",
@@ -298,6 +299,10 @@ pub(super) fn pattern(path: &str) -> &'static str {
     }
     if path.starts_with("/v1/admin/keys/") {
         return "/v1/admin/keys/{id}";
+    }
+    if path.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty() && !name.contains('/'))
+    {
+        return "/v1/models/{name}";
     }
     if path.starts_with("/v1/worker/uploads/") {
         return "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}";
@@ -355,7 +360,14 @@ mod tests {
         for path in paths.keys() {
             assert_eq!(pattern(&path.replace("{id}", "task_1")), path);
         }
-        for made_up in ["/", "/v1/video/generationsx", "/v1/video/generations/a/b", "/healthz/"] {
+        for made_up in [
+            "/",
+            "/v1/video/generationsx",
+            "/v1/video/generations/a/b",
+            "/v1/models/",
+            "/v1/models/a/b",
+            "/healthz/",
+        ] {
             assert_eq!(pattern(made_up), "other", "{made_up}");
         }
     }

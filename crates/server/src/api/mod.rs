@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod gate;
 mod image;
+mod models;
 mod openapi;
 mod probes;
 mod query;
@@ -78,6 +79,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/video/generations/{id}/cancel", post(tasks::cancel))
         .route("/v1/video/generations/{id}/events", get(events::events))
         .route("/v1/video/generations/{id}/content", get(content::content))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}", get(models::show))
         .route("/healthz", get(probes::healthz))
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))

@@ -5,7 +5,7 @@ use rayreel_domain::wire::api::ErrorBody;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, content, events, probes, tasks};
+use super::{admin, content, events, models, probes, tasks};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -24,12 +24,14 @@ pub(super) struct File(Vec<u8>);
     tags(
         (name = "generations", description = "Tasks: one request for a video or a still each."),
         (name = "admin", description = "For the operator: a key with the scope `admin`."),
+        (name = "models", description = "What requests may name."),
         (name = "probes", description = "For operators and machines."),
     ),
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
         events::events, content::content,
         admin::create, admin::list, admin::revoke,
+        models::list, models::show,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi,
     ),
     components(schemas(ErrorBody)),

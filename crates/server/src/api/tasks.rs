@@ -7,8 +7,8 @@ use axum::response::Response;
 use http::header::{HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use rayreel_domain::Code;
-use rayreel_domain::id::{ModelName, TaskId, TenantName};
-use rayreel_domain::request::{self, ModelSpec, Request as Generation};
+use rayreel_domain::id::{Malformed, ModelName, TaskId, TenantName};
+use rayreel_domain::request::{self, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
@@ -272,7 +272,7 @@ pub(super) async fn show(
 #[utoipa::path(get, path = "/v1/video/generations", tag = "generations",
     params(
         ("state" = Option<TaskState>, Query, description = "Only tasks in this state; upper or lower case."),
-        ("model" = Option<String>, Query, description = "Only tasks of this model."),
+        ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias."),
         ("limit" = Option<u32>, Query, description = "1 to 100; 20 if absent.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("created_after" = Option<u64>, Query, description = "Only tasks created at this Unix second or later."),
@@ -298,8 +298,10 @@ pub(super) async fn list(
             Error::invalid("state", format!("`state` is one of {names}"))
         })
     });
-    let model = model.map(|text| {
-        text.parse::<ModelName>().map_err(|error| Error::invalid("model", error.to_string()))
+    let model = model.map(|text| -> Result<ModelName, Error> {
+        let called = text.parse().map_err(|error: Malformed| Error::invalid("model", error.0))?;
+        // A model that is not configured any more still has tasks.
+        Ok(api.app.settings.canonical(&called).cloned().unwrap_or(called))
     });
     let limit = query::number("limit", limit, 1..=MAX_PAGE)?.unwrap_or(DEFAULT_PAGE);
     let seconds = |seconds: u64| Timestamp(seconds * 1000);
@@ -388,23 +390,6 @@ fn cancelled(done: &Cancelled) -> Result<Response, Error> {
 }
 
 impl Api {
-    /// The model that was asked for, or the default one.
-    fn model(&self, asked: Option<&str>) -> Result<&ModelSpec, Error> {
-        let found = match asked {
-            None => self.models.get(&self.app.settings.default_model),
-            Some(name) => name.parse::<ModelName>().ok().and_then(|name| self.models.get(&name)),
-        };
-        found.ok_or_else(|| {
-            let names: Vec<&str> = self.models.keys().map(ModelName::as_str).collect();
-            let message = format!(
-                "there is no model `{}`; there are: {}",
-                asked.unwrap_or_default(),
-                names.join(", ")
-            );
-            Error::new(Code::UnknownModel, message).param("model")
-        })
-    }
-
     /// What a field of a submit may be, by the limits of the model that it asks for.
     fn allowed(&self, field: &str, submit: &[u8]) -> Option<String> {
         #[derive(serde::Deserialize)]

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use rayreel_domain::Request;
 use rayreel_domain::request::{Limits, ModelSpec};
 use rayreel_domain::testcard;
 use rayreel_domain::wire::api::SubmitBody;
+use rayreel_domain::{ModelName, Request};
 
 use super::read::{nearest, unknown};
 use super::tree::Node;
@@ -57,11 +57,12 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     for (name, model) in &settings.models {
         let at = at.key("models").key(name.as_str());
         check_model(model, settings, &at)?;
+        check_aliases(name, model, settings, &at.key("aliases"))?;
         if let Some(spec) = settings.model_spec(name) {
             check_defaults(&spec, &at.key("defaults"))?;
         }
     }
-    if !settings.models.contains_key(&settings.default_model) {
+    if settings.canonical(&settings.default_model).is_none() {
         let models = settings.models.keys().map(|name| name.as_str());
         return Err(at.key("default_model").no_such(
             "model",
@@ -179,6 +180,28 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
     at.key("silence_seconds").within(model.silence_seconds.0, 0.1..=DAY)?;
     at.key("grace_seconds").within(model.grace_seconds.0, 0.0..=3600.0)?;
     check_limits(&model.limits, &at.key("limits"))
+}
+
+/// A name must mean one model.
+fn check_aliases(
+    name: &ModelName,
+    model: &Model,
+    settings: &Settings,
+    at: &Place<'_>,
+) -> Result<(), Error> {
+    for (index, alias) in model.aliases.iter().enumerate() {
+        if settings.models.contains_key(alias) {
+            return Err(at.wrong(format_args!("`{alias}` is the name of a model")));
+        }
+        if model.aliases[..index].contains(alias) {
+            return Err(at.wrong(format_args!("`{alias}` stands twice")));
+        }
+        let mut others = settings.models.iter().filter(|(other, _)| *other != name);
+        if let Some((other, _)) = others.find(|(_, other)| other.aliases.contains(alias)) {
+            return Err(at.wrong(format_args!("`{alias}` is an alias of `{other}`, too")));
+        }
+    }
+    Ok(())
 }
 
 fn check_limits(limits: &Limits, at: &Place<'_>) -> Result<(), Error> {

@@ -9,6 +9,7 @@ mod check;
 mod read;
 mod tenant;
 mod tree;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcetera::BaseStrategy;
-use http::Uri;
 use rayreel_domain::lease::Terms;
 use rayreel_domain::request::{Defaults, Limits, ModelSpec};
 use rayreel_domain::scale::Policy;
@@ -63,7 +63,11 @@ pub struct Settings {
     #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Without a slash at its end.
-    #[serde(default, deserialize_with = "public_url", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "values::public_url",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub public_url: Option<String>,
     /// Absolute.
     pub data: PathBuf,
@@ -150,6 +154,9 @@ pub enum Provider {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// Other names of it.
+    #[serde(default)]
+    pub aliases: Vec<ModelName>,
     /// One of [`BUILT_IN_ENGINES`]; either this or `command` is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
@@ -346,8 +353,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
                        set `data`, RAYREEL_DATA or --data";
         return Err(Error::new(None, "data", message));
     }
-    let settings: Settings = read::read(&tree, &defaults)?;
+    let mut settings: Settings = read::read(&tree, &defaults)?;
     check::check(&settings, &tree)?;
+    if let Some(name) = settings.canonical(&settings.default_model) {
+        settings.default_model = name.clone();
+    }
     Ok(Loaded { settings, file, tree })
 }
 
@@ -492,21 +502,14 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     })
 }
 
-fn public_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let web = |url: &Uri| {
-        matches!(url.scheme_str(), Some("http" | "https"))
-            && url.authority().is_some_and(|authority| !authority.as_str().contains('@'))
-    };
-    if text.contains(['?', '#']) || !text.parse().is_ok_and(|url| web(&url)) {
-        return Err(serde::de::Error::custom(format_args!(
-            "`{text}` is not the address of a server; write it as https://video.example.com"
-        )));
-    }
-    Ok(Some(text.trim_end_matches('/').to_owned()))
-}
-
 impl Settings {
+    /// The name of the model that is called so, by its name or an alias.
+    pub fn canonical(&self, called: &ModelName) -> Option<&ModelName> {
+        let named = self.models.get_key_value(called);
+        let alias = || self.models.iter().find(|(_, model)| model.aliases.contains(called));
+        named.or_else(alias).map(|(name, _)| name)
+    }
+
     /// A model as the API knows it.
     pub fn model_spec(&self, name: &ModelName) -> Option<ModelSpec> {
         let model = self.models.get(name)?;

@@ -518,6 +518,44 @@ fn settings_must_fit_one_another() {
 }
 
 #[test]
+fn a_model_is_called_by_its_aliases_too() {
+    let settings = load_file(
+        "default_model = \"sora-2\"\n[models.wan]\ncommand = [\"w\"]\naliases = [\"sora-2\", \"t2v-A14B\"]\n\
+         [models.testcard]\naliases = [\"test\"]",
+    );
+    for (called, name) in [
+        ("wan", Some("wan")),
+        ("sora-2", Some("wan")),
+        ("t2v-A14B", Some("wan")),
+        ("test", Some("testcard")),
+        ("sora", None),
+    ] {
+        let found = settings.canonical(&model(called)).map(ModelName::as_str);
+        assert_eq!(found, name, "{called}");
+    }
+    assert_eq!(settings.default_model, model("wan"), "an alias means its model here as well");
+}
+
+#[test]
+fn a_name_means_one_model() {
+    let with = |aliases: &str, others: &str| {
+        file_error(&format!(
+            "[models.a]\ncommand = [\"x\"]\naliases = {aliases}\n\
+             [models.b]\ncommand = [\"x\"]\naliases = {others}"
+        ))
+    };
+    for (error, told) in [
+        (with("[\"b\"]", "[]"), "line 3: models.a.aliases: `b` is the name of a model"),
+        (with("[\"a\"]", "[]"), "line 3: models.a.aliases: `a` is the name of a model"),
+        (with("[\"x\"]", "[\"x\"]"), "line 3: models.a.aliases: `x` is an alias of `b`, too"),
+        (with("[]", "[\"y\", \"x\", \"y\"]"), "line 6: models.b.aliases: `y` stands twice"),
+        (with("[\"no name\"]", "[]"), "line 3: models.a.aliases: the name of a model is 1 to 64"),
+    ] {
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn the_public_url_is_an_address_without_a_query() {
     for (text, kept) in [
         ("https://video.example.com", "https://video.example.com"),

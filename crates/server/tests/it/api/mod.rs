@@ -8,6 +8,7 @@ mod events;
 mod gate;
 mod keys;
 mod limits;
+mod models;
 mod outage;
 mod probes;
 mod refusals;
