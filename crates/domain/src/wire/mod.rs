@@ -6,5 +6,6 @@
 pub mod admin;
 pub mod api;
 pub mod engine;
+pub mod generate;
 pub mod models;
 pub mod worker;

@@ -271,6 +271,7 @@ fn same_site(origin: &HeaderValue, host: &str) -> bool {
 pub(super) fn pattern(path: &str) -> &'static str {
     const WHOLE: &[&str] = &[
         "/v1/admin/keys",
+        "/generate",
         "/v1/models",
         "/v1/worker/claim",
         "/v1/worker/control",

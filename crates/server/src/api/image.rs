@@ -1,4 +1,4 @@
-//! The image of a request: a data URI, decoded once to prove that it is what it says.
+//! The image of a request: decoded once to prove that it is what it says.
 
 use std::io::Cursor;
 
@@ -41,8 +41,29 @@ pub(super) struct Image {
     pub(super) input: Input,
 }
 
+/// Where an image comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    DataUri(String),
+    /// A file, as it was read.
+    File(Vec<u8>),
+}
+
 /// Reads and proves an image; takes its time.
-pub(super) fn read(uri: &str) -> Result<Image, Error> {
+pub(super) fn read(source: Source) -> Result<Image, Error> {
+    match source {
+        Source::DataUri(uri) => read_data_uri(&uri),
+        Source::File(bytes) if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => {
+            proved(bytes, "image/png", prove_png)
+        }
+        Source::File(bytes) if bytes.starts_with(b"\xff\xd8\xff") => {
+            proved(bytes, "image/jpeg", prove_jpeg)
+        }
+        Source::File(_) => Err(Error::invalid(PARAM, "the file is neither a PNG nor a JPEG")),
+    }
+}
+
+fn read_data_uri(uri: &str) -> Result<Image, Error> {
     let wrong = |message: String| Error::invalid(PARAM, message);
     let Some((head, data)) = uri.strip_prefix("data:").and_then(|rest| rest.split_once(',')) else {
         return Err(wrong(
@@ -62,6 +83,11 @@ pub(super) fn read(uri: &str) -> Result<Image, Error> {
     let bytes = BASE64
         .decode(data)
         .map_err(|_| wrong("what stands behind `base64,` is not base64".to_owned()))?;
+    proved(bytes, media_type, prove)
+}
+
+fn proved(bytes: Vec<u8>, media_type: &str, prove: Prove) -> Result<Image, Error> {
+    let wrong = |message: String| Error::invalid(PARAM, message);
     prove(&bytes).map_err(|fault| match fault {
         Fault::TooLarge(message) => wrong(message),
         Fault::Unreadable(cause) => {
@@ -134,18 +160,24 @@ mod tests {
     }
 
     fn refused(uri: &str) -> String {
-        read(uri).expect_err("refused").cause().to_owned()
+        read_data_uri(uri).expect_err("refused").cause().to_owned()
     }
 
     #[test]
     fn a_png_and_a_jpeg_are_taken_as_they_are() {
         let bytes = png(3, 2);
-        let image = read(&uri("image/png", &bytes)).expect("an image");
+        let image = read_data_uri(&uri("image/png", &bytes)).expect("an image");
         assert_eq!(image.bytes, bytes);
         assert_eq!(image.input.bytes, bytes.len() as u64);
         assert_eq!(image.input.sha256, sha256(&bytes));
-        let image = read(&format!("data:image/jpeg;base64,{JPEG}")).expect("an image");
+        let image = read_data_uri(&format!("data:image/jpeg;base64,{JPEG}")).expect("an image");
         assert_eq!(image.input.media_type, "image/jpeg");
+        for (bytes, media_type) in
+            [(bytes, "image/png"), (BASE64.decode(JPEG).expect("base64"), "image/jpeg")]
+        {
+            let image = read(Source::File(bytes.clone())).expect("an image");
+            assert_eq!((&*image.input.media_type, &*image.bytes), (media_type, &*bytes));
+        }
     }
 
     #[test]

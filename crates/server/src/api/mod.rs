@@ -12,6 +12,7 @@ mod cors;
 mod error;
 mod events;
 mod gate;
+mod generate;
 mod image;
 mod models;
 mod openapi;
@@ -79,6 +80,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/video/generations/{id}/cancel", post(tasks::cancel))
         .route("/v1/video/generations/{id}/events", get(events::events))
         .route("/v1/video/generations/{id}/content", get(content::content))
+        .route("/generate", post(generate::generate))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
         .route("/healthz", get(probes::healthz))

@@ -5,7 +5,7 @@ use rayreel_domain::wire::api::ErrorBody;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, content, events, models, probes, tasks};
+use super::{admin, content, events, generate, models, probes, tasks};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -29,8 +29,8 @@ pub(super) struct File(Vec<u8>);
     ),
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
-        events::events, content::content,
         admin::create, admin::list, admin::revoke,
+        events::events, content::content, generate::generate,
         models::list, models::show,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi,
     ),

@@ -14,11 +14,12 @@ use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
     CancelBody, ErrorBody, SubmitAnswer, SubmitBody, TASKS_PATH, TaskBatch, TaskBody, TaskList,
 };
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::base::Base;
 use super::error::Error;
-use super::image::Image;
+use super::image::{Image, Source};
 use super::{Api, Id, Tenant, body, image, json, query};
 use crate::artifacts::{self, Key};
 use crate::estimate::eta_ms;
@@ -65,11 +66,21 @@ pub(super) async fn submit(
     drop(bytes);
     query::none(&parts.uri)?;
     let idempotency = idempotency(&parts.headers, &asked)?;
-    let image = asked.image.take();
+    let image = asked.image.take().map(Source::DataUri);
     let views = accept(&api, tenant, &asked, image, idempotency).await?;
+    answer(&api, StatusCode::ACCEPTED, &views, asked.n.is_some_and(|n| n > 1), &base)
+}
+
+/// The answer to a submit.
+pub(super) fn answer(
+    api: &Api,
+    status: StatusCode,
+    views: &[View],
+    several: bool,
+    base: &Base,
+) -> Result<Response, Error> {
     let now = api.app.components.clock.wall();
-    let mut shown = views.iter().map(|view| api.show(view, &base, now));
-    let several = asked.n.is_some_and(|n| n > 1);
+    let mut shown = views.iter().map(|view| api.show(view, base, now));
     let answer = match shown.next() {
         Some(task) if !several => SubmitAnswer::One(Box::new(task)),
         first => SubmitAnswer::Several(TaskBatch {
@@ -77,7 +88,7 @@ pub(super) async fn submit(
             data: first.into_iter().chain(shown).collect(),
         }),
     };
-    let mut response = json(StatusCode::ACCEPTED, &answer)?;
+    let mut response = json(status, &answer)?;
     let headers = response.headers_mut();
     if let SubmitAnswer::One(task) = &answer {
         let path = format!("{TASKS_PATH}/{}", task.id);
@@ -99,7 +110,7 @@ pub(super) async fn accept(
     api: &Arc<Api>,
     tenant: TenantName,
     asked: &SubmitBody,
-    image: Option<String>,
+    image: Option<Source>,
     mut idempotency: Option<Idempotency>,
 ) -> Result<Vec<View>, Error> {
     let app = &api.app;
@@ -113,7 +124,7 @@ pub(super) async fn accept(
         return Err(request::past_deadline(now).into());
     }
     let image = match image {
-        Some(uri) => Some(decode(api, uri).await?),
+        Some(source) => Some(decode(api, source).await?),
         None => None,
     };
     for request in &mut requests {
@@ -169,7 +180,10 @@ pub(super) async fn accept(
 
 /// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
 /// that neither spaces nor the order of its fields matter.
-fn idempotency(headers: &HeaderMap, asked: &SubmitBody) -> Result<Option<Idempotency>, Error> {
+pub(super) fn idempotency(
+    headers: &HeaderMap,
+    asked: &impl Serialize,
+) -> Result<Option<Idempotency>, Error> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
     let visible = key.as_bytes().iter().all(u8::is_ascii_graphic);
@@ -187,9 +201,9 @@ fn idempotency(headers: &HeaderMap, asked: &SubmitBody) -> Result<Option<Idempot
 }
 
 /// Proves the image, on another thread and one at a time.
-async fn decode(api: &Api, uri: String) -> Result<Image, Error> {
+async fn decode(api: &Api, source: Source) -> Result<Image, Error> {
     let _turn = api.decoding.acquire().await.map_err(Error::internal)?;
-    tokio::task::spawn_blocking(move || image::read(&uri)).await.map_err(Error::internal)?
+    tokio::task::spawn_blocking(move || image::read(source)).await.map_err(Error::internal)?
 }
 
 async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store::Error> {

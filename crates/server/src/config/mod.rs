@@ -37,6 +37,7 @@ use serde_json::{Map, Value};
 pub use tenant::Tenant;
 use tree::Node;
 pub use tree::Origin;
+pub use values::InputRoot;
 
 /// The commented default file.
 pub const DEFAULT_FILE: &str = include_str!("config.default.toml");
@@ -75,6 +76,7 @@ pub struct Settings {
     pub default_model: ModelName,
     pub cors_origins: Vec<String>,
     pub max_body_bytes: u64,
+    pub input_roots: Vec<InputRoot>,
     pub max_queued: u64,
     pub lease_seconds: Seconds,
     pub max_run_seconds: Seconds,

@@ -556,6 +556,22 @@ fn a_name_means_one_model() {
 }
 
 #[test]
+fn a_folder_of_pictures_may_be_known_by_another_path() {
+    let settings = load_file("input_roots = [\"/srv/in\", \"/path/in/pod/=/srv/./pictures\"]");
+    let root = |named: &str, directory: &str| InputRoot {
+        named: PathBuf::from(named),
+        directory: PathBuf::from(directory),
+    };
+    let roots = [root("/srv/in", "/srv/in"), root("/path/in/pod", "/srv/pictures")];
+    assert_eq!(settings.input_roots, roots);
+    for wrong in ["in", "", "/", "~/in", "/srv/../etc", "/=/srv", "/srv=/", "pod=/srv"] {
+        let error = file_error(&format!("\ninput_roots = [{wrong:?}]"));
+        let told = format!("rayreel.toml, line 2: input_roots: `{wrong}` is not a folder");
+        assert!(error.starts_with(&told), "{error}");
+    }
+}
+
+#[test]
 fn the_public_url_is_an_address_without_a_query() {
     for (text, kept) in [
         ("https://video.example.com", "https://video.example.com"),

@@ -1,7 +1,11 @@
 //! Settings whose text has a form of its own.
 
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
 use http::Uri;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The address of a server, without a slash at its end.
 pub(super) fn public_url<'de, D: Deserializer<'de>>(
@@ -18,4 +22,59 @@ pub(super) fn public_url<'de, D: Deserializer<'de>>(
         )));
     }
     Ok(Some(text.trim_end_matches('/').to_owned()))
+}
+
+/// A folder of pictures that requests may name by their paths; `/named=/directory` in text, or one
+/// path for both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputRoot {
+    /// As requests write it.
+    pub named: PathBuf,
+    /// Where it lies on this machine.
+    pub directory: PathBuf,
+}
+
+impl FromStr for InputRoot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (named, directory) = match text.find("=/") {
+            Some(at) => (&text[..at], &text[at + 1..]),
+            None => (text, text),
+        };
+        let folder = |path: &str| {
+            let path = Path::new(path);
+            let below = |part| matches!(part, Component::RootDir | Component::Normal(_));
+            let fits =
+                path.is_absolute() && path.components().all(below) && path.file_name().is_some();
+            fits.then(|| path.to_owned()).ok_or_else(|| {
+                format!(
+                    "`{text}` is not a folder; write its whole path, or what requests call it \
+                     before that: /path/in/pod=/srv/pictures"
+                )
+            })
+        };
+        Ok(Self { named: folder(named)?, directory: folder(directory)? })
+    }
+}
+
+impl fmt::Display for InputRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.named != self.directory {
+            write!(f, "{}=", self.named.display())?;
+        }
+        write!(f, "{}", self.directory.display())
+    }
+}
+
+impl Serialize for InputRoot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InputRoot {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }

@@ -6,6 +6,7 @@ mod cors;
 mod docs;
 mod events;
 mod gate;
+mod generate;
 mod keys;
 mod limits;
 mod models;

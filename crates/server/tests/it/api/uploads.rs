@@ -220,7 +220,7 @@ async fn an_upload_goes_only_where_an_output_can_lie() {
 }
 
 /// A picture of one colour.
-fn png() -> Vec<u8> {
+pub(super) fn png() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 2, 2);
     encoder.set_color(png::ColorType::Grayscale);

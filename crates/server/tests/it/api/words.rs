@@ -165,7 +165,7 @@ async fn no_refusal_speaks_of_the_insides() {
         "uploads",
         "commit",
     ];
-    let mut routes = vec![TASKS.to_owned()];
+    let mut routes = vec![TASKS.to_owned(), "/generate".to_owned()];
     routes.extend(calls.iter().map(|call| format!("/v1/worker/{call}")));
     for route in &routes {
         for body in &bodies {
