@@ -22,6 +22,7 @@ mod serve;
 mod socket;
 mod tasks;
 mod uploads;
+mod wait;
 mod worker;
 
 use std::collections::BTreeMap;

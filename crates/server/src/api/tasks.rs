@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use super::base::Base;
 use super::error::Error;
 use super::image::{Image, Source};
-use super::{Api, Id, Tenant, body, image, json, query};
+use super::{Api, Id, Tenant, body, image, json, query, wait};
 use crate::artifacts::{self, Key};
 use crate::estimate::eta_ms;
 use crate::store::{self, Cancelled, ListQuery, Submitted, View};
@@ -38,9 +38,13 @@ const LATEST: u64 = 253_402_300_799;
 /// `Idempotency-Key` and the same body, the call answers the task that the first one made. With `n`
 /// above 1, the answer has all tasks in `data`, and either all of them are stored or none.
 #[utoipa::path(post, path = "/v1/video/generations", tag = "generations",
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300."),
+    ),
     request_body = SubmitBody,
     responses(
+        (status = 200, description = "Ended within the wait that was asked for, well or not.", body = SubmitAnswer),
         (status = 202, description = "Queued, or there already under the same key.", body = SubmitAnswer,
             headers(
                 ("Location" = String, description = "Path of the task, if it is one."),
@@ -67,8 +71,17 @@ pub(super) async fn submit(
     query::none(&parts.uri)?;
     let idempotency = idempotency(&parts.headers, &asked)?;
     let image = asked.image.take().map(Source::DataUri);
-    let views = accept(&api, tenant, &asked, image, idempotency).await?;
-    answer(&api, StatusCode::ACCEPTED, &views, asked.n.is_some_and(|n| n > 1), &base)
+    let mut views = accept(&api, tenant.clone(), &asked, image, idempotency).await?;
+    let several = asked.n.is_some_and(|n| n > 1);
+    let Some(seconds) = wait::asked(&parts.headers) else {
+        return answer(&api, StatusCode::ACCEPTED, &views, several, &base);
+    };
+    let ended = wait::ended(&api, &tenant, &mut views, seconds).await;
+    let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut response = answer(&api, status, &views, several, &base)?;
+    let applied = HeaderValue::try_from(format!("wait={seconds}")).map_err(Error::internal)?;
+    response.headers_mut().insert(wait::PREFERENCE_APPLIED, applied);
+    Ok(response)
 }
 
 /// The answer to a submit.

@@ -17,6 +17,7 @@ mod several;
 mod tasks;
 mod uploads;
 mod urls;
+mod wait;
 mod wire;
 mod words;
 mod worker;
