@@ -40,7 +40,7 @@ const LATEST: u64 = 253_402_300_799;
 #[utoipa::path(post, path = "/v1/video/generations", tag = "generations",
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300; `wait` alone is 60."),
     ),
     request_body = SubmitBody,
     responses(

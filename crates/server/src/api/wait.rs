@@ -14,13 +14,16 @@ use crate::store::View;
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 /// Longest wait, in seconds. Few connections survive a longer silence.
-pub(super) const MAX_WAIT: u64 = 300;
+const MAX_WAIT: u64 = 300;
+/// What `wait` means without a number, as at Replicate.
+const PLAIN_WAIT: &str = "60";
 
 /// How many seconds the caller would wait.
 pub(super) fn asked(headers: &HeaderMap) -> Option<u64> {
     let lines = headers.get_all(PREFER).iter().filter_map(|line| line.to_str().ok());
     let wait = |preference: &str| {
-        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        let preference = preference.split(';').next()?;
+        let (name, value) = preference.split_once('=').unwrap_or((preference, PLAIN_WAIT));
         name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').to_owned())
     };
     // The first one counts.
@@ -81,9 +84,12 @@ mod tests {
         ] {
             assert_eq!(asked(lines), Some(10), "{lines:?}");
         }
-        for lines in [&[][..], &["wait"], &["wait="], &["wait=-1"], &["wait=ten"], &["waits=10"]] {
+        for lines in
+            [&[][..], &["wait="], &["respond-async"], &["wait=-1"], &["wait=ten"], &["waits=10"]]
+        {
             assert_eq!(asked(lines), None, "{lines:?}");
         }
+        assert_eq!(asked(&["wait"]), Some(60));
         assert_eq!(asked(&["wait=99999999999999999999999"]), Some(MAX_WAIT));
     }
 }
