@@ -133,8 +133,11 @@ fn admin_key() -> Result<Option<String>, Failure> {
         Ok(key) if (32..=200).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()) => {
             Ok(Some(key))
         }
-        _ => Err(Failure::value(NAME, "RAYREEL_ADMIN_KEY must have 32 to 200 visible ASCII characters")
-            .helped("`openssl rand -hex 32` makes one.")),
+        _ => Err(Failure::value(
+            NAME,
+            "RAYREEL_ADMIN_KEY must have 32 to 200 visible ASCII characters",
+        )
+        .helped("`openssl rand -hex 32` makes one.")),
     }
 }
 

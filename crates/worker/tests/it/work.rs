@@ -265,6 +265,8 @@ fn a_worker_that_can_not_write_gives_its_task_back_and_ends_with_the_reason() {
             _ => unreachable!("it is named so"),
         });
         assert_eq!(released.collect::<Vec<_>>(), [fence]);
-        assert_eq!(script.calls.last().map(Call::name), Some("deregister"));
+        // A beat that was under way may arrive last.
+        let calls = script.calls.iter().map(Call::name).filter(|name| *name != "beat");
+        assert_eq!(calls.last(), Some("deregister"));
     });
 }
