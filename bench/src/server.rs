@@ -28,6 +28,7 @@ pub(crate) struct Site {
 /// What the server announces; there is more in it.
 #[derive(Deserialize)]
 struct Announcement {
+    token: String,
     worker_token: String,
     pid: u32,
 }
@@ -45,6 +46,8 @@ pub(crate) struct Server {
     process: Process,
     pub(crate) address: SocketAddr,
     pub(crate) worker_token: String,
+    /// What clients of this user send.
+    token: String,
 }
 
 /// A running worker.
@@ -72,6 +75,8 @@ impl Site {
         let engine = format!("[{}, \"engine\", {}]", setting(&bench), setting(&witness));
         let settings = format!(
             "[pools.local]\nmax = 0\n[log]\nlevel = \"warn\"\n\
+             [tenants.limited]\ntasks_per_minute = 4_000_000_000\nmax_queued = 1_000_000_000\n\
+             max_running = 1_000_000\ngpu_seconds_per_day = 1_000_000_000_000\n\
              [models.instant]\ncommand = {engine}\n\
              [models.instant.settings]\nstep_ms = 0\nbytes = 1024\n\
              [models.video]\ncommand = {engine}\n\
@@ -149,8 +154,8 @@ impl Site {
             .context("the server has not announced itself")?;
         let told: Announcement = serde_json::from_str(&text)?;
         ensure!(told.pid == process.child.id(), "another server has announced itself");
-        let worker_token = told.worker_token;
-        Ok(Server { process, address: self.address, worker_token })
+        let Announcement { token, worker_token, .. } = told;
+        Ok(Server { process, address: self.address, worker_token, token })
     }
 
     /// Starts a server again, whose token is known, and calls it as soon as it listens.
@@ -168,7 +173,7 @@ impl Site {
             tokio::time::sleep(Duration::from_micros(500)).await;
         };
         let worker_token = worker_token.to_owned();
-        let server = Server { process, address: self.address, worker_token };
+        let server = Server { process, address: self.address, worker_token, token: String::new() };
         Ok((server, connection))
     }
 
@@ -201,6 +206,21 @@ fn toml_string(text: &str) -> String {
 }
 
 impl Server {
+    /// Makes an API key of a tenant.
+    pub(crate) async fn create_key(&self, tenant: &str) -> anyhow::Result<String> {
+        #[derive(Deserialize)]
+        struct Made {
+            key: String,
+        }
+        let body = serde_json::json!({"tenant": tenant}).to_string();
+        let path = rayreel_domain::wire::admin::KEYS_PATH;
+        let request = Request::post(path, Some(&self.token), body.as_bytes());
+        let mut connection = Connection::open(self.address).await?;
+        let answer = connection.call(&request).await?;
+        let made: Made = serde_json::from_slice(answer.expect(201)?)?;
+        Ok(made.key)
+    }
+
     fn pid(&self) -> u32 {
         self.process.child.id()
     }

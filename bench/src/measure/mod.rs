@@ -102,6 +102,11 @@ const MARK: &str = "########";
 
 /// A submit as it comes from a user, with the task's number at the end of its prompt.
 fn submit_request(model: &str, steps: u32) -> Request {
+    submit_request_with(model, steps, None)
+}
+
+/// The same, with an API key.
+fn submit_request_with(model: &str, steps: u32, key: Option<&str>) -> Request {
     let prompt = format!(
         "A red fox runs through deep snow at dawn, low winter sun behind birch trees, powder \
          flying from its paws, slow tracking shot at eye level, shallow depth of field, film \
@@ -112,7 +117,7 @@ fn submit_request(model: &str, steps: u32) -> Request {
         "size": "832x480", "frames": 49, "steps": steps, "metadata": {"client": "bench"},
     });
     let path = rayreel_domain::wire::api::TASKS_PATH;
-    Request::post(path, None, body.to_string().as_bytes()).with_hole(MARK)
+    Request::post(path, key, body.to_string().as_bytes()).with_hole(MARK)
 }
 
 /// Submits so many tasks, and answers their ids.

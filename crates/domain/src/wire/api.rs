@@ -1,5 +1,6 @@
 //! The public API: bodies of `/v1/video/generations` and of errors.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
