@@ -34,7 +34,7 @@ fn a_worker_whose_engine_always_fails_is_quarantined_after_three_tasks() {
     let mut ids = submit(&api, "fault", 10);
     until("the worker is quarantined", || (quarantined(&api) == 1.0).then_some(()));
 
-    // Three tasks were tried, and their failures are the worker's losses now.
+    // Three tasks were tried, and their failures are excused now.
     // The metric is a moment ahead of the tasks.
     let tasks: Vec<_> = ids
         .iter()
@@ -42,7 +42,7 @@ fn a_worker_whose_engine_always_fails_is_quarantined_after_three_tasks() {
         .collect();
     let outcomes: Vec<_> =
         tasks.iter().flat_map(|task| &task.attempts).map(|attempt| attempt.outcome).collect();
-    assert_eq!(outcomes, [Some(Outcome::Lost); 3], "{tasks:#?}");
+    assert_eq!(outcomes, [Some(Outcome::Excused); 3], "{tasks:#?}");
     assert!(tasks.iter().all(|task| task.attempts.len() <= 1), "three different tasks");
     // Who works elsewhere is not touched.
     for id in submit(&api, "sound", 3) {
@@ -108,5 +108,26 @@ fn a_sound_model_behind_a_broken_one_in_the_same_pool_comes_through() {
         assert_eq!(task.status, State::Queued);
         let reason = task.waiting_reason.unwrap_or_default();
         assert!(reason.contains("`fault`") && reason.contains("GPU is broken"), "{reason}");
+    }
+}
+
+#[test]
+fn an_engine_that_works_on_small_requests_only_ends_the_others_and_holds_up_nobody() {
+    let faults = Faults::new();
+    let server =
+        Server::start(&format!("{RETRY}[pools.local]\nmax = 1\n{}", faults.model("fault", "")));
+    let api = server.api();
+    // The self-test's prompt is no fault: it passes whenever it is asked for.
+    let poison: Vec<String> =
+        (0..7).map(|_| api.submit(&json!({"model": "fault", "prompt": "crash"})).id).collect();
+    let sound = submit(&api, "fault", 2);
+    for id in sound {
+        api.wait_for_success(&id);
+    }
+    for id in poison {
+        let task = api.wait_for(&id, "failed", |task| task.status == State::Failed);
+        let code = task.error.as_ref().map(|error| error.code.name());
+        assert_eq!(code, Some("engine_crashed"), "{task:#?}");
+        assert!(task.attempts.len() <= 4, "three tries, and one that was excused: {task:#?}");
     }
 }

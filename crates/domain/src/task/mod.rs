@@ -311,11 +311,13 @@ impl Task {
         Ok(Effect::default())
     }
 
-    /// Recounts a failed attempt as a loss: it was the worker's fault, not the task's. Says
-    /// whether anything changed; a task that has ended stays as it ended.
-    pub fn recount(&mut self, fence: Fence) -> bool {
+    /// Forgives a failed attempt: it may have been the worker's fault. Says whether anything
+    /// changed; a task that has ended stays as it ended. Once in a task's life: an engine that
+    /// works on other requests and fails on this one would otherwise be excused for ever.
+    pub fn excuse(&mut self, fence: Fence) -> bool {
         let task = &mut self.0;
-        if task.state.is_terminal() {
+        let before = task.attempts.iter().any(|a| a.outcome == Some(Outcome::Excused));
+        if task.state.is_terminal() || before {
             return false;
         }
         let Some(attempt) = task.attempts.iter_mut().find(|a| {
@@ -325,9 +327,8 @@ impl Task {
         }) else {
             return false;
         };
-        attempt.outcome = Some(Outcome::Lost);
+        attempt.outcome = Some(Outcome::Excused);
         task.failures = task.failures.saturating_sub(1);
-        task.losses += 1;
         true
     }
 
@@ -360,7 +361,8 @@ impl Task {
         };
         match (end, attempt.outcome) {
             (End::Commit(commit), Some(Outcome::Succeeded)) => commit.outputs == self.outputs,
-            (End::Fail(_), Some(Outcome::Failed)) | (End::Release, Some(Outcome::Released)) => true,
+            (End::Fail(_), Some(Outcome::Failed | Outcome::Excused))
+            | (End::Release, Some(Outcome::Released)) => true,
             _ => false,
         }
     }

@@ -193,6 +193,8 @@ pub struct Attempt {
 pub enum Outcome {
     Succeeded,
     Failed,
+    /// Failed, and not counted: the worker failed others as well and was quarantined.
+    Excused,
     Lost,
     Released,
     Cancelled,

@@ -249,15 +249,22 @@ fn a_deadline_ends_what_still_waits_and_nothing_else() {
 }
 
 #[test]
-fn a_failure_that_was_the_workers_fault_is_recounted_as_a_loss() {
+fn a_failure_that_was_the_workers_fault_is_excused_once() {
     let mut task = queued();
     let fence = confirmed(&mut task);
     end(&mut task, fence, failure(true)).expect("failed");
     assert_eq!(task.avoided().count(), 1);
-    assert!(task.recount(fence));
-    assert_eq!((task.failures, task.losses), (0, 1));
+    assert!(task.excuse(fence));
+    assert_eq!((task.failures, task.losses), (0, 0), "neither is it a loss");
     assert_eq!(task.avoided().count(), 0);
-    assert!(!task.recount(fence), "once");
+    assert!(!task.excuse(fence), "it is already");
+    assert_eq!(end(&mut task, fence, failure(true)), Err(Refusal::Repeated));
+    for _ in 0..3 {
+        let fence = confirmed(&mut task);
+        end(&mut task, fence, failure(true)).expect("failed");
+        assert!(!task.excuse(fence), "once in its life");
+    }
+    assert_eq!((task.state, task.attempts.len()), (State::Failed, 4));
 }
 
 #[test]

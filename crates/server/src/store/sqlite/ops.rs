@@ -69,9 +69,9 @@ impl Tx<'_> {
         self.store_change(&mut task, &place, effect, worker.clone().filter(|_| !by_worker))?;
         let Some(worker) = worker else { return Ok(task) };
         if self.judge(&worker, &task.model, fence, verdict)?
-            && let Some((recounted, _)) = self.load(fence.task)?
+            && let Some((excused, _)) = self.load(fence.task)?
         {
-            task = recounted;
+            task = excused;
         }
         Ok(task)
     }

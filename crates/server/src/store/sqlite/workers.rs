@@ -99,7 +99,7 @@ impl Tx<'_> {
     }
 
     /// Keeps the worker's record of failures in a row. At the third of a model, the model is
-    /// quarantined on this worker, and they are counted as losses: true then.
+    /// quarantined on this worker, and they are excused: true then.
     pub(super) fn judge(
         &mut self,
         worker: &WorkerName,
@@ -134,7 +134,7 @@ impl Tx<'_> {
         };
         for failed in failures {
             let Some((mut task, place)) = self.load(failed.task)? else { continue };
-            if task.recount(failed) {
+            if task.excuse(failed) {
                 self.rewritten.push(task.id);
                 self.db
                     .prepare_cached("UPDATE tasks SET avoid = ?2, body = ?3 WHERE seq = ?1")?

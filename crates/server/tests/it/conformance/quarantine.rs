@@ -18,6 +18,7 @@ pub async fn quarantines(stores: &impl Stores) {
     a_success_in_between_starts_the_count_again(stores).await;
     other_models_go_on(stores).await;
     a_test_that_fails_is_repeated_ever_later(stores).await;
+    an_engine_that_passes_its_tests_and_fails_its_tasks_ends_them(stores).await;
     neither_a_restart_nor_a_new_registration_ends_it(stores).await;
     who_may_not_have_a_task_is_no_elsewhere_for_it(stores).await;
     a_worker_that_can_have_nothing_is_sent_away_when_there_are_too_many(stores).await;
@@ -119,8 +120,8 @@ async fn three_failures_in_a_row_and_a_passed_test(stores: &impl Stores) {
         let view = shop.store.get(&super::tenant("anna"), id).await.expect("answered");
         let task = view.expect("there").task;
         // It was not the task's fault.
-        assert_eq!((task.failures, task.losses), (0, 1));
-        assert_eq!(task.attempts[0].outcome, Some(Outcome::Lost));
+        assert_eq!((task.failures, task.losses), (0, 0));
+        assert_eq!(task.attempts[0].outcome, Some(Outcome::Excused));
     }
     for test in [None, passed("another")] {
         let Claimed::Quarantine { model, message } = shop.ask(&by, test, None).await else {
@@ -205,6 +206,29 @@ async fn a_test_that_fails_is_repeated_ever_later(stores: &impl Stores) {
     }
     assert!(matches!(shop.ask(&by, None, None).await, Claimed::Nothing { ready: false }));
     assert_eq!(shop.quarantined(&by).await, ["testcard"]);
+}
+
+async fn an_engine_that_passes_its_tests_and_fails_its_tasks_ends_them(stores: &impl Stores) {
+    let home = stores.home();
+    let mut shop = Shop::open(stores, &home).await;
+    let by = shop.register("w1").await;
+    shop.submit("testcard", 7).await;
+    let (mut test, mut tries, mut ended) = (None, 0, 0);
+    while ended < 7 {
+        match shop.ask(&by, test.take(), None).await {
+            Claimed::Task(task) => {
+                tries += 1;
+                let fence = task.fence().expect("running");
+                let task = shop.store.end(&by, fence, broken()).await.expect("failed");
+                ended += usize::from(task.state.is_terminal());
+                shop.wait().await;
+            }
+            Claimed::Quarantine { model, .. } => test = passed(model.as_str()),
+            other => panic!("{other:?}"),
+        }
+        // Each has as many tries as it has in any case, and one that was excused.
+        assert!(tries <= 7 * (shop.setup.rules.max_failures as usize + 1), "for ever");
+    }
 }
 
 async fn neither_a_restart_nor_a_new_registration_ends_it(stores: &impl Stores) {

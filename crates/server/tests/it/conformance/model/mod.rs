@@ -350,7 +350,7 @@ impl Model {
                 worker.quarantine.push(Barred { model, message, failed: 0, due: Duration::ZERO });
                 for failed in failures {
                     if let Some(index) = self.entry(failed.task) {
-                        self.tasks[index].task.recount(failed);
+                        self.tasks[index].task.excuse(failed);
                     }
                 }
             }
