@@ -16,6 +16,8 @@ pub(crate) struct Progress {
     id: TaskId,
     bar: Option<ProgressBar>,
     shown: Option<(State, u32)>,
+    /// Why it waits, as it was told last.
+    told: Option<String>,
 }
 
 impl Progress {
@@ -32,6 +34,7 @@ impl Progress {
             bar,
             // Whoever has submitted it knows.
             shown: Some((State::Queued, 0)),
+            told: None,
         }
     }
 
@@ -81,6 +84,15 @@ impl Progress {
 
     /// What the server expects.
     pub(crate) fn expect(&mut self, task: &TaskBody) {
+        if let Some(reason) = &task.waiting_reason {
+            // The number of seconds until the next try is no news.
+            let gist: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
+            if self.told.as_ref() != Some(&gist) {
+                // A line of its own: it may be longer than the bar, and its end says what to do.
+                self.note(&format!("it waits: {}", text::one_line(reason, 1_000)));
+                self.told = Some(gist);
+            }
+        }
         let Some(bar) = &self.bar else { return };
         if task.status == State::Running {
             let left = task.eta_seconds.map(text::duration);
@@ -91,9 +103,7 @@ impl Progress {
             Some(0) | None => "queued".to_owned(),
             Some(before) => format!("queued, {before} before it"),
         };
-        if let Some(reason) = &task.waiting_reason {
-            message = format!("{message}: {}", text::one_line(reason, 200));
-        } else if let Some(eta) = task.eta_seconds {
+        if let Some(eta) = task.eta_seconds.filter(|_| task.waiting_reason.is_none()) {
             message = format!("{message}, ready in about {}", text::duration(eta));
         }
         bar.set_message(message);

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 
 use rayreel_domain::Code;
 use rayreel_server::Components;
@@ -58,7 +59,15 @@ impl Server {
         let stop = shutdown.clone();
         // Ends by `stop`, or with an error; whoever holds the handle learns of either.
         let task = tokio::spawn(async move {
-            let ended = rayreel_server::run(settings, components, listener, stop).await;
+            let mut run = pin!(rayreel_server::run(settings, components, listener, stop.clone()));
+            let ended = tokio::select! {
+                ended = run.as_mut() => ended,
+                () = stop.cancelled() => {
+                    // Before the store is closed: who finds the announcement knows that it was not.
+                    home.withdraw();
+                    run.await
+                }
+            };
             // Only now may another server have the directory.
             drop(home);
             ended

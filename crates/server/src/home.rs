@@ -178,6 +178,8 @@ pub struct Home {
     client_token: Token,
     worker_token: Token,
     _lock: File,
+    /// The last server left its announcement behind: it was killed.
+    unclean: bool,
     /// The announcement, locked.
     announced: Option<File>,
 }
@@ -196,6 +198,7 @@ impl Home {
         let home = Self {
             client_token: token(&path.join("client_token"), random)?,
             worker_token: token(&path.join("worker_token"), random)?,
+            unclean: path.join(ANNOUNCEMENT).exists(),
             path: path.to_owned(),
             _lock: lock,
             announced: None,
@@ -208,6 +211,41 @@ impl Home {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Says what is missing of what the last server has left, if something is: without it, what
+    /// was acknowledged would be gone without a word.
+    pub fn missing(&self) -> Option<String> {
+        let length = |path: &Path| fs::metadata(path).map(|file| file.len()).ok();
+        let database = self.database();
+        let mut entries = fs::read_dir(self.artifacts()).into_iter().flatten();
+        let used = entries.any(|entry| entry.is_ok());
+        if used && length(&database).unwrap_or(0) == 0 {
+            let artifacts = self.artifacts();
+            return Some(format!(
+                "it is missing or empty, although there are files of tasks in {}; put it back, or, \
+                 to begin anew, move that directory away",
+                artifacts.display()
+            ));
+        }
+        let log = self.path.join("tasks.db-wal");
+        if self.unclean && length(&database).is_some_and(|bytes| bytes > 0) && !log.exists() {
+            return Some(format!(
+                "the last server did not stop by itself, and its log, {}, is gone, with tasks that \
+                 were acknowledged; put it back, or, to go on without it, delete {}",
+                log.display(),
+                self.path.join(ANNOUNCEMENT).display()
+            ));
+        }
+        None
+    }
+
+    /// Takes the announcement back: the store is about to be closed in good order.
+    pub fn withdraw(&mut self) {
+        if self.announced.take().is_some() {
+            // If it stays, its free lock tells that it is stale.
+            _ = fs::remove_file(self.path.join(ANNOUNCEMENT));
+        }
     }
 
     pub fn database(&self) -> PathBuf {
@@ -258,10 +296,7 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if self.announced.is_some() {
-            // If it stays, its free lock tells that it is stale.
-            _ = fs::remove_file(self.path.join(ANNOUNCEMENT));
-        }
+        self.withdraw();
     }
 }
 
@@ -444,6 +479,32 @@ mod tests {
         let mut next = hold(parent.path());
         next.announce("http://127.0.0.1:2", true).expect("announced");
         assert_eq!(running(parent.path()).expect("runs").url, "http://127.0.0.1:2");
+    }
+
+    #[test]
+    fn what_the_last_server_has_left_is_missed_if_it_is_gone() {
+        let parent = directory();
+        let database = parent.path().join("tasks.db");
+        let missing = || hold(parent.path()).missing();
+        assert_eq!(missing(), None, "a new directory");
+        fs::write(&database, b"tasks").expect("written");
+        let mut home = hold(parent.path());
+        home.announce("http://127.0.0.1:1", false).expect("announced");
+        let word = fs::read(parent.path().join(ANNOUNCEMENT)).expect("readable");
+        drop(home);
+        assert_eq!(missing(), None, "it stopped in good order");
+
+        // Killed, it leaves its announcement, and the log of the database.
+        fs::write(parent.path().join(ANNOUNCEMENT), word).expect("written");
+        assert!(missing().expect("missed").contains("tasks.db-wal"));
+        fs::write(parent.path().join("tasks.db-wal"), b"").expect("written");
+        assert_eq!(missing(), None);
+
+        fs::create_dir(parent.path().join("artifacts/task_1")).expect("made");
+        fs::write(&database, b"").expect("written");
+        assert!(missing().expect("missed").contains("artifacts"));
+        fs::remove_file(&database).expect("removed");
+        assert!(missing().expect("missed").contains("artifacts"));
     }
 
     #[test]

@@ -124,6 +124,10 @@ impl Components {
         let random = Arc::new(Random::from_system());
         let feed = Arc::new(Feed::default());
         let path = home.database();
+        if let Some(missing) = home.missing() {
+            let error = store::Error::Corrupt(missing);
+            return Err(Error::Store { path: path.display().to_string(), error });
+        }
         let store = SqliteStore::open(
             &path,
             Options {

@@ -120,3 +120,11 @@ fn a_pool_that_starts_no_workers_says_so_until_one_comes() {
     let reason = task.waiting_reason.unwrap_or_default();
     assert!(reason.contains("`local`") && reason.contains("max = 0"), "{reason}");
 }
+
+#[test]
+fn whoever_follows_a_task_hears_why_it_waits_without_a_terminal_too() {
+    let server = Server::start("[pools.local]\nmax = 0\n");
+    let generate = server.command(&["generate", "a fox", "-o", "fox.mp4"]);
+    generate.wait_for_words("it waits: pool `local` starts no workers of its own (max = 0)");
+    generate.kill();
+}

@@ -7,6 +7,7 @@
 mod check;
 mod checkpoint;
 mod claim;
+mod log;
 mod memory;
 mod ops;
 mod read;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
-use super::Error;
 use super::memory::{signed, unsigned};
+use super::{Error, log};
 
 /// One step for each version; a file at version n has had the first n applied.
 const MIGRATIONS: &[&str] = &[
@@ -92,6 +92,11 @@ pub(super) fn open_writer(path: &Path, create: bool) -> Result<Connection, Error
         // the opening, which says why.
         let _ = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     }
+    match log::damage(path) {
+        Ok(None) => {}
+        Ok(Some(damage)) => return Err(Error::Corrupt(damage)),
+        Err(error) => return Err(Error::Unavailable(format!("its log can't be read: {error}"))),
+    }
     let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
     configure(&db).map_err(failed)?;
     // Before anything is written: is this ours, and do we know it? A file that is refused stays
@@ -111,6 +116,10 @@ pub(super) fn open_writer(path: &Path, create: bool) -> Result<Connection, Error
         tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
         tx.pragma_update(None, "user_version", index as u32 + 1).map_err(failed)?;
         tx.commit().map_err(failed)?;
+    }
+    if found < VERSION {
+        // The file itself says now what it is, whatever becomes of the log.
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(failed)?;
     }
     db.set_prepared_statement_cache_capacity(64);
     Ok(db)

@@ -338,3 +338,50 @@ fn a_crowd_of_late_tasks_is_ended_in_steps() {
         assert!(backlog.iter().all(|b| b.ready.is_empty() && b.delayed == 0));
     });
 }
+
+/// A database with its log, as a process leaves it that is killed.
+fn killed(setup: &Setup, submits: usize) -> tempfile::TempDir {
+    let home = folder();
+    runtime().block_on(async {
+        let store = open(home.path(), setup);
+        for _ in 0..submits {
+            submit(&store, setup, 1).await;
+        }
+        copy(home.path())
+    })
+}
+
+#[test]
+fn a_log_that_is_damaged_in_its_middle_is_told() {
+    let setup = Setup::new();
+    let left = killed(&setup, 30);
+    let log = left.path().join("tasks.db-wal");
+    let whole = fs::read(&log).expect("a log");
+    let refused = |bytes: &[u8]| {
+        fs::write(&log, bytes).expect("written");
+        let before = contents(left.path());
+        let refused = try_open(left.path(), &setup).map(|_| ()).expect_err("damaged");
+        assert!(matches!(refused, Error::Corrupt(_)), "{refused}");
+        assert_eq!(contents(left.path()), before, "and left as it is");
+    };
+    // In the header, in the first frame, in one behind it.
+    for at in [9, 100, whole.len() / 2] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x55;
+        refused(&damaged);
+    }
+    // A power cut takes what was written last, and that was not acknowledged.
+    for torn in [whole.len() - 1, whole.len() - 3_000] {
+        let copy = copy(left.path());
+        fs::write(copy.path().join("tasks.db-wal"), &whole[..torn]).expect("written");
+        let store = open(copy.path(), &setup);
+        assert_eq!(runtime().block_on(store.check()), Ok(vec![]));
+    }
+    fs::write(&log, &whole).expect("written");
+    let store = open(left.path(), &setup);
+    runtime().block_on(async {
+        let backlog = store.backlog().await.expect("answered");
+        let ready = backlog[0].ready.values().map(|ready| ready.tasks).sum::<u64>();
+        assert_eq!(ready, 30, "whole, it has them all");
+    });
+}
