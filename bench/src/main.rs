@@ -27,7 +27,7 @@ use machine::Machine;
 use measure::{Bench, Measure};
 use report::Report;
 
-/// Measures what the rayreel binary does under load. Build it first: cargo build --release -p rayreel
+/// Measures what the rayreel binary does under load; `scripts/bench` builds both first
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {

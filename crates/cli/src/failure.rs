@@ -152,7 +152,15 @@ impl From<home::Error> for Failure {
 
 impl From<rayreel_server::Error> for Failure {
     fn from(error: rayreel_server::Error) -> Self {
-        Self::new(error.code(), error.to_string())
+        let failure = Self::new(error.code(), error.to_string());
+        match failure.code {
+            // Nothing goes on by itself: there is no server yet.
+            Code::StoreUnavailable => failure.helped(
+                "See that its disk has room and that the directory and its files can be written by \
+                 this user.",
+            ),
+            _ => failure,
+        }
     }
 }
 
