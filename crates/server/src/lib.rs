@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod home;
 pub mod keyring;
 pub mod metrics;
+pub mod outbound;
 pub mod store;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -41,6 +42,8 @@ pub struct Components {
     /// The feed to which the store publishes.
     pub feed: Arc<Feed>,
     pub artifacts: Artifacts,
+    /// Calls what tenants name.
+    pub outbound: Arc<outbound::Client>,
     /// Starts the workers of local pools.
     pub provider: Arc<dyn fleet::Provider>,
     pub credentials: Credentials,
@@ -159,6 +162,10 @@ impl Components {
             store: Arc::new(store),
             feed,
             artifacts: Artifacts::open(home.artifacts())?,
+            outbound: Arc::new(outbound::Client::new(
+                settings.outbound.options(),
+                Arc::new(outbound::SystemResolver),
+            )),
             provider,
             credentials,
         })

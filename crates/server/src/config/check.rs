@@ -11,7 +11,8 @@ use rayreel_domain::{ModelName, Request};
 
 use super::read::{nearest, unknown};
 use super::tree::Node;
-use super::{BUILT_IN_ENGINES, Error, Model, Pool, Settings, Tenant};
+use super::{BUILT_IN_ENGINES, Error, Model, Outbound, Pool, Settings, Tenant};
+use crate::outbound;
 
 const DAY: f64 = 86_400.0;
 
@@ -51,6 +52,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         check_tenant(tenant, &at.key("tenants").key(name.as_str()))?;
     }
     engine_settings(settings, tree)?;
+    check_outbound(&settings.outbound, &at.key("outbound"))?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
     }
@@ -126,6 +128,23 @@ fn check_data(data: &Path, at: &Place<'_>) -> Result<(), Error> {
     }
     if data.as_os_str().is_empty() || !data.is_absolute() {
         return Err(at.wrong("must be the path of a directory"));
+    }
+    Ok(())
+}
+
+fn check_outbound(outbound: &Outbound, at: &Place<'_>) -> Result<(), Error> {
+    if outbound.ports.is_empty() || outbound.ports.contains(&0) {
+        return Err(at.key("ports").wrong("must be a list of ports, such as [443]"));
+    }
+    at.key("connect_seconds").within(outbound.connect_seconds.0, 0.1..=600.0)?;
+    at.key("whole_seconds").within(outbound.whole_seconds.0, 0.1..=600.0)?;
+    if let Some(path) = &outbound.certificates {
+        let at = at.key("certificates");
+        if !path.is_absolute() {
+            return Err(at.wrong("must be an absolute path"));
+        }
+        outbound::certificates(path)
+            .map_err(|why| at.wrong(format_args!("{} {why}", path.display())))?;
     }
     Ok(())
 }

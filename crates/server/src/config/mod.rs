@@ -34,6 +34,7 @@ use rayreel_domain::{Code, ModelName, PoolName, TenantName};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::outbound::{self, Allowed};
 pub use tenant::Tenant;
 use tree::Node;
 pub use tree::Origin;
@@ -83,6 +84,7 @@ pub struct Settings {
     pub garbage_after_seconds: Seconds,
     pub retry: Retry,
     pub schedule: Schedule,
+    pub outbound: Outbound,
     pub log: Log,
     pub tenants: BTreeMap<TenantName, Tenant>,
     pub pools: BTreeMap<PoolName, Pool>,
@@ -106,6 +108,19 @@ pub struct Retry {
 pub struct Schedule {
     pub max_lead_seconds: Seconds,
     pub max_streak: u32,
+}
+
+/// What tenants' URLs may lead to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outbound {
+    pub allow: Vec<Allowed>,
+    pub ports: Vec<u16>,
+    pub connect_seconds: Seconds,
+    pub whole_seconds: Seconds,
+    /// Absolute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -555,6 +570,18 @@ impl Settings {
         Locality {
             max_lead_ms: self.schedule.max_lead_seconds.ms(),
             max_streak: self.schedule.max_streak,
+        }
+    }
+}
+
+impl Outbound {
+    pub fn options(&self) -> outbound::Options {
+        outbound::Options {
+            allow: self.allow.clone(),
+            ports: self.ports.clone(),
+            connect: self.connect_seconds.duration(),
+            whole: self.whole_seconds.duration(),
+            certificates: self.certificates.clone(),
         }
     }
 }

@@ -724,3 +724,31 @@ fn what_can_not_be_a_tenant_or_an_origin_is_an_error() {
         assert!(error.contains(says), "{error}");
     }
 }
+
+#[test]
+fn what_tenants_may_call_is_read_from_text() {
+    let outbound = load_file("[outbound]\nallow = [\"10.1.2.3/16\", \"Hooks.Internal\"]").outbound;
+    let allowed: Vec<String> = outbound.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(allowed, ["10.1.0.0/16", "hooks.internal"]);
+    for (text, message) in [
+        (
+            "allow = [\"10.1\"]",
+            "rayreel.toml, line 2: outbound.allow: `10.1` is neither a host name, an address nor a \
+             network such as 10.1.0.0/16",
+        ),
+        (
+            "ports = []",
+            "rayreel.toml, line 2: outbound.ports: must be a list of ports, such as [443]",
+        ),
+        (
+            "certificates = \"ca.pem\"",
+            "rayreel.toml, line 2: outbound.certificates: must be an absolute path",
+        ),
+        (
+            "certificates = \"/dev/null\"",
+            "rayreel.toml, line 2: outbound.certificates: /dev/null has no certificate in PEM",
+        ),
+    ] {
+        assert_eq!(file_error(&format!("[outbound]\n{text}")), message);
+    }
+}

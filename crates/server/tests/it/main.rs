@@ -6,6 +6,7 @@
 mod api;
 mod conformance;
 mod fleet;
+mod outbound;
 mod rescue;
 mod store;
 mod world;

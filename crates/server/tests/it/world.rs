@@ -15,7 +15,7 @@ use rayreel_server::fleet::{Death, Provider};
 use rayreel_server::keyring::Credentials;
 use rayreel_server::store::sqlite::{Options, SqliteStore};
 use rayreel_server::store::{Launch, View};
-use rayreel_server::{App, Components};
+use rayreel_server::{App, Components, outbound};
 
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
@@ -77,6 +77,10 @@ impl World {
             store: Arc::new(store),
             feed,
             artifacts: Artifacts::open(folder.path().join("artifacts")).unwrap(),
+            outbound: Arc::new(outbound::Client::new(
+                settings.outbound.options(),
+                Arc::new(outbound::SystemResolver),
+            )),
             provider,
             credentials: Credentials {
                 worker_token: "secret".to_owned(),
