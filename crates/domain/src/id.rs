@@ -8,57 +8,77 @@ use core::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-/// Id of a task: `task_` and a UUIDv7 (RFC 9562) in 32 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId(Uuid);
-
 /// A string that is not what it should name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub String);
 
-impl TaskId {
-    pub const PREFIX: &'static str = "task_";
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Uuid);
 
-    /// A new id from a time and 74 bits of randomness (the last six bits of `random` are unused).
-    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
-        Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid())
-    }
+        impl $name {
+            pub const PREFIX: &'static str = $prefix;
 
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(Uuid::from_bytes(bytes))
-    }
+            /// A new id from a time and 74 bits of randomness (the last six bits of `random` are
+            /// unused).
+            pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+                Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid())
+            }
 
-    pub fn as_bytes(&self) -> &[u8; 16] {
-        self.0.as_bytes()
-    }
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}{}", Self::PREFIX, self.0.simple())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Malformed;
+
+            fn from_str(text: &str) -> Result<Self, Malformed> {
+                text.strip_prefix(Self::PREFIX)
+                    .filter(|hex| {
+                        hex.len() == 32
+                            && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+                    })
+                    .and_then(|hex| Uuid::try_parse(hex).ok())
+                    .map(Self)
+                    .ok_or_else(|| {
+                        Malformed(
+                            concat!($what, " id is `", $prefix, "` and 32 hexadecimal digits")
+                                .to_owned(),
+                        )
+                    })
+            }
+        }
+    };
 }
 
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", Self::PREFIX, self.0.simple())
-    }
-}
-
-impl fmt::Debug for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for TaskId {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        text.strip_prefix(Self::PREFIX)
-            .filter(|hex| {
-                hex.len() == 32 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            })
-            .and_then(|hex| Uuid::try_parse(hex).ok())
-            .map(Self)
-            .ok_or_else(|| Malformed("a task id is `task_` and 32 hexadecimal digits".to_owned()))
-    }
-}
+id!(
+    /// Id of a task: `task_` and a UUIDv7 (RFC 9562) in 32 hexadecimal digits.
+    TaskId, "task_", "a task"
+);
+id!(
+    /// Id of an uploaded file: `file_` and a UUIDv7.
+    FileId, "file_", "a file"
+);
 
 /// Sixty-four random bits that make an attempt's fence unguessable and unique even if a store fell
 /// back to an older state. Sixteen hexadecimal digits on the wire.
@@ -108,6 +128,7 @@ macro_rules! serde_as_text {
 }
 
 serde_as_text!(TaskId);
+serde_as_text!(FileId);
 serde_as_text!(Nonce);
 
 /// Longest name of a tenant, pool, model or worker, in bytes.

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod code;
+pub mod file;
 pub mod id;
 pub mod key;
 pub mod lease;

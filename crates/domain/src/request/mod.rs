@@ -13,7 +13,7 @@ use core::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::code::Code;
-use crate::id::{ModelName, PoolName};
+use crate::id::{ModelName, PoolName, TenantName};
 use crate::time::Timestamp;
 use crate::wire::api::SubmitBody;
 use crate::wire::engine::{EngineRequest, Format};
@@ -171,13 +171,24 @@ pub struct ModelSpec {
     pub defaults: Defaults,
 }
 
-/// An input file, already stored with the task.
+/// An input file, already stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
+    /// Number that the store has given it: one for each content of a tenant, never given again.
+    /// None if it lies with its task, as the first versions had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<u64>,
     /// Lower-case hexadecimal.
     pub sha256: String,
     pub media_type: String,
     pub bytes: u64,
+}
+
+impl Input {
+    /// The folder of its place, if it has one. It leads nowhere else, whatever the tenant's name.
+    pub fn folder(&self, tenant: &TenantName) -> Option<String> {
+        Some(format!("tenant-{tenant}/{}-{}", self.sha256, self.place?))
+    }
 }
 
 /// A validated request: what an attempt needs to give the same video again.

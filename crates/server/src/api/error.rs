@@ -184,6 +184,15 @@ impl From<store::Error> for Error {
                 Self::new(Code::QueueFull, format!("the queue is full: {queued} tasks wait"))
             }
             Store::Limit(exceeded) => Self::limit(exceeded),
+            Store::FilesFull { allowed, retry_ms } => {
+                let message = format!("your tenant's files may have {allowed} bytes together");
+                Self::new(Code::LimitReached, message)
+                    .param("file")
+                    .header(RETRY_AFTER, retry_ms.div_ceil(1000).into())
+            }
+            Store::InputGone => {
+                Self::invalid("image", "the image is not kept any more; send it again")
+            }
             Store::Unavailable(cause) => Self::new(
                 Code::StoreUnavailable,
                 "the task store is not available just now; nothing was stored",

@@ -96,6 +96,7 @@ fn proved(bytes: Vec<u8>, media_type: &str, prove: Prove) -> Result<Image, Error
         }
     })?;
     let input = Input {
+        place: None,
         sha256: sha256(&bytes),
         media_type: media_type.to_owned(),
         bytes: bytes.len() as u64,

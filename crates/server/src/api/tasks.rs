@@ -8,7 +8,7 @@ use http::header::{HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use rayreel_domain::Code;
 use rayreel_domain::id::{Malformed, ModelName, TaskId, TenantName};
-use rayreel_domain::request::{self, Request as Generation};
+use rayreel_domain::request::{self, Input, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
@@ -136,12 +136,11 @@ pub(super) async fn accept(
     if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
         return Err(request::past_deadline(now).into());
     }
-    let image = match image {
-        Some(source) => Some(decode(api, source).await?),
-        None => None,
-    };
-    for request in &mut requests {
-        request.image = image.as_ref().map(|image| image.input.clone());
+    // First the image, then the tasks: one that a worker can claim has its input.
+    if let Some(source) = image {
+        let image = decode(api, source).await?;
+        let input = keep(api, &tenant, image).await?;
+        requests.iter_mut().for_each(|request| request.image = Some(input.clone()));
     }
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
     let mut siblings = ids[1..].to_vec();
@@ -178,10 +177,7 @@ pub(super) async fn accept(
     });
     let tasks: Vec<Task> = tasks.collect();
     let started = components.clock.monotonic();
-    let submitted = match image {
-        None => store(api, tasks).await?,
-        Some(image) => store_with_image(api, tasks, image).await?,
-    };
+    let submitted = store(api, tasks).await?;
     app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
     let view = |submitted: Submitted| View {
         task: Arc::new(submitted.task),
@@ -230,49 +226,17 @@ async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store:
     }
 }
 
-/// Stores the image first: a task that a worker can claim has its input. Goes on if the caller
-/// hangs up, so that no image is left without a task.
-async fn store_with_image(
-    api: &Arc<Api>,
-    tasks: Vec<Task>,
-    image: Image,
-) -> Result<Vec<Submitted>, Error> {
-    let api = Arc::clone(api);
-    let submit = async move {
-        let components = &api.app.components;
-        let ids: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
-        let first = tasks.first().map(|task| (task.tenant.clone(), task.id));
-        for id in &ids {
-            if let Err(error) =
-                components.artifacts.put(&Key::input(*id), image.bytes.clone()).await
-            {
-                discard(&api, &ids).await;
-                return Err(error.into());
-            }
-        }
-        let submitted = store(&api, tasks).await;
-        let wanted = match (&submitted, first) {
-            (Ok(submitted), _) => submitted.first().is_some_and(|first| !first.existed),
-            // They may be stored. Only the store can tell; if it can't, better a file too many.
-            (Err(store::Error::OutcomeUnknown(_)), Some((tenant, id))) => {
-                !matches!(components.store.get(&tenant, id).await, Ok(None))
-            }
-            (Err(_), _) => false,
-        };
-        if !wanted {
-            discard(&api, &ids).await;
-        }
-        Ok(submitted?)
-    };
-    tokio::spawn(submit).await.map_err(Error::internal)?
-}
-
-async fn discard(api: &Api, ids: &[TaskId]) {
-    for id in ids {
-        if let Err(error) = api.app.components.artifacts.delete_folder(&id.to_string()).await {
-            tracing::warn!(%error, task = %id, "an image without a task was not deleted");
-        }
+/// Stores an image where its tenant's others are. If no task comes to name it, it is garbage.
+async fn keep(api: &Api, tenant: &TenantName, image: Image) -> Result<Input, Error> {
+    let components = &api.app.components;
+    let input = components.store.hold_input(tenant, image.input).await?;
+    let key = Key::content(tenant, &input)
+        .ok_or_else(|| Error::internal("the store has given an input no place"))?;
+    // The same bytes may be there already.
+    if components.artifacts.head(&key).await.ok() != Some(input.bytes) {
+        components.artifacts.put(&key, image.bytes).await?;
     }
+    Ok(input)
 }
 
 /// Shows a task.

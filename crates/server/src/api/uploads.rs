@@ -166,10 +166,10 @@ pub(super) async fn input(
     let Path((task, attempt, nonce)) = path.map_err(|_| no_attempt())?;
     let fence = fence(&task, &attempt, &nonce)?;
     let task = components.store.leased(fence).await?;
-    let Some(input) = &task.request.image else {
+    let (Some(input), Some(key)) = (&task.request.image, Key::input(&task)) else {
         return Err(Error::new(Code::RouteNotFound, "the task has no input"));
     };
-    let stream = components.artifacts.get(&Key::input(fence.task), 0..input.bytes).await?;
+    let stream = components.artifacts.get(&key, 0..input.bytes).await?;
     let mut response = Response::new(Body::from_stream(stream));
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, input.bytes.into());

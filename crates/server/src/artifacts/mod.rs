@@ -5,8 +5,9 @@
 //! a file appears there only after its length and checksum were found right.
 //!
 //! ```text
-//! task_…/input/0                         the image of a request
-//! task_…/{hash of the fence}/{index}-{sha256}   an output of an attempt
+//! tenant-{name}/{sha256}-{place}/0             what a tenant has sent
+//! task_…/{hash of the fence}/{index}-{sha256}  an output of an attempt
+//! task_…/input/0                               the image of a request, as the first versions had it
 //! ```
 
 mod draft;
@@ -21,8 +22,10 @@ use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
-use rayreel_domain::id::TaskId;
+use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::lease::Fence;
+use rayreel_domain::request::Input;
+use rayreel_domain::task::Task;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
@@ -79,9 +82,16 @@ fn is_full(error: &io::Error) -> bool {
 pub struct Key(Path);
 
 impl Key {
-    /// The image that came with a request.
-    pub fn input(task: TaskId) -> Self {
-        Self(Path::from(format!("{task}/input/0")))
+    /// What a tenant has sent, once the store has given it a place.
+    pub fn content(tenant: &TenantName, input: &Input) -> Option<Self> {
+        input.folder(tenant).map(|folder| Self(Path::from(format!("{folder}/0"))))
+    }
+
+    /// The image of a task's request.
+    pub fn input(task: &Task) -> Option<Self> {
+        let own = || Self(Path::from(format!("{}/input/0", task.id)));
+        let input = task.request.image.as_ref()?;
+        Some(Self::content(&task.tenant, input).unwrap_or_else(own))
     }
 
     /// An output of an attempt; none if `sha256` is not a checksum in lower-case hexadecimal.
@@ -226,22 +236,25 @@ impl Artifacts {
         .await
     }
 
-    /// Deletes a folder with all that lies in it, unfinished uploads too: `task_…`, or
-    /// `task_…/name`. That it is not there is no error.
+    /// Deletes a folder with all that lies in it, unfinished files too: `task_…`, `task_…/name` or
+    /// `tenant-…/name`. That it is not there is no error.
     pub async fn delete_folder(&self, folder: &str) -> Result<(), Error> {
-        let mut names = folder.split('/');
-        let task = names.next().unwrap_or_default();
-        let inner = names.next();
-        let plain =
-            |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric());
-        if task.parse::<TaskId>().is_err()
+        let (owner, inner) = match folder.split_once('/') {
+            Some((owner, inner)) => (owner, Some(inner)),
+            None => (folder, None),
+        };
+        let plain = |name: &str| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let tenant = owner.strip_prefix("tenant-").filter(|_| inner.is_some());
+        if !(owner.parse::<TaskId>().is_ok()
+            || tenant.is_some_and(|name| name.parse::<TenantName>().is_ok()))
             || inner.is_some_and(|name| !plain(name))
-            || names.next().is_some()
         {
-            return Err(Error::Other(format!("`{folder}` is not a folder of a task")));
+            return Err(Error::Other(format!("`{folder}` is not a folder to delete")));
         }
         let root = self.root.clone();
-        let task = root.join(task);
+        let owner = root.join(owner);
         let folder = root.join(folder);
         let inner = inner.is_some();
         blocking(move || {
@@ -249,9 +262,9 @@ impl Artifacts {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            // The task's own folder goes with the last one in it; it stays while there are others.
-            if inner && std::fs::remove_dir(&task).is_err() {
-                return sync_folder(&task);
+            // The owner's folder goes with the last one in it; it stays while there are others.
+            if inner && std::fs::remove_dir(&owner).is_err() {
+                return sync_folder(&owner);
             }
             sync_folder(&root)
         })

@@ -89,6 +89,14 @@ async fn a_file_of_many_batches_is_whole() {
     assert_eq!(tree(&artifacts).len(), 3, "two folders and the file");
 }
 
+fn tenant() -> rayreel_domain::TenantName {
+    "anna.b".parse().expect("a name")
+}
+
+fn content() -> Input {
+    Input { place: Some(7), sha256: sha256(b"png"), media_type: "image/png".to_owned(), bytes: 3 }
+}
+
 #[tokio::test]
 async fn a_deleted_folder_leaves_nothing_and_may_be_deleted_again() {
     let (_dir, artifacts) = store();
@@ -108,8 +116,14 @@ async fn a_deleted_folder_leaves_nothing_and_may_be_deleted_again() {
         artifacts.delete_folder(&fence(2).folder()).await.expect("deleted");
         assert_eq!(tree(&artifacts), [""; 0], "the task's folder went with its last attempt");
     }
-    artifacts.put(&Key::input(fence(1).task), Bytes::from_static(b"png")).await.expect("put");
+    let key = Key::output(&fence(1), 0, &sum).expect("a key");
+    artifacts.put(&key, Bytes::from_static(b"png")).await.expect("put");
     artifacts.delete_folder(&fence(1).task.to_string()).await.expect("deleted");
+    assert_eq!(tree(&artifacts), [""; 0]);
+    let input = content();
+    let key = Key::content(&tenant(), &input).expect("a key");
+    artifacts.put(&key, Bytes::from_static(b"png")).await.expect("put");
+    artifacts.delete_folder(&input.folder(&tenant()).expect("a folder")).await.expect("deleted");
     assert_eq!(tree(&artifacts), [""; 0]);
 }
 
@@ -130,7 +144,21 @@ async fn what_broken_uploads_left_goes_with_the_commit() {
 async fn only_folders_of_tasks_can_be_deleted() {
     let (_dir, artifacts) = store();
     let task = fence(1).task;
-    for folder in ["", "/", "..", "a", &format!("{task}/.."), &format!("{task}/a/b"), "task_/.."] {
+    for folder in [
+        "",
+        "/",
+        "..",
+        "a",
+        &format!("{task}/.."),
+        &format!("{task}/a/b"),
+        "task_/..",
+        "tenant-anna",
+        "tenant-anna/",
+        "tenant-anna/..",
+        "tenant-anna/a/b",
+        "tenant-../a",
+        "tenant-/a",
+    ] {
         assert!(artifacts.delete_folder(folder).await.is_err(), "{folder:?}");
     }
 }

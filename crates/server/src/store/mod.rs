@@ -20,9 +20,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
+use rayreel_domain::file::FileRecord;
+use rayreel_domain::id::{FileId, ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
+use rayreel_domain::request::Input;
 use rayreel_domain::task::{End, State, Task};
 use rayreel_domain::tenant::Exceeded;
 use rayreel_domain::time::Timestamp;
@@ -97,8 +99,8 @@ pub trait Store: Send + Sync + 'static {
     /// Every live lease, for the rescuer.
     async fn leases(&self) -> Result<Vec<LeaseView>, Error>;
 
-    /// Ends tasks past their deadline, makes those ready whose backoff has passed, and deletes those
-    /// that were kept long enough. Answers when there is something to do again.
+    /// Ends tasks past their deadline, makes those ready whose backoff has passed, and deletes tasks,
+    /// files and contents that were kept long enough. Answers when there is something to do again.
     async fn advance(&self) -> Result<Option<Timestamp>, Error>;
 
     /// Queued and running work of every pool that has some, or had.
@@ -109,6 +111,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every key, revoked ones too.
     async fn keys(&self) -> Result<Vec<KeyRecord>, Error>;
+
+    /// Gives what a tenant sends a place, the same one for the same bytes. It is kept for an hour;
+    /// beyond that, as long as a task or a file names it. Then its file becomes garbage.
+    async fn hold_input(&self, tenant: &TenantName, input: Input) -> Result<Input, Error>;
+
+    /// Adds a file, unless the tenant's files would have more than `most` bytes.
+    async fn put_file(&self, file: FileRecord, most: u64) -> Result<(), Error>;
+
+    /// A file that has not expired.
+    async fn file(&self, tenant: &TenantName, id: FileId) -> Result<Option<FileRecord>, Error>;
+
+    /// A page of a tenant's files; `NotFound` if there is none to go on after.
+    async fn files(&self, query: &FileQuery) -> Result<FilePage, Error>;
+
+    /// Deletes a file; answers whether it was there. Tasks that name its content keep it.
+    async fn delete_file(&self, tenant: &TenantName, id: FileId) -> Result<bool, Error>;
 
     /// Writes a launch of the fleet, new or changed.
     async fn put_launch(&self, launch: Launch) -> Result<(), Error>;
@@ -144,6 +162,11 @@ pub enum Error {
     QueueFull { queued: u64 },
     #[error("the tenant's limit is reached: {0:?}")]
     Limit(Exceeded),
+    #[error("the tenant's files have {allowed} bytes")]
+    FilesFull { allowed: u64, retry_ms: u64 },
+    /// The image of a request is not kept any more.
+    #[error("the input is gone")]
+    InputGone,
     /// Nothing was written.
     #[error("the task store is not available: {0}")]
     Unavailable(String),
@@ -245,6 +268,25 @@ pub struct Page {
     pub next: Option<u64>,
 }
 
+/// Which files to list.
+#[derive(Debug, Clone)]
+pub struct FileQuery {
+    pub tenant: TenantName,
+    pub purpose: Option<String>,
+    /// Only those that come after this one.
+    pub after: Option<FileId>,
+    /// Oldest first.
+    pub ascending: bool,
+    pub limit: u32,
+}
+
+/// One page.
+#[derive(Debug, Clone)]
+pub struct FilePage {
+    pub files: Vec<FileRecord>,
+    pub more: bool,
+}
+
 /// A worker registers.
 #[derive(Debug, Clone)]
 pub struct Registration {
@@ -329,6 +371,6 @@ pub struct Launch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Garbage {
     pub id: i64,
-    /// `task_…` or `task_…/attempt`.
+    /// `task_…`, `task_…/attempt` or `tenant-…/content`.
     pub folder: String,
 }

@@ -164,6 +164,7 @@ while True:
     );
     let mut task = rig.task(&model);
     task.request.image = Some(rayreel_domain::request::Input {
+        place: None,
         sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into(),
         media_type: "image/png".into(),
         bytes: 3,

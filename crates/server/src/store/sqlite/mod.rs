@@ -7,6 +7,7 @@
 mod check;
 mod checkpoint;
 mod claim;
+mod inputs;
 mod log;
 mod memory;
 mod ops;
@@ -23,9 +24,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use rayreel_domain::id::{TaskId, TenantName};
+use rayreel_domain::file::FileRecord;
+use rayreel_domain::id::{FileId, TaskId, TenantName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
+use rayreel_domain::request::Input;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{End, Rules, Task};
 use rayreel_domain::tenant::Tenancy;
@@ -35,8 +38,8 @@ use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Activity, Backlog, Cancelled, Claim, Claimed, Error, Garbage, Identity, Launch, LeaseView,
-    ListQuery, Page, Ready, Registration, Store, Submitted, View, WorkerView,
+    Activity, Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity,
+    Launch, LeaseView, ListQuery, Page, Ready, Registration, Store, Submitted, View, WorkerView,
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;
@@ -282,6 +285,28 @@ impl Store for SqliteStore {
         // One that is left out might be the only one, and without keys the door is open.
         let rows = self.rows("SELECT body FROM keys ORDER BY id")?.into_iter();
         rows.collect::<Result<_, _>>().map_err(|error| Error::Corrupt(format!("a key: {error}")))
+    }
+
+    async fn hold_input(&self, tenant: &TenantName, input: Input) -> Result<Input, Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.hold_input(&tenant, input)).await
+    }
+
+    async fn put_file(&self, file: FileRecord, most: u64) -> Result<(), Error> {
+        self.writer.call(move |tx| tx.put_file(&file, most)).await
+    }
+
+    async fn file(&self, tenant: &TenantName, id: FileId) -> Result<Option<FileRecord>, Error> {
+        self.readers.file(tenant, id, self.ctx.clock.wall())
+    }
+
+    async fn files(&self, query: &FileQuery) -> Result<FilePage, Error> {
+        self.readers.files(query, self.ctx.clock.wall())
+    }
+
+    async fn delete_file(&self, tenant: &TenantName, id: FileId) -> Result<bool, Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.delete_file(&tenant, id)).await
     }
 
     async fn put_launch(&self, launch: Launch) -> Result<(), Error> {

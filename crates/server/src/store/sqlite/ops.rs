@@ -111,6 +111,7 @@ impl Tx<'_> {
             )?
             .execute(params![place.seq, signed(task.created_at.plus_ms(KEY_MS).0)])?;
         self.rewritten.push(task.id);
+        self.release_input(task)?;
         self.db.prepare_cached("DELETE FROM tasks WHERE seq = ?1")?.execute([place.seq])?;
         // Its files are nobody's at once, but an upload may still be under way.
         self.discard(&task.id.to_string(), now)?;
@@ -119,7 +120,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn discard(&mut self, folder: &str, not_before: Timestamp) -> Done<()> {
+    pub(super) fn discard(&mut self, folder: &str, not_before: Timestamp) -> Done<()> {
         self.db
             .prepare_cached("INSERT INTO garbage (folder, not_before) VALUES (?1, ?2)")?
             .execute(params![folder, signed(not_before.0)])?;
@@ -191,6 +192,7 @@ impl Tx<'_> {
             let Some((task, place)) = self.load(id)? else { continue };
             self.delete(&task, &place)?;
         }
+        more |= self.advance_inputs(now, STEP)?;
         self.db
             .prepare_cached("DELETE FROM tombstones WHERE until <= ?1")?
             .execute([signed(now.0)])?;
@@ -204,7 +206,10 @@ impl Tx<'_> {
                  UNION ALL SELECT min(deadline) FROM tasks INDEXED BY tasks_deadline
                  WHERE state = 0 AND deadline IS NOT NULL
                  UNION ALL SELECT min(delete_at) FROM tasks INDEXED BY tasks_delete
-                 WHERE delete_at IS NOT NULL)",
+                 WHERE delete_at IS NOT NULL
+                 UNION ALL SELECT min(look_at) FROM inputs INDEXED BY inputs_look
+                 WHERE look_at IS NOT NULL
+                 UNION ALL SELECT min(expires_at) FROM files)",
             )?
             .query_row([], |row| row.get(0))?;
         Ok(next.map(|at| Timestamp(unsigned(at))))

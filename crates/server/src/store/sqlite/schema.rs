@@ -75,6 +75,33 @@ CREATE INDEX tasks_delete ON tasks (delete_at) WHERE delete_at IS NOT NULL;
 -- API keys; only a hash of each.
 CREATE TABLE keys (id TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 ",
+    "
+-- What tenants send, each content once. An id is never given again: a file named by it is either
+-- kept or garbage, never both.
+CREATE TABLE inputs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    look_at INTEGER                   -- when to find out whether something still names it
+);
+CREATE UNIQUE INDEX inputs_sha256 ON inputs (tenant, sha256);
+CREATE INDEX inputs_look ON inputs (look_at) WHERE look_at IS NOT NULL;
+ALTER TABLE tasks ADD COLUMN input INTEGER;
+CREATE INDEX tasks_input ON tasks (input) WHERE input IS NOT NULL;
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY,          -- order of uploads
+    id BLOB NOT NULL,
+    tenant INTEGER NOT NULL,
+    input INTEGER,
+    counted INTEGER NOT NULL,         -- bytes, as the tenant's limit counts them
+    expires_at INTEGER NOT NULL,
+    purpose TEXT NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE UNIQUE INDEX files_id ON files (id);
+CREATE INDEX files_tenant ON files (tenant, seq, expires_at, purpose, counted);
+CREATE INDEX files_expire ON files (expires_at);
+CREATE INDEX files_input ON files (input);
+",
 ];
 
 /// The version this build writes.

@@ -33,6 +33,11 @@ impl Tx<'_> {
         }
         let work_ms = tasks.iter().map(|(_, task)| task.estimate_ms).sum();
         self.admit(first, tasks.len() as u64, work_ms)?;
+        let tenant = self.name(first.tenant.as_str())?;
+        for (_, task) in &tasks {
+            // What is refused does not undo what was written before.
+            self.input_of(tenant, task.request.image.as_ref())?;
+        }
         tasks.into_iter().map(|(body, task)| self.insert(task, &body)).collect()
     }
 
@@ -76,6 +81,7 @@ impl Tx<'_> {
     fn insert(&mut self, task: Task, body: &[u8]) -> Done<Submitted> {
         self.written += body.len();
         let tenant = self.name(task.tenant.as_str())?;
+        let input = self.input_of(tenant, task.request.image.as_ref())?;
         let pool = self.name(task.pool.as_str())?;
         let model = self.name(task.model.as_str())?;
         let rank = 5 - task.priority.get();
@@ -87,8 +93,8 @@ impl Tx<'_> {
         self.db
             .prepare_cached(
                 "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
-                 not_before, deadline, key, created_at, body)
-                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10)",
+                 not_before, deadline, key, created_at, input, body)
+                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute(params![
                 task.id.as_bytes(),
@@ -100,6 +106,7 @@ impl Tx<'_> {
                 task.deadline.map(|at| signed(at.0)),
                 task.idempotency.as_ref().map(|i| i.key.as_str()),
                 signed(task.created_at.0),
+                input,
                 body,
             ])?;
         let place = Place {

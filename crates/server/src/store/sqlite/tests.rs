@@ -231,6 +231,7 @@ async fn use_everything(watched: &Watched) {
     let ids: Vec<_> = garbage.iter().map(|one| one.id).collect();
     assert!(!ids.is_empty());
     store.collected(&ids).await.expect("collected");
+    use_inputs(watched).await;
     let launch = Launch {
         id: "l".into(),
         pool: "local".parse().expect("a name"),
@@ -243,6 +244,41 @@ async fn use_everything(watched: &Watched) {
     store.launches().await.expect("listed");
     store.remove_launch("l").await.expect("removed");
     assert_eq!(store.check().await, Ok(vec![]));
+}
+
+async fn use_inputs(watched: &Watched) {
+    let (store, now) = (&watched.store, watched.clock.wall());
+    let anna: TenantName = "anna".parse().expect("a name");
+    let sha256 = "a".repeat(64);
+    let input = Input { place: None, sha256, media_type: "image/png".into(), bytes: 1 };
+    store.hold_input(&anna, input.clone()).await.expect("held");
+    let input = store.hold_input(&anna, input).await.expect("held");
+    let file = FileRecord {
+        id: FileId::from_bytes(*watched.random.task_id(now).as_bytes()),
+        tenant: anna.clone(),
+        filename: "a".into(),
+        purpose: "vision".into(),
+        input: input.clone(),
+        created_at: now,
+        expires_at: now.plus_ms(1_000),
+    };
+    store.put_file(file.clone(), 1 << 20).await.expect("put");
+    store.put_file(file.clone(), 1).await.expect_err("too much");
+    store.file(&anna, file.id).await.expect("answered").expect("there");
+    for (ascending, after) in [(false, None), (true, Some(file.id)), (false, Some(file.id))] {
+        let purpose = after.map(|_| "vision".into());
+        let query = FileQuery { tenant: anna.clone(), purpose, after, ascending, limit: 1 };
+        store.files(&query).await.expect("listed");
+    }
+    let task = watched.submit(|record| record.request.image = Some(input)).await;
+    store.cancel(&anna, task.id).await.expect("cancelled");
+    store.delete(&anna, task.id).await.expect("deleted");
+    assert!(store.delete_file(&anna, file.id).await.expect("deleted"));
+    store.put_file(file.clone(), 1 << 20).await.expect("put");
+    for _ in 0..2 {
+        watched.clock.advance(std::time::Duration::from_secs(3_600));
+        store.advance().await.expect("advanced");
+    }
 }
 
 /// Plans that read more than they need, whatever the statement is for.

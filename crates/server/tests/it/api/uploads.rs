@@ -256,8 +256,8 @@ async fn the_image_of_a_request_reaches_the_worker() {
 }
 
 #[tokio::test]
-async fn an_image_is_kept_only_with_its_task() {
-    let server = Server::with(&[("RAYREEL_MAX_QUEUED", "1")]).await;
+async fn an_image_is_kept_once_and_only_as_long_as_something_names_it() {
+    let server = Server::with(&[("RAYREEL_MAX_QUEUED", "2")]).await;
     let submit = async |key: &str| {
         let request = server.request(Method::POST, TASKS).header("idempotency-key", key);
         Answer::of(request.json(&with_image())).await
@@ -265,11 +265,23 @@ async fn an_image_is_kept_only_with_its_task() {
     let first: TaskBody = submit("k").await.json();
     let again: TaskBody = submit("k").await.json();
     assert_eq!(first.id, again.id);
-    assert_eq!(files(&server).len(), 1, "the repetition's image is gone");
+    let second: TaskBody = submit("l").await.json();
     submit("other").await.refused(429, "queue_full", None);
-    assert_eq!(files(&server).len(), 1, "so is that of a refused task");
-    let worker = server.worker("w").await;
-    let fence = worker.take(1).await.fence;
-    worker.finish(fence, &[(video(VIDEO), VIDEO)]).await;
-    assert_eq!(files(&server).len(), 2);
+    assert_eq!(files(&server).len(), 1, "the same bytes are the same file");
+    let components = &server.app.components;
+    let tidy = async || {
+        components.store.advance().await.unwrap();
+        for item in components.store.garbage(10).await.unwrap() {
+            components.artifacts.delete_folder(&item.folder).await.unwrap();
+        }
+        files(&server).len()
+    };
+    server.world.clock.advance(std::time::Duration::from_secs(3_600));
+    for (task, left) in [(first, 1), (second, 0)] {
+        assert_eq!(tidy().await, 1, "{} needs it", task.id);
+        for _ in 0..2 {
+            server.delete(&format!("{TASKS}/{}", task.id)).await;
+        }
+        assert_eq!(tidy().await, left);
+    }
 }

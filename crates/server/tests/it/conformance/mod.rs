@@ -6,6 +6,7 @@
 //! others; a failure prints the shortest sequence that still fails.
 
 mod fair;
+mod inputs;
 mod keys;
 mod model;
 mod op;
@@ -28,6 +29,7 @@ use rayreel_server::clock::{ManualClock, Random};
 use rayreel_server::store::Store;
 
 pub use fair::shares_fairly;
+pub use inputs::{keeps_contents, keeps_files};
 pub use keys::keeps_keys;
 pub use quarantine::quarantines;
 

@@ -50,6 +50,16 @@ fn sqlite_keeps_keys() {
 }
 
 #[test]
+fn sqlite_keeps_contents() {
+    conformance::runtime().block_on(conformance::keeps_contents(&Sqlite));
+}
+
+#[test]
+fn sqlite_keeps_files() {
+    conformance::runtime().block_on(conformance::keeps_files(&Sqlite));
+}
+
+#[test]
 fn sqlite_quarantines() {
     conformance::runtime().block_on(conformance::quarantines(&Sqlite));
 }
