@@ -111,6 +111,9 @@ codes! {
     TaskNotFound "task_not_found" Request 404 4 false
         "There is no task with this id, or it is not yours, or it has been deleted."
         "Check the id with `rayreel list`.";
+    FileNotFound "file_not_found" Request 404 4 false
+        "There is no file with this id, or it is not yours, or it has been deleted or has expired."
+        "List your files with `GET /v1/files`, or upload it again.";
     Unauthorized "unauthorized" Permission 401 5 false
         "The key or token is missing, wrong, expired or revoked."
         "Send `Authorization: Bearer rr_…`; clients of the command line take it from `RAYREEL_TOKEN`. Workers send `RAYREEL_WORKER_TOKEN`; a local server keeps it in its data directory.";

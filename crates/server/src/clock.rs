@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use rayreel_domain::id::{Nonce, TaskId};
+use rayreel_domain::id::{FileId, Nonce, TaskId};
 use rayreel_domain::time::Timestamp;
 
 /// Reads the time.
@@ -105,6 +105,12 @@ impl Random {
 
     pub fn nonce(&self) -> Nonce {
         Nonce(self.number())
+    }
+
+    pub fn file_id(&self, now: Timestamp) -> FileId {
+        let random: [u8; 10] =
+            self.0.lock().expect("nothing panics while it holds this lock").random();
+        FileId::new(now.0, random)
     }
 
     pub fn task_id(&self, now: Timestamp) -> TaskId {

@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod feed;
 pub mod fleet;
 pub mod home;
+pub mod image;
 pub mod keyring;
 pub mod metrics;
 pub mod outbound;

@@ -36,7 +36,8 @@ pub struct SubmitBody {
     /// What not to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
-    /// First frame: a PNG or JPEG as a data URI (`data:image/png;base64,…`).
+    /// First frame, a PNG, JPEG or WebP: an https:// URL, a data URI (`data:image/png;base64,…`), or
+    /// the id of an uploaded file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Pixels, `832x480` or `832*480`.

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod api;
 pub mod engine;
+pub mod files;
 pub mod generate;
 pub mod models;
 pub mod worker;

@@ -46,7 +46,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 /// Reads a body, of at most `limit` bytes, that does not drip in.
-async fn read(body: Body, limit: u64) -> Result<Bytes, Error> {
+pub(super) async fn read(body: Body, limit: u64) -> Result<Bytes, Error> {
     let bytes = body.size_hint().upper().unwrap_or(limit).min(limit);
     let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
     tokio::time::timeout(patience, read_all(body, limit)).await.map_err(|_| {

@@ -273,6 +273,7 @@ pub(super) fn pattern(path: &str) -> &'static str {
         "/v1/admin/keys",
         "/generate",
         "/v1/models",
+        "/v1/files",
         "/v1/worker/claim",
         "/v1/worker/control",
         "/v1/worker/beat",
@@ -296,6 +297,13 @@ pub(super) fn pattern(path: &str) -> &'static str {
             (_, Some(_), Some("events"), None) => "/v1/video/generations/{id}/events",
             (_, Some(_), Some("content"), None) => "/v1/video/generations/{id}/content",
             _ => "other",
+        };
+    }
+    if let Some(rest) = path.strip_prefix("/v1/files/") {
+        return match rest.split_once('/') {
+            None => "/v1/files/{id}",
+            Some((_, "content")) => "/v1/files/{id}/content",
+            Some(_) => "other",
         };
     }
     if path.starts_with("/v1/admin/keys/") {

@@ -11,9 +11,11 @@ mod content;
 mod cors;
 mod error;
 mod events;
+mod files;
+mod form;
 mod gate;
 mod generate;
-mod image;
+mod input;
 mod models;
 mod openapi;
 mod probes;
@@ -39,7 +41,6 @@ use rayreel_domain::Code;
 use rayreel_domain::id::{ModelName, TaskId, TenantName};
 use rayreel_domain::request::ModelSpec;
 use serde::Serialize;
-use tokio::sync::Semaphore;
 
 pub use openapi::document;
 pub use serve::serve;
@@ -52,8 +53,7 @@ use error::Error;
 struct Api {
     app: Arc<App>,
     models: BTreeMap<ModelName, ModelSpec>,
-    /// Decoding an image takes memory: one at a time.
-    decoding: Semaphore,
+    turns: input::Turns,
     roster: worker::Roster,
     openapi: String,
 }
@@ -65,7 +65,7 @@ impl Api {
             models: names
                 .filter_map(|name| Some((name.clone(), app.settings.model_spec(name)?)))
                 .collect(),
-            decoding: Semaphore::new(1),
+            turns: input::Turns::default(),
             roster: worker::Roster::default(),
             openapi: document(),
             app,
@@ -84,6 +84,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/generate", post(generate::generate))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
+        .route("/v1/files", get(files::list).post(files::upload))
+        .route("/v1/files/{id}", get(files::show).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
         .route("/healthz", get(probes::healthz))
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))

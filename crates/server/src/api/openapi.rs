@@ -5,7 +5,7 @@ use rayreel_domain::wire::api::ErrorBody;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, content, events, generate, models, probes, tasks};
+use super::{admin, content, events, files, generate, models, probes, tasks};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -25,6 +25,7 @@ pub(super) struct File(Vec<u8>);
         (name = "generations", description = "Tasks: one request for a video or a still each."),
         (name = "admin", description = "For the operator: a key with the scope `admin`."),
         (name = "models", description = "What requests may name."),
+        (name = "files", description = "Images that requests can name."),
         (name = "probes", description = "For operators and machines."),
     ),
     paths(
@@ -32,6 +33,7 @@ pub(super) struct File(Vec<u8>);
         admin::create, admin::list, admin::revoke,
         events::events, content::content, generate::generate,
         models::list, models::show,
+        files::upload, files::list, files::show, files::delete, files::content,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi,
     ),
     components(schemas(ErrorBody)),

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::header::{HeaderName, LOCATION};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use rayreel_domain::Code;
 use rayreel_domain::id::{Malformed, ModelName, TaskId, TenantName};
-use rayreel_domain::request::{self, Input, Request as Generation};
+use rayreel_domain::request::{self, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
@@ -19,9 +21,10 @@ use sha2::{Digest, Sha256};
 
 use super::base::Base;
 use super::error::Error;
-use super::image::{Image, Source};
-use super::{Api, Id, Tenant, body, image, json, query, wait};
-use crate::artifacts::{self, Key};
+use super::form::{self, Form};
+use super::input::Source;
+use super::{Api, Id, Tenant, body, json, query, wait};
+use crate::artifacts;
 use crate::estimate::eta_ms;
 use crate::store::{self, Cancelled, ListQuery, Submitted, View};
 
@@ -42,7 +45,8 @@ const LATEST: u64 = 253_402_300_799;
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300; `wait` alone is 60."),
     ),
-    request_body = SubmitBody,
+    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` may be a file and `metadata[key]` is an entry.",
+        content((SubmitBody = "application/json"), (SubmitBody = "multipart/form-data"))),
     responses(
         (status = 200, description = "Ended within the wait that was asked for, well or not.", body = SubmitAnswer),
         (status = 202, description = "Queued, or there already under the same key.", body = SubmitAnswer,
@@ -64,13 +68,11 @@ pub(super) async fn submit(
     base: Base,
     request: Request,
 ) -> Result<Response, Error> {
-    let limit = api.app.settings.max_body_bytes;
-    let (parts, bytes) = body::whole(request, limit).await?;
-    let mut asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
-    drop(bytes);
+    let (parts, mut asked, sent) = read(&api, request).await?;
     query::none(&parts.uri)?;
     let idempotency = idempotency(&parts.headers, &asked)?;
-    let image = asked.image.take().map(Source::DataUri);
+    let named = asked.image.take().map(Source::Named);
+    let image = sent.map(Source::Sent).or(named);
     let mut views = accept(&api, tenant.clone(), &asked, image, idempotency).await?;
     let several = asked.n.is_some_and(|n| n > 1);
     let Some(seconds) = wait::asked(&parts.headers) else {
@@ -138,8 +140,7 @@ pub(super) async fn accept(
     }
     // First the image, then the tasks: one that a worker can claim has its input.
     if let Some(source) = image {
-        let image = decode(api, source).await?;
-        let input = keep(api, &tenant, image).await?;
+        let input = api.take_image(&tenant, "image", source).await?;
         requests.iter_mut().for_each(|request| request.image = Some(input.clone()));
     }
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
@@ -187,6 +188,30 @@ pub(super) async fn accept(
     Ok(submitted.into_iter().map(view).collect())
 }
 
+/// Numbers of a submit, which are text in a form.
+const NUMBERS: &[&str] = &[
+    "frames", "seconds", "fps", "steps", "guidance", "seed", "priority", "deadline", "n", "width",
+    "height", "duration",
+];
+
+/// Reads what is asked for, from JSON or from a form, and the image if the form brings it. It is
+/// named by its hash then, so that an idempotency key stands for the image as well.
+async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Option<Bytes>), Error> {
+    let limit = api.app.settings.max_body_bytes;
+    if !form::is_form(request.headers()) {
+        let (parts, bytes) = body::whole(request, limit).await?;
+        let asked = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
+        return Ok((parts, asked, None));
+    }
+    let (parts, mut form) = Form::read(request, limit, NUMBERS).await?;
+    let sent = form.take_file("image").map(|file| file.bytes);
+    let mut asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;
+    if let Some(bytes) = &sent {
+        asked.image = Some(artifacts::sha256(bytes));
+    }
+    Ok((parts, asked, sent))
+}
+
 /// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
 /// that neither spaces nor the order of its fields matter.
 pub(super) fn idempotency(
@@ -209,12 +234,6 @@ pub(super) fn idempotency(
     }
 }
 
-/// Proves the image, on another thread and one at a time.
-async fn decode(api: &Api, source: Source) -> Result<Image, Error> {
-    let _turn = api.decoding.acquire().await.map_err(Error::internal)?;
-    tokio::task::spawn_blocking(move || image::read(source)).await.map_err(Error::internal)?
-}
-
 async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store::Error> {
     let store = &api.app.components.store;
     match tasks.pop() {
@@ -224,19 +243,6 @@ async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store:
             store.submit_all(tasks).await
         }
     }
-}
-
-/// Stores an image where its tenant's others are. If no task comes to name it, it is garbage.
-async fn keep(api: &Api, tenant: &TenantName, image: Image) -> Result<Input, Error> {
-    let components = &api.app.components;
-    let input = components.store.hold_input(tenant, image.input).await?;
-    let key = Key::content(tenant, &input)
-        .ok_or_else(|| Error::internal("the store has given an input no place"))?;
-    // The same bytes may be there already.
-    if components.artifacts.head(&key).await.ok() != Some(input.bytes) {
-        components.artifacts.put(&key, image.bytes).await?;
-    }
-    Ok(input)
 }
 
 /// Shows a task.
@@ -435,6 +441,25 @@ fn cursor_sum(epoch: u64, position: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_number_of_a_submit_is_one_in_a_form_too() {
+        let document: serde_json::Value =
+            serde_json::from_str(&crate::api::document()).expect("JSON");
+        let fields = document["components"]["schemas"]["SubmitBody"]["properties"].clone();
+        let is_text = |schema: &serde_json::Value| {
+            let text = schema.to_string();
+            !["integer", "number", "boolean"]
+                .iter()
+                .any(|kind| text.contains(&format!("\"{kind}\"")))
+        };
+        let fields = fields.as_object().expect("properties").iter();
+        let numbers: Vec<&str> =
+            fields.filter(|(_, schema)| !is_text(schema)).map(|(name, _)| name.as_str()).collect();
+        let mut known = NUMBERS.to_vec();
+        known.sort_unstable();
+        assert_eq!(numbers, known);
+    }
 
     #[test]
     fn a_cursor_is_read_back_only_in_its_own_history() {

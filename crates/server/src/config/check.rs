@@ -52,6 +52,10 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         check_tenant(tenant, &at.key("tenants").key(name.as_str()))?;
     }
     engine_settings(settings, tree)?;
+    let (inputs, at_inputs) = (&settings.inputs, at.key("inputs"));
+    at_inputs.key("max_pixels").within(inputs.max_pixels, 4_096..=1 << 28)?;
+    at_inputs.key("file_seconds").within(inputs.file_seconds.0, 1.0..=3650.0 * DAY)?;
+    at_inputs.key("max_tenant_bytes").within(inputs.max_tenant_bytes, 0..=1 << 50)?;
     check_outbound(&settings.outbound, &at.key("outbound"))?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;

@@ -84,6 +84,7 @@ pub struct Settings {
     pub garbage_after_seconds: Seconds,
     pub retry: Retry,
     pub schedule: Schedule,
+    pub inputs: Inputs,
     pub outbound: Outbound,
     pub log: Log,
     pub tenants: BTreeMap<TenantName, Tenant>,
@@ -108,6 +109,15 @@ pub struct Retry {
 pub struct Schedule {
     pub max_lead_seconds: Seconds,
     pub max_streak: u32,
+}
+
+/// Images that come with requests, and files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    pub max_pixels: u64,
+    pub file_seconds: Seconds,
+    pub max_tenant_bytes: u64,
 }
 
 /// What tenants' URLs may lead to.

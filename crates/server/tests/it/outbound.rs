@@ -62,7 +62,7 @@ impl Peer {
     }
 
     /// Says no more after this, but does not close.
-    async fn stalling(answer: &str) -> Self {
+    pub(crate) async fn stalling(answer: &str) -> Self {
         Self::start(answer.into(), None, true).await
     }
 

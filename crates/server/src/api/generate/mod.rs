@@ -10,13 +10,14 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
+use rayreel_domain::id::FileId;
 use rayreel_domain::request::ModelSpec;
 use rayreel_domain::wire::api::{ErrorBody, SubmitBody, TaskBody};
 use rayreel_domain::wire::generate::GenerateBody;
 
 use super::base::Base;
 use super::error::Error;
-use super::image::Source;
+use super::input::Source;
 use super::{Api, Tenant, body, query, tasks};
 
 /// Longest piece of a request that a message quotes, in characters.
@@ -130,20 +131,20 @@ fn normalised(path: &str) -> Option<PathBuf> {
 /// An image by its path or as a data URI.
 async fn source(api: &Api, image: String) -> Result<Source, Error> {
     if !image.starts_with('/') {
-        if !image.contains(':') {
+        if !image.contains(':') && !image.starts_with(FileId::PREFIX) {
             return Err(Error::invalid(
                 "image",
-                "`image` must be a whole path, from `/` on, or a data URI",
+                "`image` must be a whole path, from `/` on, a URL, a data URI or the id of a file",
             ));
         }
-        return Ok(Source::DataUri(image));
+        return Ok(Source::Named(image));
     }
     // One at a time, as it is held in memory.
-    let _turn = api.decoding.acquire().await.map_err(Error::internal)?;
+    let _turn = api.turns.decoding.acquire().await.map_err(Error::internal)?;
     let (roots, limit) = (api.app.settings.input_roots.clone(), api.app.settings.max_body_bytes);
     let read = move || file::read(&roots, &image, limit);
     let bytes = tokio::task::spawn_blocking(read).await.map_err(Error::internal)??;
-    Ok(Source::File(bytes))
+    Ok(Source::Sent(bytes.into()))
 }
 
 #[cfg(test)]

@@ -79,6 +79,31 @@ impl Server {
         Answer::of(self.request(Method::POST, path).json(body)).await
     }
 
+    /// Sends a form: fields with their texts, and files with their names and bytes.
+    pub(super) async fn form(
+        &self,
+        path: &str,
+        fields: &[(&str, &str)],
+        files: &[(&str, &str, &[u8])],
+    ) -> Answer {
+        let mut body = Vec::new();
+        for (name, text) in fields {
+            let head = format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+            body.extend_from_slice(format!("{head}{text}\r\n").as_bytes());
+        }
+        for (name, filename, bytes) in files {
+            let head = format!(
+                "--b\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{filename}\"\r\n\
+                 Content-Type: application/octet-stream\r\n\r\n"
+            );
+            body.extend([head.as_bytes(), bytes, b"\r\n"].concat());
+        }
+        body.extend_from_slice(b"--b--\r\n");
+        let request = self.request(Method::POST, path);
+        Answer::of(request.header("content-type", "multipart/form-data; boundary=b").body(body))
+            .await
+    }
+
     pub(super) async fn delete(&self, path: &str) -> Answer {
         Answer::of(self.request(Method::DELETE, path)).await
     }

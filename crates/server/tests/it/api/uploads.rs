@@ -6,6 +6,7 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{Outcome, Output, State};
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::engine::Role;
+use rayreel_server::artifacts;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -228,6 +229,14 @@ pub(super) fn png() -> Vec<u8> {
     bytes
 }
 
+/// What a PNG shows.
+pub(super) fn pixels(png: &[u8]) -> (u32, u32, Vec<u8>) {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let frame = reader.next_frame(&mut bytes).unwrap();
+    (frame.width, frame.height, bytes)
+}
+
 pub(super) fn with_image() -> Value {
     use base64::Engine;
     let data = base64::engine::general_purpose::STANDARD.encode(png());
@@ -244,12 +253,14 @@ async fn the_image_of_a_request_reaches_the_worker() {
     let worker = server.worker("w").await;
     let assignment = worker.take(1).await;
     let input = assignment.request.image.unwrap();
-    assert_eq!((&*input.media_type, input.bytes), ("image/png", png().len() as u64));
+    assert_eq!(input.media_type, "image/png");
     let fence = assignment.fence;
     let path = format!("/v1/worker/inputs/{}/{}/{}", fence.task, fence.attempt, fence.nonce);
     let given = Answer::of(server.request(Method::GET, &path).bearer_auth(TOKEN)).await;
     assert_eq!((given.status.as_u16(), given.header("content-type")), (200, "image/png"));
-    assert_eq!(given.body, png());
+    assert_eq!(given.body.len() as u64, input.bytes);
+    assert_eq!(artifacts::sha256(&given.body), input.sha256);
+    assert_eq!(pixels(&given.body), pixels(&png()), "written anew, the same picture");
     lose(&server, &worker, fence).await;
     let given = Answer::of(server.request(Method::GET, &path).bearer_auth(TOKEN)).await;
     given.refused(409, "stale_lease", None);

@@ -1,0 +1,227 @@
+//! The image of a request: from wherever it comes, a PNG of its tenant's.
+
+use axum::body::Bytes;
+use base64::Engine;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use rayreel_domain::id::{FileId, TenantName};
+use rayreel_domain::request::Input;
+use tokio::sync::Semaphore;
+
+use super::Api;
+use super::error::Error;
+use crate::artifacts::{Key, sha256};
+use crate::image::{self, Fault};
+use crate::outbound;
+
+/// Images that are fetched at once: each may take as many bytes as a body.
+const MAX_FETCHES: usize = 16;
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// An image that was sent, or named.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// A URL, a data URI or the id of a file.
+    Named(String),
+    /// The file itself.
+    Sent(Bytes),
+}
+
+/// Bounds what images take at once, all callers together.
+#[derive(Debug)]
+pub(super) struct Turns {
+    fetching: Semaphore,
+    /// Decoding takes memory: one at a time.
+    pub(super) decoding: Semaphore,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { fetching: Semaphore::new(MAX_FETCHES), decoding: Semaphore::new(1) }
+    }
+}
+
+impl Api {
+    /// Makes an image the tenant's: fetched, decoded, written anew, and stored. Names `param` in
+    /// what it refuses. If nothing comes to name what is stored, it is garbage.
+    pub(super) async fn take_image(
+        &self,
+        tenant: &TenantName,
+        param: &'static str,
+        source: Source,
+    ) -> Result<Input, Error> {
+        let text = match source {
+            Source::Sent(bytes) => return self.keep_image(tenant, param, Raw::Bytes(bytes)).await,
+            Source::Named(text) => text,
+        };
+        if let Some(begin) = text.get(..5)
+            && begin.eq_ignore_ascii_case("data:")
+        {
+            return self.keep_image(tenant, param, Raw::DataUri(text)).await;
+        }
+        if text.starts_with(FileId::PREFIX) {
+            return self.uploaded(tenant, param, &text).await;
+        }
+        if !text.contains(':') {
+            let message = format!(
+                "`{param}` is an https:// URL, a data URI such as `data:image/png;base64,…`, or the \
+                 id of a file, `file_…`"
+            );
+            return Err(Error::invalid(param, message));
+        }
+        let bytes = self.fetch(param, &text).await?;
+        self.keep_image(tenant, param, Raw::Bytes(bytes)).await
+    }
+
+    /// The image of a file.
+    async fn uploaded(
+        &self,
+        tenant: &TenantName,
+        param: &'static str,
+        text: &str,
+    ) -> Result<Input, Error> {
+        let found = match text.parse::<FileId>() {
+            Ok(id) => self.app.components.store.file(tenant, id).await?,
+            Err(_) => None,
+        };
+        found.map(|file| file.input).ok_or_else(|| {
+            let id: String = text.chars().take(50).collect();
+            let message = format!("there is no file `{id}`, or it has expired");
+            Error::invalid(param, message)
+        })
+    }
+
+    async fn fetch(&self, param: &'static str, url: &str) -> Result<Bytes, Error> {
+        let _turn = self.turns.fetching.acquire().await.map_err(Error::internal)?;
+        let limit = self.app.settings.max_body_bytes;
+        match self.app.components.outbound.get(url, limit).await {
+            Ok(fetched) => Ok(fetched.bytes),
+            Err(error @ outbound::Error::Broken(_)) => Err(Error::internal(error)),
+            Err(error) => Err(Error::invalid(param, format!("`{param}`: {error}"))),
+        }
+    }
+
+    /// Decodes an image, writes it anew, and stores it.
+    async fn keep_image(
+        &self,
+        tenant: &TenantName,
+        param: &'static str,
+        raw: Raw,
+    ) -> Result<Input, Error> {
+        let most = self.app.settings.inputs.max_pixels;
+        let bytes = {
+            let _turn = self.turns.decoding.acquire().await.map_err(Error::internal)?;
+            let decoded = tokio::task::spawn_blocking(move || raw.normalise(most)).await;
+            // A decoder that panics has met an image that it can't read.
+            decoded.unwrap_or_else(|panic| {
+                Err(Bad { message: "the image can't be read".to_owned(), cause: panic.to_string() })
+            })
+        };
+        let bytes: Bytes = match bytes {
+            Ok(bytes) => bytes.into(),
+            Err(bad) => {
+                let message = format!("`{param}`: {}", bad.message);
+                return Err(Error::invalid(param, message).because(bad.cause));
+            }
+        };
+        let components = &self.app.components;
+        let input = Input {
+            place: None,
+            sha256: sha256(&bytes),
+            media_type: "image/png".to_owned(),
+            bytes: bytes.len() as u64,
+        };
+        let input = components.store.hold_input(tenant, input).await?;
+        let key = Key::content(tenant, &input)
+            .ok_or_else(|| Error::internal("the store has given an input no place"))?;
+        // The same bytes may be there already.
+        if components.artifacts.head(&key).await.ok() != Some(input.bytes) {
+            components.artifacts.put(&key, bytes).await?;
+        }
+        Ok(input)
+    }
+}
+
+/// An image as it came.
+enum Raw {
+    Bytes(Bytes),
+    DataUri(String),
+}
+
+/// Why it is not taken: for the caller, and for the log.
+struct Bad {
+    message: String,
+    cause: String,
+}
+
+impl From<String> for Bad {
+    fn from(message: String) -> Self {
+        Self { cause: message.clone(), message }
+    }
+}
+
+impl From<Fault> for Bad {
+    fn from(fault: Fault) -> Self {
+        let message = fault.to_string();
+        match fault {
+            Fault::Unreadable { cause, .. } => Self { message, cause },
+            Fault::Refused(_) => message.into(),
+        }
+    }
+}
+
+impl Raw {
+    fn normalise(self, max_pixels: u64) -> Result<Vec<u8>, Bad> {
+        let bytes = match self {
+            Self::Bytes(bytes) => bytes,
+            Self::DataUri(text) => read_data_uri(&text)?.into(),
+        };
+        Ok(image::normalise(&bytes, max_pixels)?)
+    }
+}
+
+fn read_data_uri(text: &str) -> Result<Vec<u8>, Bad> {
+    let form = || "write a data URI as `data:image/png;base64,…`".to_owned();
+    let (head, data) = text.get(5..).and_then(|rest| rest.split_once(',')).ok_or_else(form)?;
+    let mut words = head.split(';').map(str::trim);
+    let is_image = words.next().is_some_and(|word| {
+        word.get(..6).is_some_and(|begin| begin.eq_ignore_ascii_case("image/"))
+    });
+    if !is_image || !words.next_back().is_some_and(|word| word.eq_ignore_ascii_case("base64")) {
+        return Err(form().into());
+    }
+    BASE64.decode(data).map_err(|_| "what stands behind `base64,` is not base64".to_owned().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_uri_is_an_image_in_base64() {
+        for good in [
+            "data:image/png;base64,aGk=",
+            "data:image/png;base64,aGk",
+            "DATA:IMAGE/WEBP;BASE64,aGk=",
+            "data:image/jpeg;charset=utf-8;base64,aGk=",
+        ] {
+            assert_eq!(read_data_uri(good).ok().as_deref(), Some(&b"hi"[..]), "{good}");
+        }
+        for (bad, why) in [
+            ("data:", "write a data URI"),
+            ("data:x", "write a data URI"),
+            ("data:,hi", "write a data URI"),
+            ("data:;base64,aGk=", "write a data URI"),
+            ("data:image/png,hi", "write a data URI"),
+            ("data:text/html;base64,aGk=", "write a data URI"),
+            ("data:image/png;base64,@@", "not base64"),
+            ("data:image/png;base64,aGk=\n", "not base64"),
+        ] {
+            let message = read_data_uri(bad).map(drop).map_err(|bad| bad.message);
+            assert!(message.as_ref().is_err_and(|text| text.contains(why)), "{bad}: {message:?}");
+        }
+    }
+}
