@@ -8,6 +8,7 @@ mod events;
 mod files;
 mod gate;
 mod generate;
+mod hostile;
 mod inputs;
 mod keys;
 mod limits;
