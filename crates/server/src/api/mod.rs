@@ -29,6 +29,7 @@ mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Path};
@@ -41,6 +42,7 @@ use rayreel_domain::Code;
 use rayreel_domain::id::{ModelName, TaskId, TenantName};
 use rayreel_domain::request::ModelSpec;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 pub use openapi::document;
 pub use serve::serve;
@@ -55,6 +57,8 @@ struct Api {
     models: BTreeMap<ModelName, ModelSpec>,
     turns: input::Turns,
     roster: worker::Roster,
+    /// When the artifact store was last seen to take a file.
+    written: Mutex<Option<Duration>>,
     openapi: String,
 }
 
@@ -67,6 +71,7 @@ impl Api {
                 .collect(),
             turns: input::Turns::default(),
             roster: worker::Roster::default(),
+            written: Mutex::default(),
             openapi: document(),
             app,
         }

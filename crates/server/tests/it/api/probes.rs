@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -60,12 +61,15 @@ async fn a_server_that_can_not_write_is_not_ready_until_it_can() {
     let artifacts = server.app.settings.data.join("artifacts");
     // Whoever writes here is told that the disk is full.
     symlink("/dev/full", artifacts.join(".probe")).unwrap();
+    assert_eq!(ready().await.status, 200, "it looks once a second, however often it is asked");
+    server.world.clock.advance(Duration::from_secs(1));
     let refusal = ready().await.refused(503, "store_unavailable", None);
     assert!(refusal.message.contains("full"), "{}", refusal.message);
     assert_eq!(ready().await.status, 200, "it goes on by itself");
 
     let away = server.app.settings.data.join("away");
     fs::rename(&artifacts, &away).unwrap();
+    server.world.clock.advance(Duration::from_secs(1));
     for _ in 0..2 {
         let refusal = ready().await.refused(503, "store_unavailable", None);
         assert!(refusal.message.contains("can't be written"), "{}", refusal.message);
