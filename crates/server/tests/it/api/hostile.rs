@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::client::{Answer, Server, TASKS};
 use super::inputs;
+use super::keys;
 use super::uploads::{files, png};
 use crate::outbound::{Names, Peer, ok};
 
@@ -377,6 +378,45 @@ async fn ids_in_addresses_name_nothing_else() {
         }
     }
     assert_eq!(server.get(&format!("/v1/files/{id}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn files_of_others_do_not_exist() {
+    let server = Server::start().await;
+    let [anna, bert] = ["anna", "bert"].map(|tenant| json!({"tenant": tenant}));
+    let (anna, bert) = (keys::make(&server, anna).await.0, keys::make(&server, bert).await.0);
+    let part = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.png\"\r\n\r\n";
+    let body = [part.as_bytes(), &png(), b"\r\n--b--\r\n"].concat();
+    let upload = async |key: &str| {
+        let request = server.request(Method::POST, "/v1/files").bearer_auth(key);
+        let form = "multipart/form-data; boundary=b";
+        let answer = Answer::of(request.header("content-type", form).body(body.clone())).await;
+        answer.json::<serde_json::Value>()["id"].as_str().unwrap().to_owned()
+    };
+    let id = upload(&anna).await;
+    let file = format!("/v1/files/{id}");
+    let call =
+        async |method, path: &str, body| keys::call(&server, method, path, &bert, body).await;
+    for (method, path) in [
+        (Method::GET, file.clone()),
+        (Method::GET, format!("{file}/content")),
+        (Method::DELETE, file.clone()),
+    ] {
+        call(method, &path, &json!(null)).await.refused(404, "file_not_found", None);
+    }
+    let list = call(Method::GET, "/v1/files", &json!(null)).await;
+    assert_eq!(list.json::<serde_json::Value>()["data"], json!([]));
+    let after = format!("/v1/files?after={id}");
+    call(Method::GET, &after, &json!(null)).await.refused(400, "invalid_cursor", Some("after"));
+    let task = json!({"prompt": "p", "image": id});
+    call(Method::POST, TASKS, &task).await.refused(400, "invalid_value", Some("image"));
+    // Not even that somebody has sent the same picture can be seen.
+    upload(&bert).await;
+    assert_eq!(files(&server).len(), 2);
+    let own = keys::call(&server, Method::GET, &file, &anna, &json!(null)).await;
+    assert_eq!(own.status, 200);
+    let nobody = server.get(&file).await;
+    nobody.refused(401, "unauthorized", None);
 }
 
 async fn nothing_is_left(server: &Server) {

@@ -9,13 +9,19 @@ use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, TOKEN};
 
 const KEYS: &str = "/v1/admin/keys";
 
-async fn call(server: &Server, method: Method, path: &str, key: &str, body: &Value) -> Answer {
+pub(super) async fn call(
+    server: &Server,
+    method: Method,
+    path: &str,
+    key: &str,
+    body: &Value,
+) -> Answer {
     let request = server.request(method, path).bearer_auth(key);
     Answer::of(if body.is_null() { request } else { request.json(body) }).await
 }
 
 /// Makes a key with the token of this machine; its text and its id.
-async fn make(server: &Server, body: Value) -> (String, String) {
+pub(super) async fn make(server: &Server, body: Value) -> (String, String) {
     let answer = call(server, Method::POST, KEYS, LOCAL_TOKEN, &body).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
     let made: Value = answer.json();
