@@ -93,7 +93,7 @@ fn a_full_disk_refuses_what_it_can_not_keep_and_loses_nothing_that_it_has() {
 
     assert!(api.is_ready());
     disk.fill();
-    assert!(!api.is_ready());
+    until("it is not ready", || (!api.is_ready()).then_some(()));
     // Refused in the middle, and heard all the same.
     let refusal = worker.put(&place, &video).expect_err("there is no room");
     assert_eq!((refusal.status, refusal.code.as_str()), (Some(507), "storage_full"));
