@@ -20,6 +20,7 @@ pub mod task;
 pub mod tenant;
 pub mod testcard;
 pub mod time;
+pub mod webhook;
 pub mod wire;
 
 pub use code::Code;

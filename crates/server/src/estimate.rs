@@ -434,6 +434,7 @@ mod tests {
             estimate_ms,
             created_at: Timestamp(1_000),
             deadline: None,
+            webhook: None,
             state: State::Queued,
             not_before: Timestamp::ZERO,
             attempt: 0,

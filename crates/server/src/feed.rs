@@ -35,6 +35,8 @@ pub struct Feed {
     pub timers: Notify,
     /// Woken when there is new garbage.
     pub garbage: Notify,
+    /// Woken when there is a webhook to deliver.
+    pub webhooks: Notify,
     transitions: [AtomicU64; State::ALL.len()],
 }
 

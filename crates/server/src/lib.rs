@@ -13,6 +13,7 @@ pub mod image;
 pub mod keyring;
 pub mod metrics;
 pub mod outbound;
+pub mod signing;
 pub mod store;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -12,6 +12,7 @@ use crate::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
 use crate::lease::Lease;
 use crate::request::Request;
 use crate::time::Timestamp;
+use crate::webhook::Webhook;
 use crate::wire::engine::Role;
 
 /// Longest message of a failure, in characters.
@@ -126,6 +127,9 @@ pub struct Record {
     /// A task that is still queued then expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
+    /// Who is told of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
     pub state: State,
     /// A queued task waits until then; zero for at once.
     #[serde(default)]

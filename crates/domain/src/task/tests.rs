@@ -38,6 +38,7 @@ fn queued() -> Task {
         estimate_ms: 500,
         created_at: Timestamp(10),
         deadline: None,
+        webhook: None,
         state: State::Queued,
         not_before: Timestamp::ZERO,
         attempt: 0,

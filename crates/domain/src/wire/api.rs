@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::code::Code;
 use crate::task::{Attempt, Failure, Outcome, Priority, State, Task};
+use crate::wire::delivery::{WebhookBody, WebhookTarget};
 use crate::wire::engine::{Format, Role};
 use crate::wire::worker::Progress;
 
@@ -86,6 +87,13 @@ pub struct SubmitBody {
     /// Unix time in seconds; a task that is still queued then ends as EXPIRED.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<u64>,
+    /// Told, signed, when the task has ended: an https URL, or `{"url": …}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = Option<crate::wire::delivery::WebhookForms>)
+    )]
+    pub webhook: Option<WebhookTarget>,
     /// Up to 16 strings of your own, kept with the task.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -150,10 +158,14 @@ pub struct TaskBody {
     pub created_at: u64,
     pub started_at: Option<u64>,
     pub finished_at: Option<u64>,
+    /// When the record and its files are deleted; null while it has not ended, or if never.
+    pub expires_at: Option<u64>,
     pub request: RequestBody,
     pub attempts: Vec<AttemptBody>,
     pub result: Option<ResultBody>,
     pub error: Option<FailureBody>,
+    /// Null if the submit named no webhook.
+    pub webhook: Option<WebhookBody>,
     pub urls: Urls,
 }
 
@@ -369,6 +381,7 @@ impl TaskBody {
             created_at: task.created_at.unix_seconds(),
             started_at: task.started_at.map(|t| t.unix_seconds()),
             finished_at: task.finished_at.map(|t| t.unix_seconds()),
+            expires_at: task.delete_at.map(|t| t.unix_seconds()),
             request: RequestBody {
                 prompt: request.prompt.clone(),
                 negative_prompt: request.negative_prompt.clone(),
@@ -387,6 +400,7 @@ impl TaskBody {
             attempts: task.attempts.iter().map(AttemptBody::new).collect(),
             result: ResultBody::new(task, &base),
             error: task.error.as_ref().map(FailureBody::new),
+            webhook: WebhookBody::new(task, None),
             urls: Urls {
                 get: base.clone(),
                 cancel: format!("{base}/cancel"),

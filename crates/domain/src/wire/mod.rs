@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod delivery;
 pub mod engine;
 pub mod files;
 pub mod generate;

@@ -159,6 +159,7 @@ pub(super) async fn accept(
             siblings: std::mem::take(&mut siblings),
             created_at: now,
             deadline,
+            webhook: None,
             state: TaskState::Queued,
             not_before: Timestamp::ZERO,
             attempt: 0,
@@ -184,6 +185,7 @@ pub(super) async fn accept(
         task: Arc::new(submitted.task),
         progress: None,
         position: submitted.position,
+        delivery: None,
     };
     Ok(submitted.into_iter().map(view).collect())
 }

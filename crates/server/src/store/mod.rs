@@ -28,7 +28,10 @@ use rayreel_domain::request::Input;
 use rayreel_domain::task::{End, State, Task};
 use rayreel_domain::tenant::Exceeded;
 use rayreel_domain::time::Timestamp;
+use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
+
+use crate::signing::Secret;
 
 /// The store of one server, or of many.
 ///
@@ -127,6 +130,26 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes a file; answers whether it was there. Tasks that name its content keep it.
     async fn delete_file(&self, tenant: &TenantName, id: FileId) -> Result<bool, Error>;
+
+    /// Takes deliveries that are due, each for the caller alone until [`Room::hold_ms`] have passed,
+    /// and says when the next one is due of those tenants that had room.
+    async fn take_deliveries(&self, room: &Room) -> Result<Taken, Error>;
+
+    /// What the call of a taken delivery came to. Ignored if the task has been deleted.
+    async fn report_delivery(&self, id: TaskId, number: u32, report: Report) -> Result<(), Error>;
+
+    /// Sets the delivery of a task that has ended going anew; `NotFound` if it has no webhook or has
+    /// not ended.
+    async fn redeliver(&self, tenant: &TenantName, id: TaskId) -> Result<Delivery, Error>;
+
+    /// Whose task this is.
+    async fn owner(&self, id: TaskId) -> Result<Option<TenantName>, Error>;
+
+    /// The secret of this name; the fresh one becomes it if there is none.
+    async fn secret(&self, name: &str, fresh: Secret) -> Result<Secret, Error>;
+
+    /// Replaces the secret of this name by a fresh one, beside which the old ones go on for so long.
+    async fn rotate_secret(&self, name: &str, fresh: Secret, ms: u64) -> Result<Secret, Error>;
 
     /// Writes a launch of the fleet, new or changed.
     async fn put_launch(&self, launch: Launch) -> Result<(), Error>;
@@ -244,6 +267,26 @@ pub struct View {
     pub progress: Option<Progress>,
     /// Tasks that will probably start before it, if it is queued.
     pub position: Option<u64>,
+    /// How its webhook is told of its end, if it has one and has ended.
+    pub delivery: Option<Delivery>,
+}
+
+/// How many deliveries may be taken.
+#[derive(Debug, Clone)]
+pub struct Room {
+    pub total: usize,
+    /// Most at once for one tenant, and what is under way: one tenant's slow receivers keep nobody
+    /// else waiting.
+    pub per_tenant: usize,
+    pub busy: BTreeMap<TenantName, usize>,
+    pub hold_ms: u64,
+}
+
+/// Deliveries that were taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub deliveries: Vec<Delivery>,
+    pub next: Option<Timestamp>,
 }
 
 /// Which tasks to list.

@@ -111,6 +111,7 @@ impl World {
             estimate_ms: 1_000,
             created_at: now,
             deadline: None,
+            webhook: None,
             state: State::Queued,
             not_before: Timestamp::ZERO,
             attempt: 0,

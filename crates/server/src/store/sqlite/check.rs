@@ -32,7 +32,7 @@ impl Readers {
             while let Some(row) = rows.next()? {
                 last = row.get(0)?;
                 seen += 1;
-                match parse(row.get_ref(7)?.as_bytes()?) {
+                match parse::<Task>(row.get_ref(7)?.as_bytes()?) {
                     Ok(task) => {
                         let mut fault = |text: &str| faults.push(format!("{}: {text}", task.id));
                         self.check_columns(row, &task, &mut fault)?;

@@ -13,6 +13,7 @@ use rayreel_domain::task::{State, Task};
 use rayreel_domain::tenant::{Tenancy, Terms, Usage};
 use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
+use serde::de::DeserializeOwned;
 
 use super::{Activity, Backlog, Identity, LeaseView, Ready, WorkerView};
 
@@ -357,7 +358,7 @@ impl Memory {
         )?;
         let mut rows = running.query([])?;
         while let Some(row) = rows.next()? {
-            let task = parse(row.get_ref(3)?.as_bytes()?)?;
+            let task: Task = parse(row.get_ref(3)?.as_bytes()?)?;
             let started = task.started_at.map_or(wall_ms, |at| at.0);
             let held = wall_ms.saturating_sub(started).min(DAY_MS);
             let Some(live) = Live::new(&task, row.get(2)?, now, held) else { continue };
@@ -606,8 +607,8 @@ impl Memory {
     }
 }
 
-/// Reads a stored task.
-pub(super) fn parse(body: &[u8]) -> rusqlite::Result<Task> {
+/// Reads what is stored as JSON.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> rusqlite::Result<T> {
     serde_json::from_slice(body).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, Box::new(error))
     })

@@ -7,6 +7,7 @@
 mod check;
 mod checkpoint;
 mod claim;
+mod delivery;
 mod inputs;
 mod log;
 mod memory;
@@ -33,16 +34,19 @@ use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::{End, Rules, Task};
 use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
+use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity,
-    Launch, LeaseView, ListQuery, Page, Ready, Registration, Store, Submitted, View, WorkerView,
+    Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted, Taken, View,
+    WorkerView,
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;
+use crate::signing::Secret;
 use memory::Memory;
 use read::Readers;
 use recent::Recent;
@@ -307,6 +311,43 @@ impl Store for SqliteStore {
     async fn delete_file(&self, tenant: &TenantName, id: FileId) -> Result<bool, Error> {
         let tenant = tenant.clone();
         self.writer.call(move |tx| tx.delete_file(&tenant, id)).await
+    }
+
+    async fn take_deliveries(&self, room: &Room) -> Result<Taken, Error> {
+        let now = self.ctx.clock.wall();
+        let (found, next) = self.readers.due_deliveries(room, now)?;
+        if found.is_empty() {
+            return Ok(Taken { deliveries: Vec::new(), next });
+        }
+        let hold_ms = room.hold_ms;
+        let deliveries = self.writer.call(move |tx| tx.take_deliveries(&found, hold_ms)).await?;
+        Ok(Taken { deliveries, next })
+    }
+
+    async fn report_delivery(&self, id: TaskId, number: u32, report: Report) -> Result<(), Error> {
+        self.writer.call(move |tx| tx.report_delivery(id, number, report)).await
+    }
+
+    async fn redeliver(&self, tenant: &TenantName, id: TaskId) -> Result<Delivery, Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.redeliver(&tenant, id)).await
+    }
+
+    async fn owner(&self, id: TaskId) -> Result<Option<TenantName>, Error> {
+        Ok(self.readers.get(id)?.map(|view| view.task.tenant.clone()))
+    }
+
+    async fn secret(&self, name: &str, fresh: Secret) -> Result<Secret, Error> {
+        if let Some(secret) = self.readers.with(|db| delivery::secret(db, name))? {
+            return Ok(secret);
+        }
+        let name = name.to_owned();
+        self.writer.call(move |tx| tx.secret(&name, fresh)).await
+    }
+
+    async fn rotate_secret(&self, name: &str, fresh: Secret, ms: u64) -> Result<Secret, Error> {
+        let name = name.to_owned();
+        self.writer.call(move |tx| tx.rotate_secret(&name, fresh, ms)).await
     }
 
     async fn put_launch(&self, launch: Launch) -> Result<(), Error> {

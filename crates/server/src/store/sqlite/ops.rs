@@ -112,6 +112,7 @@ impl Tx<'_> {
             .execute(params![place.seq, signed(task.created_at.plus_ms(KEY_MS).0)])?;
         self.rewritten.push(task.id);
         self.release_input(task)?;
+        self.forget_delivery(task)?;
         self.db.prepare_cached("DELETE FROM tasks WHERE seq = ?1")?.execute([place.seq])?;
         // Its files are nobody's at once, but an upload may still be under way.
         self.discard(&task.id.to_string(), now)?;
@@ -237,6 +238,7 @@ impl Tx<'_> {
         let terms = self.memory().account(place.pool, place.tenant).terms;
         task.keep(terms.keep_ms);
         self.write_row(task, place.seq, slot)?;
+        self.announce(task, place)?;
         if let Some(fence) = effect.garbage {
             let after = self.now().plus_ms(self.ctx.garbage_after_ms);
             self.discard(&fence.folder(), after)?;

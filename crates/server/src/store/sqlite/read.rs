@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 
 use rayreel_domain::id::TaskId;
 use rayreel_domain::task::State;
+use rayreel_domain::webhook::Delivery;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::memory::{Memory, NameId, Place, Slot, signed, state_number, unsigned};
 use super::ops::task_and_place;
 use super::recent::Seen;
 use super::writer::Context;
-use super::{Error, ListQuery, Page, View, schema};
+use super::{Error, ListQuery, Page, View, delivery, schema};
 
 /// Connections that are kept for later.
 const KEPT: usize = 4;
@@ -18,7 +19,7 @@ const KEPT: usize = 4;
 const COUNTED: u64 = 256;
 
 pub(super) struct Readers {
-    ctx: Arc<Context>,
+    pub(super) ctx: Arc<Context>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -64,10 +65,12 @@ impl Readers {
             })
         })?;
         let Some(seen) = seen else { return Ok(None) };
-        let view = self.view(&seen, || {
-            let recount = || self.with(|db| position(db, &self.ctx.memory, &seen.place));
-            self.ctx.recent.position(&seen, recount)
-        })?;
+        let recount = || self.with(|db| position(db, &self.ctx.memory, &seen.place));
+        let view = self.view(
+            &seen,
+            || self.ctx.recent.position(&seen, recount),
+            || self.with(|db| delivery::of(db, id)),
+        )?;
         Ok(Some(view))
     }
 
@@ -75,9 +78,14 @@ impl Readers {
         self.ctx.memory.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn view<E>(&self, seen: &Seen, position: impl FnOnce() -> Result<u64, E>) -> Result<View, E> {
+    fn view<E>(
+        &self,
+        seen: &Seen,
+        position: impl FnOnce() -> Result<u64, E>,
+        delivery: impl FnOnce() -> Result<Option<Delivery>, E>,
+    ) -> Result<View, E> {
         let task = Arc::clone(&seen.task);
-        let mut view = View { task, progress: None, position: None };
+        let mut view = View { task, progress: None, position: None, delivery: None };
         match view.task.state {
             State::Running => {
                 let fence = view.task.fence();
@@ -88,6 +96,8 @@ impl Readers {
                     .and_then(|live| live.progress.clone());
             }
             State::Queued if seen.place.slot == Slot::Ready => view.position = Some(position()?),
+            State::Queued => {}
+            _ if view.task.webhook.is_some() => view.delivery = delivery()?,
             _ => {}
         }
         Ok(view)
@@ -138,7 +148,10 @@ impl Readers {
             let next = found.last().filter(|_| more).map(|seen| unsigned(seen.place.seq));
             let tasks = found
                 .iter()
-                .map(|seen| self.view(seen, || position(db, &self.ctx.memory, &seen.place)))
+                .map(|seen| {
+                    let position = || position(db, &self.ctx.memory, &seen.place);
+                    self.view(seen, position, || delivery::of(db, seen.task.id))
+                })
                 .collect::<Result<_, _>>()?;
             Ok(Page { tasks, next })
         })

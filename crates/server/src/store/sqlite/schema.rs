@@ -102,6 +102,15 @@ CREATE INDEX files_tenant ON files (tenant, seq, expires_at, purpose, counted);
 CREATE INDEX files_expire ON files (expires_at);
 CREATE INDEX files_input ON files (input);
 ",
+    "
+-- The outbox of webhooks: a row for each task with one that has ended. `due` is NULL once it is over.
+CREATE TABLE deliveries (
+    task BLOB PRIMARY KEY, tenant INTEGER NOT NULL, due INTEGER, body TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX deliveries_due ON deliveries (tenant, due) WHERE due IS NOT NULL;
+-- What the server signs with.
+CREATE TABLE secrets (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
+",
 ];
 
 /// The version this build writes.

@@ -88,6 +88,7 @@ impl Watched {
             estimate_ms: 500,
             created_at: now,
             deadline: None,
+            webhook: None,
             state: State::Queued,
             not_before: Timestamp::ZERO,
             attempt: 0,

@@ -81,6 +81,7 @@ pub(super) struct Tx<'a> {
 pub(super) struct Wakes {
     pub(super) timers: bool,
     pub(super) garbage: bool,
+    pub(super) webhooks: bool,
     pub(super) backlog: bool,
     pub(super) pools: Vec<rayreel_domain::PoolName>,
     pub(super) workers: Vec<rayreel_domain::WorkerName>,
@@ -93,6 +94,7 @@ impl Wakes {
         for (wanted, notify) in [
             (self.timers, &feed.timers),
             (self.garbage, &feed.garbage),
+            (self.webhooks, &feed.webhooks),
             (self.backlog, &feed.backlog),
         ] {
             if wanted {

@@ -10,11 +10,13 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
 use rayreel_domain::task::{End, Task};
 use rayreel_domain::time::Timestamp;
+use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::worker::{Beaten, Progress};
+use rayreel_server::signing::Secret;
 use rayreel_server::store::{
     Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity, Launch,
-    LeaseView, ListQuery, Page, Registration, Store, Submitted, View, WorkerView,
+    LeaseView, ListQuery, Page, Registration, Room, Store, Submitted, Taken, View, WorkerView,
 };
 use rayreel_server::{App, Components};
 use serde_json::json;
@@ -102,6 +104,12 @@ faulty! {
     async fn file(&self, tenant: &TenantName, id: FileId) -> Option<FileRecord>;
     async fn files(&self, query: &FileQuery) -> FilePage;
     async fn delete_file(&self, tenant: &TenantName, id: FileId) -> bool;
+    async fn take_deliveries(&self, room: &Room) -> Taken;
+    async fn report_delivery(&self, id: TaskId, number: u32, report: Report) -> ();
+    async fn redeliver(&self, tenant: &TenantName, id: TaskId) -> Delivery;
+    async fn owner(&self, id: TaskId) -> Option<TenantName>;
+    async fn secret(&self, name: &str, fresh: Secret) -> Secret;
+    async fn rotate_secret(&self, name: &str, fresh: Secret, ms: u64) -> Secret;
     async fn put_launch(&self, launch: Launch) -> ();
     async fn remove_launch(&self, id: &str) -> ();
     async fn launches(&self) -> Vec<Launch>;

@@ -5,6 +5,7 @@
 //! The environment variables `CONFORMANCE_CASES` and `CONFORMANCE_SEED` play more sequences, or
 //! others; a failure prints the shortest sequence that still fails.
 
+mod deliveries;
 mod fair;
 mod inputs;
 mod keys;
@@ -28,6 +29,7 @@ use rayreel_domain::wire::engine::{Format, Role};
 use rayreel_server::clock::{ManualClock, Random};
 use rayreel_server::store::Store;
 
+pub use deliveries::keeps_an_outbox;
 pub use fair::shares_fairly;
 pub use inputs::{keeps_contents, keeps_files};
 pub use keys::keeps_keys;
@@ -152,6 +154,7 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
         estimate_ms: 1_000,
         created_at: setup.clock.wall(),
         deadline: None,
+        webhook: None,
         state: State::Queued,
         not_before: Timestamp::ZERO,
         attempt: 0,

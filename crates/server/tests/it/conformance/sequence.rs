@@ -442,7 +442,8 @@ impl Run {
 }
 
 fn plain(view: View) -> (Task, Option<Progress>, Option<u64>) {
-    let View { task, progress, position } = view;
+    // Deliveries are played by themselves; these tasks have no webhook.
+    let View { task, progress, position, delivery: None } = view else { panic!("{view:?}") };
     (std::sync::Arc::unwrap_or_clone(task), progress, position)
 }
 

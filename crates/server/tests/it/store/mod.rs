@@ -60,6 +60,11 @@ fn sqlite_keeps_files() {
 }
 
 #[test]
+fn sqlite_keeps_an_outbox() {
+    conformance::runtime().block_on(conformance::keeps_an_outbox(&Sqlite));
+}
+
+#[test]
 fn sqlite_quarantines() {
     conformance::runtime().block_on(conformance::quarantines(&Sqlite));
 }
