@@ -123,6 +123,9 @@ codes! {
     ScopeMissing "scope_missing" Permission 403 5 false
         "The key is right, but not good for this; the message names the scope that it lacks."
         "Use a key with that scope; `rayreel keys create --scopes …` makes one.";
+    LinkInvalid "link_invalid" Permission 403 5 false
+        "The signature of this link is not right for this file and this time, or its time is over."
+        "Ask whoever gave it to you for a new one; `POST …/link` makes it.";
     KeyNotFound "key_not_found" Request 404 4 false
         "There is no key with this id."
         "`rayreel keys list` shows the ids.";
@@ -135,6 +138,9 @@ codes! {
     NotFinished "not_finished" Conflict 409 6 true
         "The task has no content yet: it is queued or running."
         "Wait for the end: `GET …/events` or `rayreel watch`.";
+    NoWebhook "no_webhook" Conflict 409 6 false
+        "The task was submitted without `webhook`: there is nobody to tell of its end."
+        "Ask for its state, or name a `webhook` in the submit.";
     IdempotencyMismatch "idempotency_mismatch" Conflict 409 6 false
         "The idempotency key was used before, with another request."
         "Use a new key for a new request.";

@@ -34,6 +34,7 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Claims and control requests that hang.
     pub hanging: Gauge,
+    webhooks: Family<Called, Counter>,
     /// Bytes of outputs that workers have uploaded.
     pub uploaded_bytes: Counter<u64, AtomicU64>,
     /// Bytes of outputs that clients have been sent.
@@ -45,6 +46,11 @@ struct Request {
     method: &'static str,
     route: &'static str,
     status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Called {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,6 +95,8 @@ impl Default for Metrics {
             Unit::Seconds,
             queue_wait.clone(),
         );
+        let webhooks = Family::default();
+        registry.register("webhook_calls", "Calls of tenants' receivers", webhooks.clone());
         registry.register("event_streams", "Open event streams", streams.clone());
         registry.register("hanging_calls", "Calls of workers that wait", hanging.clone());
         registry.register_with_unit(
@@ -111,6 +119,7 @@ impl Default for Metrics {
             queue_wait,
             streams,
             hanging,
+            webhooks,
             uploaded_bytes,
             served_bytes,
         }
@@ -124,6 +133,12 @@ impl Metrics {
         let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
         let method = known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other");
         self.requests.get_or_create(&Request { method, route, status }).inc();
+    }
+
+    /// Counts a call of a tenant's receiver.
+    pub fn webhook(&self, delivered: bool) {
+        let outcome = if delivered { "delivered" } else { "failed" };
+        self.webhooks.get_or_create(&Called { outcome }).inc();
     }
 
     /// Everything, as text. What the store can't answer just now is left out, and said so.

@@ -4,6 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -37,17 +38,9 @@ impl<'de> Deserialize<'de> for WebhookTarget {
                 Ok(WebhookTarget { url: url.to_string() })
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WebhookTarget, A::Error> {
-                let mut url = None;
-                while let Some(key) = map.next_key::<String>()? {
-                    if key != "url" {
-                        return Err(Error::unknown_field(&key, &["url"]));
-                    }
-                    if url.replace(map.next_value()?).is_some() {
-                        return Err(Error::duplicate_field("url"));
-                    }
-                }
-                Ok(WebhookTarget { url: url.ok_or_else(|| Error::missing_field("url"))? })
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<WebhookTarget, A::Error> {
+                let object = WebhookObject::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(WebhookTarget { url: object.url })
             }
         }
 
@@ -67,11 +60,11 @@ pub(super) enum WebhookForms {
     Object(WebhookObject),
 }
 
-#[cfg(feature = "openapi")]
-#[derive(Serialize, utoipa::ToSchema)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub(super) struct WebhookObject {
-    #[schema(example = "https://hooks.example.com/rayreel")]
+    #[cfg_attr(feature = "openapi", schema(example = "https://hooks.example.com/rayreel"))]
     url: String,
 }
 

@@ -168,7 +168,9 @@ fn fault<T: DeserializeOwned>(bytes: &[u8], allowed: impl FnOnce(&str) -> Option
         return broken(format!("`{name}` stands twice{place}")).param(inner);
     }
     if message.starts_with("missing field") {
-        return Error::new(Code::MissingField, format!("`{name}` is required")).param(inner);
+        // The path ends at the object that lacks it; that of the whole body is a dot.
+        let name = if path == "." { name } else { format!("{path}.{name}") };
+        return Error::new(Code::MissingField, format!("`{name}` is required")).param(name);
     }
     let message = match message.rsplit_once(", expected ") {
         Some((found, expected)) => {
@@ -318,8 +320,13 @@ mod tests {
             assert_eq!((code.as_str(), param.as_deref()), ("invalid_value", Some(field)), "{text}");
             assert!(message.contains(field), "{message}");
         }
-        let (code, param, _) = refused::<Beat>(br#"{"worker":"w"}"#);
-        assert_eq!((code.as_str(), param.as_deref()), ("missing_field", Some("incarnation")));
+        for (text, field) in [
+            (r#"{"worker":"w"}"#, "incarnation"),
+            (r#"{"worker":"w","incarnation":1,"fence":{}}"#, "fence.task"),
+        ] {
+            let (code, param, _) = refused::<Beat>(text.as_bytes());
+            assert_eq!((code.as_str(), param.as_deref()), ("missing_field", Some(field)));
+        }
     }
 
     /// How alike two words are takes memory and time by the product of their lengths: a name as long

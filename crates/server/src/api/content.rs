@@ -19,8 +19,9 @@ use rayreel_domain::wire::api::{ErrorBody, TASKS_PATH};
 use rayreel_domain::wire::engine::Role;
 
 use super::error::Error;
+use super::links::Viewer;
 use super::openapi::File;
-use super::{Api, Id, Tenant, query};
+use super::{Api, Id, query};
 use crate::artifacts::Key;
 
 /// Downloads the result.
@@ -30,6 +31,8 @@ use crate::artifacts::Key;
     params(
         ("id" = String, Path, description = "Id of the task."),
         ("variant" = Option<String>, Query, description = "`thumbnail`: the still instead of the video."),
+        ("expires" = Option<u64>, Query, description = "Of a link that needs no key: its end."),
+        ("signature" = Option<String>, Query, description = "Of a link that needs no key."),
         ("Range" = Option<String>, Header, description = "One range of bytes."),
         ("If-None-Match" = Option<String>, Header, description = "304 if the file is still this one."),
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one."),
@@ -46,18 +49,18 @@ use crate::artifacts::Key;
     ))]
 pub(super) async fn content(
     State(api): State<Arc<Api>>,
-    Tenant(tenant): Tenant,
+    Viewer { tenant, left }: Viewer,
     Id(id): Id,
     method: Method,
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, Error> {
-    let [variant] = query::read(&uri, ["variant"])?;
-    let thumbnail = match variant.as_deref() {
-        None => false,
-        Some("thumbnail") => true,
-        Some(_) => return Err(Error::invalid("variant", "`variant` can be `thumbnail`")),
+    // Those of a link have been looked at.
+    let [variant, _, _] = match left {
+        Some(_) => query::read(&uri, ["variant", "expires", "signature"])?,
+        None => query::read(&uri, ["variant"]).map(|[variant]| [variant, None, None])?,
     };
+    let thumbnail = is_thumbnail(variant.as_deref())?;
     let components = &api.app.components;
     let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
     let task = &view.task;
@@ -65,6 +68,10 @@ pub(super) async fn content(
     let etag = format!("\"{}\"", output.sha256);
     let mut response = Response::new(Body::empty());
     describe(response.headers_mut(), task, output, thumbnail, &etag)?;
+    if let Some(left) = left {
+        // Whoever goes on showing it after that has not got it from here.
+        put(response.headers_mut(), CACHE_CONTROL, format!("private, max-age={left}"))?;
+    }
     if headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
@@ -104,8 +111,20 @@ pub(super) async fn content(
     Ok(response)
 }
 
+/// Name of the variant that is a still.
+pub(super) const THUMBNAIL: &str = "thumbnail";
+
+/// Is the still asked for?
+pub(super) fn is_thumbnail(variant: Option<&str>) -> Result<bool, Error> {
+    match variant {
+        None => Ok(false),
+        Some(THUMBNAIL) => Ok(true),
+        Some(_) => Err(Error::invalid("variant", "`variant` can be `thumbnail`")),
+    }
+}
+
 /// The file that is asked for, if the task has one.
-fn output(task: &Task, thumbnail: bool) -> Result<&Output, Error> {
+pub(super) fn output(task: &Task, thumbnail: bool) -> Result<&Output, Error> {
     match (task.state, &task.error) {
         (TaskState::Succeeded, _) => {}
         (TaskState::Queued | TaskState::Running, _) => {

@@ -22,12 +22,14 @@ use tower_service::Service;
 
 use super::cors;
 use super::error::Error;
+use super::links;
 use super::socket::CHUNKED;
 use crate::App;
 use crate::keyring::Caller;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const WORKER_ROUTES: &str = "/v1/worker/";
+const WEBHOOK_ROUTES: &str = "/v1/webhooks/";
 const ADMIN_ROUTES: &str = "/v1/admin/";
 
 /// The router behind its gate.
@@ -140,7 +142,11 @@ impl Gate {
         let keyring = &self.app.keyring;
         if keyring.is_locked() {
             // A bearer token is proof enough: no browser sends it by itself.
-            return if is_open(path) { Ok(keyring.owner()) } else { self.authorize(request) };
+            return if is_open(path) || links::is_signed(request.uri()) {
+                Ok(keyring.owner())
+            } else {
+                self.authorize(request)
+            };
         }
         // Against DNS rebinding: a page that resolves its own name to this machine.
         if !is_local(host) {
@@ -200,7 +206,11 @@ fn scope(method: &Method, path: &str) -> Scope {
         Scope::Worker
     } else if path.starts_with(ADMIN_ROUTES) || path == "/metrics" {
         Scope::Admin
-    } else if matches!(*method, Method::GET | Method::HEAD) {
+    } else if path.starts_with(WEBHOOK_ROUTES) {
+        // Who knows the secret can speak in the server's name.
+        Scope::Submit
+    } else if matches!(*method, Method::GET | Method::HEAD) || path.ends_with("/link") {
+        // A link shows what its maker may read.
         Scope::Read
     } else {
         Scope::Submit
@@ -274,6 +284,8 @@ pub(super) fn pattern(path: &str) -> &'static str {
         "/generate",
         "/v1/models",
         "/v1/files",
+        "/v1/webhooks/secret",
+        "/v1/webhooks/secret/rotate",
         "/v1/worker/claim",
         "/v1/worker/control",
         "/v1/worker/beat",
@@ -289,6 +301,9 @@ pub(super) fn pattern(path: &str) -> &'static str {
         "/openapi.json",
     ];
     if let Some(rest) = path.strip_prefix("/v1/video/generations") {
+        if rest.split('/').skip(2).eq(["webhook", "redeliver"]) {
+            return "/v1/video/generations/{id}/webhook/redeliver";
+        }
         let mut segments = rest.split('/').skip(1);
         return match (rest.is_empty(), segments.next(), segments.next(), segments.next()) {
             (true, ..) => "/v1/video/generations",
@@ -296,6 +311,7 @@ pub(super) fn pattern(path: &str) -> &'static str {
             (_, Some(_), Some("cancel"), None) => "/v1/video/generations/{id}/cancel",
             (_, Some(_), Some("events"), None) => "/v1/video/generations/{id}/events",
             (_, Some(_), Some("content"), None) => "/v1/video/generations/{id}/content",
+            (_, Some(_), Some("link"), None) => "/v1/video/generations/{id}/link",
             _ => "other",
         };
     }

@@ -16,6 +16,7 @@ mod form;
 mod gate;
 mod generate;
 mod input;
+mod links;
 mod models;
 mod openapi;
 mod probes;
@@ -25,6 +26,7 @@ mod socket;
 mod tasks;
 mod uploads;
 mod wait;
+mod webhooks;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -86,6 +88,10 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/video/generations/{id}/cancel", post(tasks::cancel))
         .route("/v1/video/generations/{id}/events", get(events::events))
         .route("/v1/video/generations/{id}/content", get(content::content))
+        .route("/v1/video/generations/{id}/link", post(links::create))
+        .route("/v1/video/generations/{id}/webhook/redeliver", post(webhooks::redeliver))
+        .route("/v1/webhooks/secret", get(webhooks::secret))
+        .route("/v1/webhooks/secret/rotate", post(webhooks::rotate))
         .route("/generate", post(generate::generate))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))

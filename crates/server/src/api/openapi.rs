@@ -2,10 +2,11 @@
 //! committed as `docs/api/openapi.json`; a test compares the two.
 
 use rayreel_domain::wire::api::ErrorBody;
+use rayreel_domain::wire::delivery::WebhookEvent;
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, content, events, files, generate, models, probes, tasks};
+use super::{admin, content, events, files, generate, links, models, probes, tasks, webhooks};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -23,6 +24,7 @@ pub(super) struct File(Vec<u8>);
     ),
     tags(
         (name = "generations", description = "Tasks: one request for a video or a still each."),
+        (name = "webhooks", description = "Being told of a task's end."),
         (name = "admin", description = "For the operator: a key with the scope `admin`."),
         (name = "models", description = "What requests may name."),
         (name = "files", description = "Images that requests can name."),
@@ -32,11 +34,12 @@ pub(super) struct File(Vec<u8>);
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
         admin::create, admin::list, admin::revoke,
         events::events, content::content, generate::generate,
+        links::create, webhooks::redeliver, webhooks::secret, webhooks::rotate,
         models::list, models::show,
         files::upload, files::list, files::show, files::delete, files::content,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi,
     ),
-    components(schemas(ErrorBody)),
+    components(schemas(ErrorBody, WebhookEvent)),
     modifiers(&Refusals),
 )]
 struct Document;

@@ -16,6 +16,7 @@ use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
     CancelBody, ErrorBody, SubmitAnswer, SubmitBody, TASKS_PATH, TaskBatch, TaskBody, TaskList,
 };
+use rayreel_domain::wire::delivery::WebhookBody;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -73,7 +74,7 @@ pub(super) async fn submit(
     let idempotency = idempotency(&parts.headers, &asked)?;
     let named = asked.image.take().map(Source::Named);
     let image = sent.map(Source::Sent).or(named);
-    let mut views = accept(&api, tenant.clone(), &asked, image, idempotency).await?;
+    let mut views = accept(&api, tenant.clone(), &base, &asked, image, idempotency).await?;
     let several = asked.n.is_some_and(|n| n > 1);
     let Some(seconds) = wait::asked(&parts.headers) else {
         return answer(&api, StatusCode::ACCEPTED, &views, several, &base);
@@ -124,6 +125,7 @@ pub(super) fn answer(
 pub(super) async fn accept(
     api: &Arc<Api>,
     tenant: TenantName,
+    base: &Base,
     asked: &SubmitBody,
     image: Option<Source>,
     mut idempotency: Option<Idempotency>,
@@ -138,6 +140,7 @@ pub(super) async fn accept(
     if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
         return Err(request::past_deadline(now).into());
     }
+    let webhook = asked.webhook.as_ref().map(|target| api.webhook(target, base)).transpose()?;
     // First the image, then the tasks: one that a worker can claim has its input.
     if let Some(source) = image {
         let input = api.take_image(&tenant, "image", source).await?;
@@ -159,7 +162,7 @@ pub(super) async fn accept(
             siblings: std::mem::take(&mut siblings),
             created_at: now,
             deadline,
-            webhook: None,
+            webhook: webhook.clone(),
             state: TaskState::Queued,
             not_before: Timestamp::ZERO,
             attempt: 0,
@@ -181,13 +184,15 @@ pub(super) async fn accept(
     let started = components.clock.monotonic();
     let submitted = store(api, tasks).await?;
     app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
-    let view = |submitted: Submitted| View {
-        task: Arc::new(submitted.task),
-        progress: None,
-        position: submitted.position,
-        delivery: None,
-    };
-    Ok(submitted.into_iter().map(view).collect())
+    let mut views = Vec::with_capacity(submitted.len());
+    for Submitted { task, existed, position } in submitted {
+        // How far one that was there already has come is told by the store.
+        let old = existed && task.webhook.is_some();
+        let found = if old { components.store.get(&tenant, task.id).await? } else { None };
+        let new = || View { task: Arc::new(task), progress: None, position, delivery: None };
+        views.push(found.unwrap_or_else(new));
+    }
+    Ok(views)
 }
 
 /// Numbers of a submit, which are text in a form.
@@ -413,6 +418,9 @@ impl Api {
             view.position,
             eta.map(|ms| ms.div_ceil(1000)),
         );
+        if view.delivery.is_some() {
+            shown.webhook = WebhookBody::new(task, view.delivery.as_ref());
+        }
         if queued {
             shown.waiting_reason = targets.blocked(&task.pool, &task.model);
         }

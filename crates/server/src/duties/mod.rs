@@ -4,6 +4,7 @@
 mod garbage;
 mod rescue;
 mod timers;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -18,4 +19,5 @@ pub(crate) fn start(app: &Arc<App>, tasks: &mut JoinSet<()>) {
     tasks.spawn(rescue::run(Arc::clone(app)));
     tasks.spawn(timers::run(Arc::clone(app)));
     tasks.spawn(garbage::run(Arc::clone(app)));
+    tasks.spawn(webhook::run(Arc::clone(app)));
 }

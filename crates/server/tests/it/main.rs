@@ -7,6 +7,7 @@ mod api;
 mod conformance;
 mod fleet;
 mod outbound;
+mod receiver;
 mod rescue;
 mod store;
 mod world;

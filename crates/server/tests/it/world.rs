@@ -17,10 +17,11 @@ use rayreel_server::store::sqlite::{Options, SqliteStore};
 use rayreel_server::store::{Launch, View};
 use rayreel_server::{App, Components, outbound};
 
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) clock: Arc<ManualClock>,
-    _folder: tempfile::TempDir,
+    _folder: Arc<tempfile::TempDir>,
 }
 
 /// For tests in which no worker may be started.
@@ -89,7 +90,7 @@ impl World {
             },
         };
         let app = App::new(settings, components);
-        Self { app: Arc::new(app), clock, _folder: folder }
+        Self { app: Arc::new(app), clock, _folder: Arc::new(folder) }
     }
 
     /// Queues a task of the default model.

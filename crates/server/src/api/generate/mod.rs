@@ -65,7 +65,7 @@ pub(super) async fn generate(
         Some(image) => Some(source(&api, image).await?),
         None => None,
     };
-    let views = tasks::accept(&api, tenant, &body, image, idempotency).await?;
+    let views = tasks::accept(&api, tenant, &base, &body, image, idempotency).await?;
     // What a service that answers with an object says by default, and such clients expect.
     tasks::answer(&api, StatusCode::OK, &views, false, &base)
 }

@@ -55,11 +55,43 @@ impl Server {
         Self::serve(world, app).await
     }
 
+    /// One whose duties are at work as well.
+    pub(super) async fn running(settings: &[(&str, &str)]) -> Self {
+        Self::run(World::new(settings)).await
+    }
+
+    async fn run(world: World) -> Self {
+        let (settings, components) = (world.app.settings.clone(), world.app.components.clone());
+        let app = Arc::clone(&world.app);
+        Self::listen(world, app, async move |listener, shutdown| {
+            let ran = rayreel_server::run(settings, components, listener, shutdown).await;
+            ran.map_err(std::io::Error::other)
+        })
+        .await
+    }
+
+    /// Another server on the same data, whose duties are at work.
+    pub(super) async fn started_anew(self) -> Self {
+        Self::run(self.world.clone()).await
+    }
+
     pub(super) async fn serve(world: World, app: Arc<App>) -> Self {
+        let served = Arc::clone(&app);
+        Self::listen(world, app, |listener, shutdown| serve(listener, served, shutdown)).await
+    }
+
+    async fn listen<S>(
+        world: World,
+        app: Arc<App>,
+        serve: impl FnOnce(TcpListener, CancellationToken) -> S,
+    ) -> Self
+    where
+        S: Future<Output = std::io::Result<()>> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, Arc::clone(&app), shutdown.clone()));
+        let serving = tokio::spawn(serve(listener, shutdown.clone()));
         // The workspace's one way to build a client: it brings the TLS provider that reqwest lacks
         // when all crates are tested together.
         let http = rayreel_worker::http::client(&"http://127.0.0.1".parse().unwrap());

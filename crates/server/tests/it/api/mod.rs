@@ -21,6 +21,7 @@ mod tasks;
 mod uploads;
 mod urls;
 mod wait;
+mod webhooks;
 mod wire;
 mod words;
 mod worker;
