@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for WebhookTarget {
     }
 }
 
-/// The two forms of [`WebhookTarget`].
+/// A URL, or an object with one.
 #[cfg(feature = "openapi")]
 #[derive(Serialize, utoipa::ToSchema)]
 #[serde(untagged)]

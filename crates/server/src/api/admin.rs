@@ -23,7 +23,8 @@ const MAX_DAYS: u32 = 36_500;
 ///
 /// The key stands in the answer and is shown nowhere else: only a hash of it is stored. From the
 /// first key on, every request needs one.
-#[utoipa::path(post, path = "/v1/admin/keys", tag = "admin", request_body = CreateKey,
+#[utoipa::path(post, path = "/v1/admin/keys", tag = "admin", operation_id = "create_key",
+    request_body(content = CreateKey, example = json!({"name": "studio", "tenant": "acme", "scopes": ["submit", "read"]})),
     responses(
         (status = 201, description = "The key; store it now.", body = KeyBody),
         (status = 400, description = "`invalid_json`, `unknown_field` or `invalid_value`.", body = ErrorBody),
@@ -75,7 +76,7 @@ pub(super) async fn create(
 }
 
 /// Lists the keys, without their text.
-#[utoipa::path(get, path = "/v1/admin/keys", tag = "admin", responses(
+#[utoipa::path(get, path = "/v1/admin/keys", tag = "admin", operation_id = "list_keys", responses(
     (status = 200, description = "Every key, revoked ones too.", body = KeyList),
 ))]
 pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
@@ -85,7 +86,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Resul
 }
 
 /// Revokes a key, at once and for good.
-#[utoipa::path(delete, path = "/v1/admin/keys/{id}", tag = "admin",
+#[utoipa::path(delete, path = "/v1/admin/keys/{id}", tag = "admin", operation_id = "revoke_key",
     params(("id" = String, Path, description = "Id of the key.")),
     responses(
         (status = 200, description = "The key, which is refused from now on.", body = KeyBody),

@@ -27,7 +27,7 @@ use crate::artifacts::Key;
 /// Downloads the result.
 ///
 /// GET and HEAD; `Range` takes one range of bytes, the ETag is the SHA-256 of the file.
-#[utoipa::path(get, path = "/v1/video/generations/{id}/content", tag = "generations",
+#[utoipa::path(get, path = "/v1/video/generations/{id}/content", tag = "generations", operation_id = "generation_content",
     params(
         ("id" = String, Path, description = "Id of the task."),
         ("variant" = Option<String>, Query, description = "`thumbnail`: the still instead of the video."),

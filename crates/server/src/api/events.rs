@@ -41,7 +41,7 @@ const RETRY_MS: u32 = 1000;
 /// `state` events come for each change of state, with an id; `progress` events tell how far the
 /// running attempt is; `snapshot` comes first if the stream can't resume from `Last-Event-ID`. The
 /// data of each is an EventBody. The stream ends after the last change of state.
-#[utoipa::path(get, path = "/v1/video/generations/{id}/events", tag = "generations",
+#[utoipa::path(get, path = "/v1/video/generations/{id}/events", tag = "generations", operation_id = "generation_events",
     params(
         ("id" = String, Path, description = "Id of the task."),
         ("Last-Event-ID" = Option<String>, Header, description = "Resume behind this event."),

@@ -40,7 +40,8 @@ struct Fields {
 /// It is decoded and written anew as a PNG: upright and without metadata. It expires after a time
 /// that the operator sets; tasks that were submitted with it keep it.
 #[utoipa::path(post, path = "/v1/files", tag = "files", operation_id = "upload_file",
-    request_body(content = FileForm, content_type = "multipart/form-data"),
+    request_body(content = FileForm, content_type = "multipart/form-data",
+        example = json!({"file": "@first.png", "purpose": "vision"})),
     responses(
         (status = 200, description = "Stored.", body = FileBody),
         (status = 400, description = "`invalid_request`, `missing_field`, `unknown_field` or `invalid_value`.", body = ErrorBody),

@@ -29,6 +29,7 @@ use crate::keyring::Caller;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const WORKER_ROUTES: &str = "/v1/worker/";
+const REFERENCE_ROUTES: &str = "/docs/";
 const WEBHOOK_ROUTES: &str = "/v1/webhooks/";
 const ADMIN_ROUTES: &str = "/v1/admin/";
 
@@ -197,7 +198,8 @@ impl Gate {
 
 /// Is this answered to everybody? It tells nothing of any tenant.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/openapi.json")
+    matches!(path, "/healthz" | "/readyz" | "/openapi.json" | "/docs")
+        || path.starts_with(REFERENCE_ROUTES)
 }
 
 /// What a key must be good for.
@@ -299,6 +301,9 @@ pub(super) fn pattern(path: &str) -> &'static str {
         "/readyz",
         "/metrics",
         "/openapi.json",
+        "/docs",
+        "/docs/reference.js",
+        "/docs/reference.css",
     ];
     if let Some(rest) = path.strip_prefix("/v1/video/generations") {
         if rest.split('/').skip(2).eq(["webhook", "redeliver"]) {

@@ -31,7 +31,7 @@ const MAX_TIME: u64 = 7 * 86_400;
 ///
 /// Whoever has it can load the file, also in parts, until it expires or the task is deleted. An empty
 /// body makes a link for an hour.
-#[utoipa::path(post, path = "/v1/video/generations/{id}/link", tag = "generations",
+#[utoipa::path(post, path = "/v1/video/generations/{id}/link", tag = "generations", operation_id = "link_generation",
     params(("id" = String, Path, description = "Id of the task.")),
     request_body(content = Option<LinkBody>, example = json!({"expires_in": 3600})),
     responses(
@@ -43,7 +43,7 @@ const MAX_TIME: u64 = 7 * 86_400;
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
     ))]
-pub(super) async fn create(
+pub(super) async fn link(
     State(api): State<Arc<Api>>,
     Tenant(tenant): Tenant,
     Id(id): Id,

@@ -21,6 +21,7 @@ mod models;
 mod openapi;
 mod probes;
 mod query;
+mod reference;
 mod serve;
 mod socket;
 mod tasks;
@@ -88,7 +89,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/video/generations/{id}/cancel", post(tasks::cancel))
         .route("/v1/video/generations/{id}/events", get(events::events))
         .route("/v1/video/generations/{id}/content", get(content::content))
-        .route("/v1/video/generations/{id}/link", post(links::create))
+        .route("/v1/video/generations/{id}/link", post(links::link))
         .route("/v1/video/generations/{id}/webhook/redeliver", post(webhooks::redeliver))
         .route("/v1/webhooks/secret", get(webhooks::secret))
         .route("/v1/webhooks/secret/rotate", post(webhooks::rotate))
@@ -102,6 +103,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))
         .route("/openapi.json", get(probes::openapi))
+        .route("/docs", get(reference::page))
+        .route("/docs/reference.js", get(reference::script))
+        .route("/docs/reference.css", get(reference::style))
         .route("/v1/admin/keys", get(admin::list).post(admin::create))
         .route("/v1/admin/keys/{id}", delete(admin::revoke))
         .route("/v1/worker/register", post(worker::register))

@@ -17,7 +17,7 @@ use super::{Api, Tenant, json, query};
 /// Lists the models.
 ///
 /// OpenAI's shape, with each model's aliases, limits and defaults.
-#[utoipa::path(get, path = "/v1/models", tag = "models",
+#[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "list_models",
     responses(
         (status = 200, description = "Every model.", body = ModelList),
         (status = 400, description = "`unknown_field`: there are no query parameters here.", body = ErrorBody),
@@ -33,7 +33,7 @@ pub(super) async fn list(
 }
 
 /// Shows a model.
-#[utoipa::path(get, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(get, path = "/v1/models/{name}", tag = "models", operation_id = "show_model",
     params(("name" = String, Path, description = "Name of the model, or an alias.")),
     responses(
         (status = 200, description = "The model.", body = ModelBody),

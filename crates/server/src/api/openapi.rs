@@ -3,10 +3,13 @@
 
 use rayreel_domain::wire::api::ErrorBody;
 use rayreel_domain::wire::delivery::WebhookEvent;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::{admin, content, events, files, generate, links, models, probes, tasks, webhooks};
+use super::{
+    admin, content, events, files, generate, links, models, probes, reference, tasks, webhooks,
+};
 
 /// The bytes of a file.
 #[derive(utoipa::ToSchema)]
@@ -34,15 +37,46 @@ pub(super) struct File(Vec<u8>);
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
         admin::create, admin::list, admin::revoke,
         events::events, content::content, generate::generate,
-        links::create, webhooks::redeliver, webhooks::secret, webhooks::rotate,
+        links::link, webhooks::redeliver, webhooks::secret, webhooks::rotate,
         models::list, models::show,
         files::upload, files::list, files::show, files::delete, files::content,
-        probes::healthz, probes::readyz, probes::metrics, probes::openapi,
+        probes::healthz, probes::readyz, probes::metrics, probes::openapi, reference::page,
     ),
     components(schemas(ErrorBody, WebhookEvent)),
-    modifiers(&Refusals),
+    modifiers(&Examples, &Refusals),
 )]
 struct Document;
+
+/// An example of whatever stands in a path.
+struct Examples;
+
+impl Modify for Examples {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for (path, item) in &mut document.paths.paths {
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                for parameter in operation.parameters.iter_mut().flatten() {
+                    if let RefOr::T(parameter) = parameter
+                        && parameter.parameter_in == ParameterIn::Path
+                    {
+                        let example = example(path, &parameter.name).into();
+                        let named = ParameterBuilder::from(parameter.clone());
+                        *parameter = named.example(Some(example)).build();
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn example(path: &str, parameter: &str) -> &'static str {
+    match parameter {
+        "name" => "testcard",
+        _ if path.starts_with("/v1/admin/keys/") => "k3v9x0q2m7ab",
+        _ if path.starts_with("/v1/files/") => "file_018bcfe5680070707070707070707070",
+        _ => "task_018bcfe5680070707070707070707070",
+    }
+}
 
 /// What every operation can answer.
 struct Refusals;

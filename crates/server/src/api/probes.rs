@@ -20,7 +20,7 @@ use crate::metrics::CONTENT_TYPE as METRICS_TYPE;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Says that the process is alive.
-#[utoipa::path(get, path = "/healthz", tag = "probes", responses(
+#[utoipa::path(get, path = "/healthz", tag = "probes", operation_id = "alive", responses(
     (status = 200, description = "The process is alive."),
 ))]
 pub(super) async fn healthz() -> Result<Response, Error> {
@@ -28,7 +28,7 @@ pub(super) async fn healthz() -> Result<Response, Error> {
 }
 
 /// Says whether requests can be served: the task store answers, and there is room to write.
-#[utoipa::path(get, path = "/readyz", tag = "probes", responses(
+#[utoipa::path(get, path = "/readyz", tag = "probes", operation_id = "ready", responses(
     (status = 200, description = "Requests can be served."),
     (status = 503, description = "`store_unavailable`; the message says why.", body = ErrorBody),
 ))]
@@ -57,7 +57,7 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Erro
 }
 
 /// Counters and gauges in the OpenMetrics text format.
-#[utoipa::path(get, path = "/metrics", tag = "probes", responses(
+#[utoipa::path(get, path = "/metrics", tag = "probes", operation_id = "metrics", responses(
     (status = 200, description = "For Prometheus.", content_type = "application/openmetrics-text", body = String),
 ))]
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
@@ -67,7 +67,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/openapi.json", tag = "probes", responses(
+#[utoipa::path(get, path = "/openapi.json", tag = "probes", operation_id = "openapi_document", responses(
     (status = 200, description = "OpenAPI 3.1.", content_type = "application/json"),
 ))]
 pub(super) async fn openapi(State(api): State<Arc<Api>>) -> Response {

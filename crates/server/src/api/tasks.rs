@@ -41,13 +41,19 @@ const LATEST: u64 = 253_402_300_799;
 /// The task is stored durably before the answer. Repeated within 24 hours with the same
 /// `Idempotency-Key` and the same body, the call answers the task that the first one made. With `n`
 /// above 1, the answer has all tasks in `data`, and either all of them are stored or none.
-#[utoipa::path(post, path = "/v1/video/generations", tag = "generations",
+#[utoipa::path(post, path = "/v1/video/generations", tag = "generations", operation_id = "submit_generation",
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300; `wait` alone is 60."),
     ),
     request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` may be a file and `metadata[key]` is an entry.",
-        content((SubmitBody = "application/json"), (SubmitBody = "multipart/form-data"))),
+        content(
+            (SubmitBody = "application/json", examples(
+                ("text" = (summary = "a video of a text", value = json!({"prompt": "a red fox running through snow", "size": "832x480", "seconds": 3, "seed": 42}))),
+                ("image" = (summary = "from a first frame, and told when it is done", value = json!({"prompt": "she turns and smiles", "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "webhook": {"url": "https://hooks.example.com/rayreel"}, "metadata": {"order": "1234"}}))),
+            )),
+            (SubmitBody = "multipart/form-data", example = json!({"prompt": "she turns and smiles", "image": "@first.png"})),
+        )),
     responses(
         (status = 200, description = "Ended within the wait that was asked for, well or not.", body = SubmitAnswer),
         (status = 202, description = "Queued, or there already under the same key.", body = SubmitAnswer,
@@ -253,7 +259,7 @@ async fn store(api: &Api, mut tasks: Vec<Task>) -> Result<Vec<Submitted>, store:
 }
 
 /// Shows a task.
-#[utoipa::path(get, path = "/v1/video/generations/{id}", tag = "generations",
+#[utoipa::path(get, path = "/v1/video/generations/{id}", tag = "generations", operation_id = "show_generation",
     params(("id" = String, Path, description = "Id of the task.")),
     responses(
         (status = 200, description = "The task.", body = TaskBody),
@@ -273,7 +279,7 @@ pub(super) async fn show(
 }
 
 /// Lists tasks, newest first.
-#[utoipa::path(get, path = "/v1/video/generations", tag = "generations",
+#[utoipa::path(get, path = "/v1/video/generations", tag = "generations", operation_id = "list_generations",
     params(
         ("state" = Option<TaskState>, Query, description = "Only tasks in this state; upper or lower case."),
         ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias."),
@@ -339,7 +345,7 @@ pub(super) async fn list(
 }
 
 /// Cancels a task that is queued or running. Never deletes; repeating it changes nothing.
-#[utoipa::path(post, path = "/v1/video/generations/{id}/cancel", tag = "generations",
+#[utoipa::path(post, path = "/v1/video/generations/{id}/cancel", tag = "generations", operation_id = "cancel_generation",
     params(("id" = String, Path, description = "Id of the task.")),
     responses(
         (status = 200, description = "How the task stands now.", body = CancelBody),
@@ -356,7 +362,7 @@ pub(super) async fn cancel(
 }
 
 /// Cancels a task that is queued or running; deletes one that has ended, with its files.
-#[utoipa::path(delete, path = "/v1/video/generations/{id}", tag = "generations",
+#[utoipa::path(delete, path = "/v1/video/generations/{id}", tag = "generations", operation_id = "delete_generation",
     params(
         ("id" = String, Path, description = "Id of the task."),
         ("only" = Option<String>, Query, description = "`cancel` refuses to delete."),

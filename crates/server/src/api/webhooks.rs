@@ -36,7 +36,7 @@ impl Api {
 ///
 /// However it stands, it is called at once, and again as long as it fails. Its `webhook-id` is the
 /// one that it had before.
-#[utoipa::path(post, path = "/v1/video/generations/{id}/webhook/redeliver", tag = "webhooks",
+#[utoipa::path(post, path = "/v1/video/generations/{id}/webhook/redeliver", tag = "webhooks", operation_id = "redeliver_webhook",
     params(("id" = String, Path, description = "Id of the task.")),
     responses(
         (status = 202, description = "It will be called.", body = WebhookBody),
@@ -73,7 +73,7 @@ pub(super) async fn redeliver(
 /// Shows the secret with which your webhooks are signed.
 ///
 /// It is made when it is first needed. Verify with any library of Standard Webhooks.
-#[utoipa::path(get, path = "/v1/webhooks/secret", tag = "webhooks", responses(
+#[utoipa::path(get, path = "/v1/webhooks/secret", tag = "webhooks", operation_id = "webhook_secret", responses(
     (status = 200, description = "The secret.", body = SecretBody),
     (status = 400, description = "`unknown_field`: there are no query parameters here.", body = ErrorBody),
 ))]
@@ -91,7 +91,7 @@ pub(super) async fn secret(
 ///
 /// For 24 hours the old one signs beside it: `webhook-signature` has a signature of each. Put the
 /// new one into your receiver within that time.
-#[utoipa::path(post, path = "/v1/webhooks/secret/rotate", tag = "webhooks", responses(
+#[utoipa::path(post, path = "/v1/webhooks/secret/rotate", tag = "webhooks", operation_id = "rotate_webhook_secret", responses(
     (status = 200, description = "The new secret.", body = SecretBody),
     (status = 400, description = "`unknown_field`: there are no query parameters here.", body = ErrorBody),
     (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),

@@ -27,9 +27,9 @@ const MAX_QUOTE: usize = 200;
 ///
 /// Answers the task at once; it is stored durably before. Follow it at
 /// `/v1/video/generations/{task_id}`.
-#[utoipa::path(post, path = "/generate", tag = "generations",
+#[utoipa::path(post, path = "/generate", tag = "generations", operation_id = "generate",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
-    request_body = GenerateBody,
+    request_body(content = GenerateBody, example = json!({"task": "t2v-A14B", "size": "1280*720", "prompt": "two anthropomorphic cats box on a lit stage"})),
     responses(
         (status = 200, description = "Queued, or there already under the same key.", body = TaskBody,
             headers(

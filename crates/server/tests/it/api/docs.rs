@@ -1,9 +1,11 @@
 //! Documents that are generated and committed: `UPDATE=1 cargo test -p rayreel-server` writes them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::code::{Entry, TABLE};
+use serde_json::Value;
 
 /// Compares a committed document with what it should be, or writes it.
 fn compare(path: &str, should: &str) {
@@ -77,4 +79,40 @@ fn index() -> String {
         );
     }
     text
+}
+
+/// Every operation of the document, with its path.
+fn operations() -> Vec<(String, Value)> {
+    let document: Value = serde_json::from_str(&rayreel_server::api::document()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().iter();
+        methods.map(move |(method, operation)| (format!("{method} {path}"), operation.clone()))
+    });
+    operations.collect()
+}
+
+#[test]
+fn every_operation_has_a_name_of_its_own_and_says_what_it_does() {
+    let mut names = BTreeSet::new();
+    for (at, operation) in operations() {
+        let name = operation["operationId"].as_str().unwrap_or_default().to_owned();
+        assert!(!name.is_empty() && names.insert(name.clone()), "{at}: {name}");
+        assert!(operation["summary"].as_str().is_some_and(|text| text.ends_with('.')), "{at}");
+    }
+}
+
+#[test]
+fn every_request_has_an_example() {
+    for (at, operation) in operations() {
+        let bodies = operation["requestBody"]["content"].as_object().into_iter().flatten();
+        for (media_type, body) in bodies {
+            let given = !body["example"].is_null() || !body["examples"].is_null();
+            assert!(given, "{at}: the body in {media_type} has no example");
+        }
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let given = parameter["in"] != "path" || !parameter["example"].is_null();
+            assert!(given, "{at}: {} has no example", parameter["name"]);
+        }
+    }
 }

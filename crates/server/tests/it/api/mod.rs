@@ -16,6 +16,7 @@ mod links;
 mod models;
 mod outage;
 mod probes;
+mod reference;
 mod refusals;
 mod retention;
 mod several;
