@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -67,9 +68,13 @@ fn a_directory_of_somebody_else_is_told_with_its_owner() {
     let place = Place::new();
     let mut command = place.command("list --data /rayreel-of-nobody");
     if rustix::process::geteuid().is_root() {
-        // From where another user may start it.
+        // From where another user may start it. Copied by another process: one that another test
+        // starts meanwhile would inherit a file open for writing, which cannot be executed.
         let program = place.path("rayreel");
-        fs::copy(env!("CARGO_BIN_EXE_rayreel"), &program).expect("copied");
+        let copied = std::process::Command::new("cp")
+            .args([Path::new(env!("CARGO_BIN_EXE_rayreel")), &program])
+            .status();
+        assert!(copied.expect("it starts").success());
         let open = Permissions::from_mode(0o755);
         fs::set_permissions(place.path("."), open).expect("it is ours");
         let mut other = std::process::Command::new(program);
