@@ -228,7 +228,10 @@ fn files_that_may_not_be_written_are_an_error() {
     if root {
         let _ = std::fs::remove_file(home.path().join("probe"));
         let program = copied.path().join("test");
-        std::fs::copy(&this, &program).expect("copied");
+        // By another process: one that another test starts meanwhile would inherit a file open for
+        // writing, which cannot be executed.
+        let done = Command::new("cp").args([&this, &program]).status().expect("it starts");
+        assert!(done.success());
         allow(copied.path(), 0o755);
         command = Command::new(program);
         command.uid(65_534);
