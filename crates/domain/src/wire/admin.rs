@@ -17,14 +17,21 @@ pub const KEYS_PATH: &str = "/v1/admin/keys";
 pub struct CreateKey {
     /// What it is for, in your words; up to 100 characters.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(example = "the web shop"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "the web shop", max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")
+    )]
     pub name: String,
     /// Whose tasks it makes and sees; `default` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "acme", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    )]
     pub tenant: Option<String>,
     /// `submit` and `read` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(min_items = 1))]
     pub scopes: Option<Vec<Scope>>,
     /// Days from now on after which it is refused; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

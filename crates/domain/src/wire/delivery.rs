@@ -186,8 +186,17 @@ pub struct LinkBody {
     pub expires_in: Option<u64>,
     /// `thumbnail`: the still instead of the video.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "thumbnail"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<LinkVariant>))]
     pub variant: Option<String>,
+}
+
+/// What a link may lead to instead of the video.
+#[cfg(feature = "openapi")]
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only describes what is read")]
+enum LinkVariant {
+    Thumbnail,
 }
 
 /// A link to a file that needs no key.

@@ -20,7 +20,7 @@ use rayreel_domain::wire::engine::Role;
 
 use super::error::Error;
 use super::links::Viewer;
-use super::openapi::File;
+use super::openapi::{File, Variant};
 use super::{Api, Id, query};
 use crate::artifacts::Key;
 
@@ -30,7 +30,7 @@ use crate::artifacts::Key;
 #[utoipa::path(get, path = "/v1/video/generations/{id}/content", tag = "generations", operation_id = "generation_content",
     params(
         ("id" = String, Path, description = "Id of the task."),
-        ("variant" = Option<String>, Query, description = "`thumbnail`: the still instead of the video."),
+        ("variant" = inline(Option<Variant>), Query, description = "`thumbnail`: the still instead of the video."),
         ("expires" = Option<u64>, Query, description = "Of a link that needs no key: its end."),
         ("signature" = Option<String>, Query, description = "Of a link that needs no key."),
         ("Range" = Option<String>, Header, description = "One range of bytes."),
@@ -38,10 +38,11 @@ use crate::artifacts::Key;
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one."),
     ),
     responses(
-        (status = 200, description = "The file.", content_type = "video/mp4", body = File),
-        (status = 206, description = "The range that was asked for.", content_type = "video/mp4", body = File),
+        (status = 200, description = "The file.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
+        (status = 206, description = "The range that was asked for.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 304, description = "Unchanged."),
         (status = 400, description = "`invalid_value`: there is no such variant.", body = ErrorBody),
+        (status = 403, description = "`link_invalid`: the link was changed, or has expired. `scope_missing`: the key is not good for this. `forbidden`: the Host header is foreign.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
         (status = 409, description = "`not_finished`: the task is queued or running.", body = ErrorBody),
         (status = 410, description = "The task ended without a result; the code says how.", body = ErrorBody),
@@ -56,10 +57,7 @@ pub(super) async fn content(
     uri: Uri,
 ) -> Result<Response, Error> {
     // Those of a link have been looked at.
-    let [variant, _, _] = match left {
-        Some(_) => query::read(&uri, ["variant", "expires", "signature"])?,
-        None => query::read(&uri, ["variant"]).map(|[variant]| [variant, None, None])?,
-    };
+    let [variant, _, _] = query::read(&uri, ["variant", "expires", "signature"])?;
     let thumbnail = is_thumbnail(variant.as_deref())?;
     let components = &api.app.components;
     let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;

@@ -24,6 +24,7 @@ use rayreel_domain::wire::api::{ErrorBody, EventBody, FailureBody, percent};
 use rayreel_domain::wire::worker::Progress;
 
 use super::error::Error;
+use super::openapi::ServerSentEvent;
 use super::{Api, Id, Tenant, query};
 use crate::App;
 use crate::feed::Watch;
@@ -47,7 +48,7 @@ const RETRY_MS: u32 = 1000;
         ("Last-Event-ID" = Option<String>, Header, description = "Resume behind this event."),
     ),
     responses(
-        (status = 200, description = "Events, until the task has ended.", content_type = "text/event-stream", body = EventBody),
+        (status = 200, description = "Events, until the task has ended.", content_type = "text/event-stream", body = ServerSentEvent),
         (status = 204, description = "`Last-Event-ID` is the last event of a task that has ended."),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
     ))]

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::error::Error;
 use super::form::Form;
 use super::input::Source;
-use super::openapi::File;
+use super::openapi::{File, Order};
 use super::{Api, Tenant, json, query};
 use crate::artifacts::Key;
 use crate::store::{self, FileQuery};
@@ -104,7 +104,7 @@ fn filename(given: &str) -> Result<String, Error> {
     params(
         ("limit" = Option<u32>, Query, description = "1 to 1000; 100 if absent.", minimum = 1, maximum = 1000),
         ("after" = Option<String>, Query, description = "`last_id` of the page before."),
-        ("order" = Option<String>, Query, description = "`desc` (newest first) or `asc`."),
+        ("order" = inline(Option<Order>), Query, description = "`desc` (newest first) or `asc`."),
         ("purpose" = Option<String>, Query, description = "Only files of this purpose."),
     ),
     responses(

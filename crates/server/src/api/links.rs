@@ -33,7 +33,7 @@ const MAX_TIME: u64 = 7 * 86_400;
 /// body makes a link for an hour.
 #[utoipa::path(post, path = "/v1/video/generations/{id}/link", tag = "generations", operation_id = "link_generation",
     params(("id" = String, Path, description = "Id of the task.")),
-    request_body(content = Option<LinkBody>, example = json!({"expires_in": 3600})),
+    request_body(content = LinkBody, example = json!({"expires_in": 3600})),
     responses(
         (status = 200, description = "The link.", body = LinkAnswer),
         (status = 400, description = "`invalid_json`, `unknown_field` or `invalid_value`.", body = ErrorBody),

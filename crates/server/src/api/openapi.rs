@@ -1,14 +1,16 @@
 //! The OpenAPI document of the public API, generated from the handlers and the wire types. It is
 //! committed as `docs/api/openapi.json`; a test compares the two.
 
-use rayreel_domain::wire::api::ErrorBody;
+use rayreel_domain::wire::api::{ErrorBody, EventBody};
 use rayreel_domain::wire::delivery::WebhookEvent;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
-use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    admin, content, events, files, generate, links, models, probes, reference, tasks, webhooks,
+    admin, content, events, files, gate, generate, links, models, probes, reference, tasks,
+    webhooks,
 };
 
 /// The bytes of a file.
@@ -16,6 +18,42 @@ use super::{
 #[schema(value_type = String, format = Binary)]
 #[expect(dead_code, reason = "it only names a schema")]
 pub(super) struct File(Vec<u8>);
+
+/// One event of a stream, read by its lines.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) struct ServerSentEvent {
+    /// Send it as `Last-Event-ID` to go on behind it; progress has none.
+    id: Option<String>,
+    /// `state`, `progress` or `snapshot`.
+    event: String,
+    /// An EventBody in JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// Parameters that take one of a few words.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) enum Variant {
+    Thumbnail,
+}
+
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) enum Only {
+    Cancel,
+}
+
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) enum Order {
+    Asc,
+    Desc,
+}
 
 #[derive(OpenApi)]
 #[openapi(
@@ -42,7 +80,7 @@ pub(super) struct File(Vec<u8>);
         files::upload, files::list, files::show, files::delete, files::content,
         probes::healthz, probes::readyz, probes::metrics, probes::openapi, reference::page,
     ),
-    components(schemas(ErrorBody, WebhookEvent)),
+    components(schemas(ErrorBody, EventBody, WebhookEvent)),
     modifiers(&Examples, &Refusals),
 )]
 struct Document;
@@ -78,11 +116,21 @@ fn example(path: &str, parameter: &str) -> &'static str {
     }
 }
 
-/// What every operation can answer.
+/// Name of the way in which callers prove who they are.
+const KEY: &str = "key";
+
+/// What every operation can answer, and which of them need a key.
 struct Refusals;
 
 impl Modify for Refusals {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let mut key = Http::new(HttpAuthScheme::Bearer);
+        key.description = Some(
+            "An API key, `rr_…`. Needed as soon as there is one; a link that is signed needs none."
+                .to_owned(),
+        );
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(KEY, SecurityScheme::Http(key));
         let body: Content =
             ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody"))).build();
         let refusal = |description: &str| {
@@ -100,13 +148,28 @@ impl Modify for Refusals {
                          the key is not good for this.",
                     )
                 });
-                if path.starts_with("/v1/") || path == "/metrics" {
+                if path.ends_with("/link")
+                    && let Some(RefOr::T(body)) = &mut operation.request_body
+                {
+                    // Everything in it has a default.
+                    body.required = Some(Required::False);
+                }
+                if !gate::is_open(path) {
+                    let none = path.ends_with("/content").then(SecurityRequirement::default);
+                    let key = SecurityRequirement::new(KEY, [""; 0]);
+                    operation.security = Some([key].into_iter().chain(none).collect());
                     responses.entry("401".to_owned()).or_insert_with(|| {
                         refusal(
                             "`unauthorized`: a key is needed, and this is none that is in force.",
                         )
                     });
                 }
+                responses.entry("400".to_owned()).or_insert_with(|| {
+                    refusal(
+                        "`invalid_request`: not HTTP as this server reads it. `unknown_field`: \
+                         there is no such query parameter here.",
+                    )
+                });
                 responses
                     .entry("500".to_owned())
                     .or_insert_with(|| refusal("`internal`; the log has it under the request id."));

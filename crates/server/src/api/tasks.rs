@@ -24,6 +24,7 @@ use super::base::Base;
 use super::error::Error;
 use super::form::{self, Form};
 use super::input::Source;
+use super::openapi::Only;
 use super::{Api, Id, Tenant, body, json, query, wait};
 use crate::artifacts;
 use crate::estimate::eta_ms;
@@ -50,7 +51,7 @@ const LATEST: u64 = 253_402_300_799;
         content(
             (SubmitBody = "application/json", examples(
                 ("text" = (summary = "a video of a text", value = json!({"prompt": "a red fox running through snow", "size": "832x480", "seconds": 3, "seed": 42}))),
-                ("image" = (summary = "from a first frame, and told when it is done", value = json!({"prompt": "she turns and smiles", "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "webhook": {"url": "https://hooks.example.com/rayreel"}, "metadata": {"order": "1234"}}))),
+                ("image" = (summary = "from a first frame, and told when it is done", value = json!({"prompt": "she turns and smiles", "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mM4YSQHAALeARlA67ihAAAAAElFTkSuQmCC", "webhook": {"url": "https://hooks.example.com/rayreel"}, "metadata": {"order": "1234"}}))),
             )),
             (SubmitBody = "multipart/form-data", example = json!({"prompt": "she turns and smiles", "image": "@first.png"})),
         )),
@@ -282,7 +283,7 @@ pub(super) async fn show(
 #[utoipa::path(get, path = "/v1/video/generations", tag = "generations", operation_id = "list_generations",
     params(
         ("state" = Option<TaskState>, Query, description = "Only tasks in this state; upper or lower case."),
-        ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias."),
+        ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias.", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
         ("limit" = Option<u32>, Query, description = "1 to 100; 20 if absent.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("created_after" = Option<u64>, Query, description = "Only tasks created at this Unix second or later."),
@@ -365,7 +366,7 @@ pub(super) async fn cancel(
 #[utoipa::path(delete, path = "/v1/video/generations/{id}", tag = "generations", operation_id = "delete_generation",
     params(
         ("id" = String, Path, description = "Id of the task."),
-        ("only" = Option<String>, Query, description = "`cancel` refuses to delete."),
+        ("only" = inline(Option<Only>), Query, description = "`cancel` refuses to delete."),
     ),
     responses(
         (status = 200, description = "Which of both was done.", body = CancelBody),
