@@ -431,6 +431,8 @@ mod tests {
             priority: Default::default(),
             idempotency: None,
             siblings: Vec::new(),
+            remixed_from: None,
+            seconds: None,
             estimate_ms,
             created_at: Timestamp(1_000),
             deadline: None,

@@ -121,6 +121,12 @@ pub struct Record {
     /// The tasks that were submitted with this one, if it is the first of several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub siblings: Vec<TaskId>,
+    /// The task whose request this one repeats with another prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remixed_from: Option<TaskId>,
+    /// The length that was asked for, in seconds; the frames are the nearest that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
     /// GPU-milliseconds that the task is expected to take.
     pub estimate_ms: u64,
     pub created_at: Timestamp,

@@ -35,6 +35,8 @@ fn queued() -> Task {
         priority: Priority::default(),
         idempotency: None,
         siblings: Vec::new(),
+        remixed_from: None,
+        seconds: None,
         estimate_ms: 500,
         created_at: Timestamp(10),
         deadline: None,

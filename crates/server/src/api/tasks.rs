@@ -28,7 +28,7 @@ use super::openapi::Only;
 use super::{Api, Id, Tenant, body, json, query, wait};
 use crate::artifacts;
 use crate::estimate::eta_ms;
-use crate::store::{self, Cancelled, ListQuery, Submitted, View};
+use crate::store::{self, After, Cancelled, ListQuery, Order, Submitted, View};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TEST_PATTERN: HeaderName = HeaderName::from_static("x-rayreel-test-pattern");
@@ -167,6 +167,8 @@ pub(super) async fn accept(
             // The first one speaks for all.
             idempotency: idempotency.take(),
             siblings: std::mem::take(&mut siblings),
+            remixed_from: None,
+            seconds: asked.seconds.or(asked.duration),
             created_at: now,
             deadline,
             webhook: webhook.clone(),
@@ -327,7 +329,9 @@ pub(super) async fn list(
         tenant,
         state: state.transpose()?,
         model: model.transpose()?,
-        before: cursor.transpose()?,
+        format: None,
+        order: Order::NewestFirst,
+        after: cursor.transpose()?.map(After::Position),
         created_from: query::number("created_after", after, 0..=LATEST)?.map(seconds),
         created_before: query::number("created_before", before, 0..=LATEST)?.map(seconds),
         limit: limit as u32,

@@ -29,6 +29,7 @@ use rayreel_domain::task::{End, State, Task};
 use rayreel_domain::tenant::Exceeded;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
+use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
 
 use crate::signing::Secret;
@@ -85,7 +86,7 @@ pub trait Store: Send + Sync + 'static {
     /// Reads a task for a worker, which has no tenant, if the fence is live.
     async fn leased(&self, fence: Fence) -> Result<Task, Error>;
 
-    /// A page of a tenant's tasks, newest first.
+    /// A page of a tenant's tasks.
     async fn list(&self, query: &ListQuery) -> Result<Page, Error>;
 
     /// Makes the name's newest incarnation, which ends the older one; its leases stay until the
@@ -295,12 +296,49 @@ pub struct ListQuery {
     pub tenant: TenantName,
     pub state: Option<State>,
     pub model: Option<ModelName>,
-    /// Only tasks older than this position.
-    pub before: Option<u64>,
+    /// Only videos, or only stills.
+    pub format: Option<Format>,
+    pub order: Order,
+    /// Only tasks behind this place in the list.
+    pub after: Option<After>,
     /// Only tasks created from / before this moment on.
     pub created_from: Option<Timestamp>,
     pub created_before: Option<Timestamp>,
     pub limit: u32,
+}
+
+impl ListQuery {
+    /// All tasks of a tenant, newest first.
+    pub fn of(tenant: TenantName, limit: u32) -> Self {
+        Self {
+            tenant,
+            state: None,
+            model: None,
+            format: None,
+            order: Order::NewestFirst,
+            after: None,
+            created_from: None,
+            created_before: None,
+            limit,
+        }
+    }
+}
+
+/// How a list is sorted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    #[default]
+    NewestFirst,
+    OldestFirst,
+}
+
+/// A place in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// [`Page::next`] of the page before.
+    Position(u64),
+    /// This task; a list behind a task that the tenant has not is [`Error::NotFound`].
+    Task(TaskId),
 }
 
 /// One page.

@@ -109,6 +109,8 @@ impl World {
             priority: Priority::default(),
             idempotency: None,
             siblings: Vec::new(),
+            remixed_from: None,
+            seconds: None,
             estimate_ms: 1_000,
             created_at: now,
             deadline: None,

@@ -7,7 +7,7 @@ use rayreel_domain::task::{Outcome, State, Task};
 use rusqlite::Row;
 
 use super::Error;
-use super::memory::{Account, Memory, NameId, Queue, Slot, parse, signed};
+use super::memory::{Account, Memory, NameId, Queue, Slot, format_number, parse, signed};
 use super::ops::place;
 use super::read::Readers;
 use super::writer::Tx;
@@ -25,7 +25,7 @@ impl Readers {
             let (mut last, mut seen) = (after, 0);
             let mut statement = db.prepare_cached(
                 "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body,
-                 state, id, not_before, deadline, key, created_at
+                 state, id, not_before, deadline, key, created_at, format
                  FROM tasks WHERE seq > ?1 ORDER BY seq LIMIT ?2",
             )?;
             let mut rows = statement.query([after, STEP])?;
@@ -85,6 +85,9 @@ impl Readers {
             || row.get::<_, i64>(13)? != signed(task.created_at.0)
         {
             fault("its row has another deadline or time of creation");
+        }
+        if row.get::<_, i64>(14)? != format_number(task.request.format) {
+            fault("its row has another format");
         }
         // A key that has run out is no longer in the row.
         let key: Option<String> = row.get(12)?;

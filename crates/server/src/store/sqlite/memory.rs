@@ -11,6 +11,7 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{State, Task};
 use rayreel_domain::tenant::{Tenancy, Terms, Usage};
+use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
@@ -625,6 +626,13 @@ pub(super) fn signed(value: u64) -> i64 {
 
 pub(super) fn state_number(state: State) -> i64 {
     state as i64
+}
+
+pub(super) fn format_number(format: Format) -> i64 {
+    match format {
+        Format::Mp4 => 0,
+        Format::Png => 1,
+    }
 }
 
 /// Every running lease has survived one more start of the server without a beat.

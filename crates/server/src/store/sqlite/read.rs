@@ -7,11 +7,12 @@ use rayreel_domain::task::State;
 use rayreel_domain::webhook::Delivery;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
-use super::memory::{Memory, NameId, Place, Slot, signed, state_number, unsigned};
+use super::memory::{Memory, NameId, Place, Slot, format_number, signed, state_number, unsigned};
 use super::ops::task_and_place;
 use super::recent::Seen;
 use super::writer::Context;
 use super::{Error, ListQuery, Page, View, delivery, schema};
+use crate::store::{After, Order};
 
 /// Connections that are kept for later.
 const KEPT: usize = 4;
@@ -109,14 +110,32 @@ impl Readers {
             let model = query.model.as_ref().map(|model| memory.id_of(model.as_str()));
             (memory.tenant_id(&query.tenant), model)
         };
-        let (Some(tenant), false) = (tenant, model == Some(None)) else {
-            return Ok(Page { tasks: Vec::new(), next: None });
+        let empty = Page { tasks: Vec::new(), next: None };
+        let Some(tenant) = tenant else {
+            // Who has no task has not this one either.
+            let found = !matches!(query.after, Some(After::Task(_)));
+            return found.then_some(empty).ok_or(Error::NotFound);
         };
+        if model == Some(None) {
+            return Ok(empty);
+        }
         let wanted = i64::from(query.limit) + 1;
+        let (behind, direction) = match query.order {
+            Order::NewestFirst => (" AND seq < ?", "DESC"),
+            Order::OldestFirst => (" AND seq > ?", "ASC"),
+        };
         let states = query.state.map_or(&State::ALL[..], |s| &State::ALL[s as usize..=s as usize]);
         self.with(|db| {
             // One moment: a task that changes its state meanwhile is seen once.
             let db = &*db.unchecked_transaction()?;
+            let after = match query.after {
+                None => None,
+                Some(After::Position(position)) => Some(signed(position)),
+                Some(After::Task(id)) => match seq_of(db, tenant, id)? {
+                    None => return Ok(Err(Error::NotFound)),
+                    found => found,
+                },
+            };
             // The index is sorted within each state: take enough of each, and merge.
             let mut found: Vec<Seen> = Vec::new();
             for state in states {
@@ -126,8 +145,9 @@ impl Readers {
                 );
                 let mut values = vec![tenant, state_number(*state)];
                 for (clause, value) in [
-                    (" AND seq < ?", query.before.map(signed)),
+                    (behind, after),
                     (" AND model = ?", model.flatten()),
+                    (" AND format = ?", query.format.map(format_number)),
                     (" AND created_at >= ?", query.created_from.map(|at| signed(at.0))),
                     (" AND created_at < ?", query.created_before.map(|at| signed(at.0))),
                 ] {
@@ -136,13 +156,16 @@ impl Readers {
                         values.push(value);
                     }
                 }
-                sql.push_str(" ORDER BY seq DESC LIMIT ?");
+                sql.push_str(&format!(" ORDER BY seq {direction} LIMIT ?"));
                 values.push(wanted);
                 let mut statement = db.prepare_cached(&sql)?;
                 let rows = statement.query_map(params_from_iter(values), seen)?;
                 found.extend(rows.collect::<Result<Vec<_>, _>>()?);
             }
-            found.sort_by_key(|seen| std::cmp::Reverse(seen.place.seq));
+            found.sort_by_key(|seen| seen.place.seq);
+            if query.order == Order::NewestFirst {
+                found.reverse();
+            }
             let more = found.len() > query.limit as usize;
             found.truncate(query.limit as usize);
             let next = found.last().filter(|_| more).map(|seen| unsigned(seen.place.seq));
@@ -153,9 +176,16 @@ impl Readers {
                     self.view(seen, position, || delivery::of(db, seen.task.id))
                 })
                 .collect::<Result<_, _>>()?;
-            Ok(Page { tasks, next })
-        })
+            Ok(Ok(Page { tasks, next }))
+        })?
     }
+}
+
+/// Where a task of the tenant stands in the order of submission.
+fn seq_of(db: &Connection, tenant: NameId, id: TaskId) -> rusqlite::Result<Option<i64>> {
+    db.prepare_cached("SELECT seq FROM tasks WHERE id = ?1 AND tenant = ?2")?
+        .query_row(params![id.as_bytes(), tenant], |row| row.get(0))
+        .optional()
 }
 
 /// The columns of [`task_and_place`].

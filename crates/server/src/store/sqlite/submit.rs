@@ -4,7 +4,7 @@ use rayreel_domain::task::Task;
 use rayreel_domain::tenant;
 use rusqlite::{OptionalExtension, params};
 
-use super::memory::{Place, Queue, Slot, millis, parse, signed};
+use super::memory::{Place, Queue, Slot, format_number, millis, parse, signed};
 use super::ops::{DAY_MS, Done, KEY_MS, task_and_place};
 use super::writer::Tx;
 use super::{Error, Submitted, read};
@@ -93,8 +93,8 @@ impl Tx<'_> {
         self.db
             .prepare_cached(
                 "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
-                 not_before, deadline, key, created_at, input, body)
-                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11)",
+                 not_before, deadline, key, created_at, input, format, body)
+                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12)",
             )?
             .execute(params![
                 task.id.as_bytes(),
@@ -107,6 +107,7 @@ impl Tx<'_> {
                 task.idempotency.as_ref().map(|i| i.key.as_str()),
                 signed(task.created_at.0),
                 input,
+                format_number(task.request.format),
                 body,
             ])?;
         let place = Place {

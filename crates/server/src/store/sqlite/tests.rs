@@ -11,6 +11,7 @@ use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::store::{After, Order};
 
 /// A store that tells which statements it runs, and how many steps each takes.
 struct Watched {
@@ -85,6 +86,8 @@ impl Watched {
             priority: Priority::default(),
             idempotency: None,
             siblings: Vec::new(),
+            remixed_from: None,
+            seconds: None,
             estimate_ms: 500,
             created_at: now,
             deadline: None,
@@ -149,15 +152,7 @@ impl Watched {
 }
 
 fn query(tenant: &str) -> ListQuery {
-    ListQuery {
-        tenant: tenant.parse().expect("a name"),
-        state: None,
-        model: None,
-        before: None,
-        created_from: None,
-        created_before: None,
-        limit: 10,
-    }
+    ListQuery::of(tenant.parse().expect("a name"), 10)
 }
 
 fn done() -> End {
@@ -220,14 +215,20 @@ async fn use_everything(watched: &Watched) {
     watched.clock.advance(std::time::Duration::from_secs(100_000));
     watched.submit(keyed).await;
     store.advance().await.expect("advanced");
+    let late = watched.submit(|_| {}).await.id;
     store.deregister(&by).await.expect("gone");
     watched.claim(&other, 1).await;
     watched.claim(&other, 2).await;
     let from = Some(Timestamp(1));
     store.list(&query("anna")).await.expect("listed");
     let model = Some("testcard".parse().expect("a name"));
-    let narrow = ListQuery { model, before: Some(5), created_from: from, ..query("anna") };
+    let narrow =
+        ListQuery { model, after: Some(After::Position(5)), created_from: from, ..query("anna") };
     store.list(&ListQuery { created_before: from, ..narrow.clone() }).await.expect("listed");
+    let (format, order) = (Some(Format::Png), Order::OldestFirst);
+    store.list(&ListQuery { format, order, ..narrow.clone() }).await.expect("listed");
+    let after = Some(After::Task(late));
+    store.list(&ListQuery { after, ..query("anna") }).await.expect("listed");
     let garbage = store.garbage(10).await.expect("listed");
     let ids: Vec<_> = garbage.iter().map(|one| one.id).collect();
     assert!(!ids.is_empty());

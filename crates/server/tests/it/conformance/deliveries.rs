@@ -170,15 +170,7 @@ async fn a_report_decides(stores: &impl Stores) {
     assert_eq!(take(&*store, everything()).await, Taken::default(), "it is over");
 
     // Lists tell the same as a look at one.
-    let query = rayreel_server::store::ListQuery {
-        tenant: anna.clone(),
-        state: None,
-        model: None,
-        before: None,
-        created_from: None,
-        created_before: None,
-        limit: 10,
-    };
+    let query = rayreel_server::store::ListQuery::of(anna.clone(), 10);
     let page = store.list(&query).await.expect("answered");
     assert_eq!(page.tasks[0].delivery.as_ref(), Some(&delivery));
 

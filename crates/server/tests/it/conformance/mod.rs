@@ -151,6 +151,8 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
         priority: Priority::default(),
         idempotency: None,
         siblings: Vec::new(),
+        remixed_from: None,
+        seconds: None,
         estimate_ms: 1_000,
         created_at: setup.clock.wall(),
         deadline: None,

@@ -92,6 +92,8 @@ pub(super) enum Op {
         tenant: usize,
         state: Option<usize>,
         model: Option<usize>,
+        still: Option<bool>,
+        oldest_first: bool,
         hours: Option<i64>,
         limit: u32,
     },
@@ -102,6 +104,7 @@ pub(super) struct Submit {
     pub(super) tenant: usize,
     pub(super) pool: usize,
     pub(super) model: usize,
+    pub(super) still: bool,
     pub(super) priority: u8,
     pub(super) estimate_ms: u64,
     /// Idempotency key, and which request it stands for.
@@ -313,12 +316,14 @@ fn submit(mood: Mood) -> impl Strategy<Value = Op> {
     // One is asked for more than others: whoever breaks, breaks with that.
     let model = prop_oneof![6 => Just(0usize), 2 => Just(1), 1 => Just(2)];
     let count = prop_oneof![8 => Just(1usize), 1 => 2..4usize];
-    (0..TENANTS.len(), pool, model, priority, cost, key, deadline, count).prop_map(
-        |(tenant, pool, model, priority, estimate_ms, key, deadline_ms, count)| {
+    let still = prop::bool::weighted(0.2);
+    (0..TENANTS.len(), pool, model, still, priority, cost, key, deadline, count).prop_map(
+        |(tenant, pool, model, still, priority, estimate_ms, key, deadline_ms, count)| {
             Op::Submit(Submit {
                 tenant,
                 pool,
                 model,
+                still,
                 priority,
                 estimate_ms,
                 key,
@@ -382,8 +387,18 @@ fn reclaim() -> impl Strategy<Value = Op> {
 fn list() -> impl Strategy<Value = Op> {
     let option = |n: usize| proptest::option::of(0..n);
     let hours = proptest::option::weighted(0.3, -30..30i64);
-    (0..TENANTS.len(), option(6), option(MODELS.len()), hours, 1..5u32).prop_map(
-        |(tenant, state, model, hours, limit)| Op::List { tenant, state, model, hours, limit },
+    let still = proptest::option::of(any::<bool>());
+    let which = (option(6), option(MODELS.len()), still, hours);
+    (0..TENANTS.len(), which, any::<bool>(), 1..5u32).prop_map(
+        |(tenant, (state, model, still, hours), oldest_first, limit)| Op::List {
+            tenant,
+            state,
+            model,
+            still,
+            oldest_first,
+            hours,
+            limit,
+        },
     )
 }
 

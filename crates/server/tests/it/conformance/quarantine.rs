@@ -192,15 +192,7 @@ async fn a_test_that_fails_is_repeated_ever_later(stores: &impl Stores) {
         assert!(matches!(shop.ask(&by, None, None).await, Claimed::Quarantine { .. }), "{pause}");
     }
     // Nothing to do with it: nothing to test.
-    let list = rayreel_server::store::ListQuery {
-        tenant: super::tenant("anna"),
-        state: None,
-        model: None,
-        before: None,
-        created_from: None,
-        created_before: None,
-        limit: 100,
-    };
+    let list = rayreel_server::store::ListQuery::of(super::tenant("anna"), 100);
     for view in shop.store.list(&list).await.expect("answered").tasks {
         shop.store.cancel(&super::tenant("anna"), view.task.id).await.expect("cancelled");
     }

@@ -12,10 +12,12 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{self, Failure, Idempotency, Priority, State, Task};
 use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::worker::{Progress, SelfTest};
 use rayreel_server::clock::{Clock, Random};
 use rayreel_server::store::{
-    Claim, Claimed, Error, Identity, Launch, ListQuery, Registration, Store, View,
+    After, Claim, Claimed, Error, Identity, Launch, ListQuery, Order, Page, Registration, Store,
+    View,
 };
 
 use super::model::{Model, Told};
@@ -197,7 +199,7 @@ impl Run {
                 let ids: Vec<_> = garbage.iter().map(|one| one.id).collect();
                 self.store().collected(&ids).await.map_err(failed)?;
             }
-            Op::List { tenant: index, state, model, hours, limit } => {
+            Op::List { tenant: index, state, model, still, oldest_first, hours, limit } => {
                 let from = hours.map(|hours| {
                     Timestamp(self.setup.clock.wall().0.saturating_add_signed(hours * 3_600_000))
                 });
@@ -207,7 +209,9 @@ impl Run {
                     tenant: tenant(index),
                     state: state.map(|state| State::ALL[state]),
                     model: model.map(|model| super::model(op::MODELS[model])),
-                    before: None,
+                    format: still.map(format),
+                    order: if oldest_first { Order::OldestFirst } else { Order::NewestFirst },
+                    after: None,
                     created_from: from.filter(|_| before.is_none()),
                     created_before: before,
                     limit,
@@ -259,13 +263,14 @@ impl Run {
                 record.tenant = tenant(submit.tenant);
                 record.pool = super::pool(op::POOLS[submit.pool]);
                 record.model = super::model(op::MODELS[submit.model]);
+                record.request.format = format(submit.still);
                 record.priority = Priority::new(submit.priority).expect("1 to 5");
                 record.estimate_ms = submit.estimate_ms;
                 record.deadline = submit.deadline_ms.map(|ms| now.plus_ms(ms));
                 record.siblings = siblings;
                 record.idempotency = submit.key.filter(|_| first).map(|(key, request)| {
                     // How many is a part of what is asked.
-                    let request = format!("request-{request}-{}", submit.count);
+                    let request = format!("request-{request}-{}-{}", submit.count, submit.still);
                     Idempotency { key: format!("key-{key}"), request }
                 });
             })
@@ -400,16 +405,7 @@ impl Run {
             prop_assert_eq!(self.store().leased(*fence).await, self.model.leased(*fence));
         }
         for index in 0..op::TENANTS.len() {
-            self.walk(ListQuery {
-                tenant: tenant(index),
-                state: None,
-                model: None,
-                before: None,
-                created_from: None,
-                created_before: None,
-                limit: 4,
-            })
-            .await?;
+            self.walk(ListQuery::of(tenant(index), 4)).await?;
         }
         let launches: Vec<_> = self.model.launches.values().cloned().collect();
         prop_assert_eq!(self.store().launches().await, Ok(launches));
@@ -420,7 +416,7 @@ impl Run {
         Ok(())
     }
 
-    /// Goes through a list page by page.
+    /// Goes through a list page by page, by positions and by tasks.
     async fn walk(&self, mut query: ListQuery) -> Played {
         let expected = self.model.list(&query);
         let mut pages = expected.chunks(query.limit as usize).peekable();
@@ -430,15 +426,29 @@ impl Run {
                 let id = entry.task.id;
                 (entry.task.clone(), self.model.progress(id), self.model.position(entry))
             });
+            let last = page.tasks.last().map(|view| view.task.id);
             let seen: Vec<_> = page.tasks.into_iter().map(plain).collect();
             prop_assert_eq!(seen, expected.collect::<Vec<_>>());
             prop_assert_eq!(page.next.is_some(), pages.peek().is_some(), "is there more?");
-            if page.next.is_none() {
-                return Ok(());
+            let Some(next) = page.next else { return Ok(()) };
+            if let Some(last) = last {
+                let after = Some(After::Task(last));
+                let same = ListQuery { after, ..query.clone() };
+                let same = self.store().list(&same).await.map_err(failed)?;
+                query.after = Some(After::Position(next));
+                let other = self.store().list(&query).await.map_err(failed)?;
+                let ids = |page: &Page| page.tasks.iter().map(|v| v.task.id).collect::<Vec<_>>();
+                prop_assert_eq!(ids(&same), ids(&other));
+                let foreign =
+                    ListQuery { tenant: super::tenant("stranger"), after, ..query.clone() };
+                prop_assert_eq!(self.store().list(&foreign).await.err(), Some(Error::NotFound));
             }
-            query.before = page.next;
         }
     }
+}
+
+fn format(still: bool) -> Format {
+    if still { Format::Png } else { Format::Mp4 }
 }
 
 fn plain(view: View) -> (Task, Option<Progress>, Option<u64>) {

@@ -204,15 +204,7 @@ fn a_list_holds_each_task_once_whatever_happens_to_them() {
                 }
             }
         });
-        let query = rayreel_server::store::ListQuery {
-            tenant: conformance::tenant("anna"),
-            state: None,
-            model: None,
-            before: None,
-            created_from: None,
-            created_before: None,
-            limit: 100,
-        };
+        let query = rayreel_server::store::ListQuery::of(conformance::tenant("anna"), 100);
         while !worker.is_finished() {
             let page = store.list(&query).await.expect("listed");
             let ids: std::collections::BTreeSet<_> =
@@ -350,15 +342,7 @@ fn a_crowd_of_workers_does_everything_once() {
         assert_eq!(store.check().await, Ok(vec![]));
         let mut states = std::collections::BTreeMap::<_, usize>::new();
         for client in ["anna", "bert", "cleo", "dora"] {
-            let query = rayreel_server::store::ListQuery {
-                tenant: conformance::tenant(client),
-                state: None,
-                model: None,
-                before: None,
-                created_from: None,
-                created_before: None,
-                limit: 1_000,
-            };
+            let query = rayreel_server::store::ListQuery::of(conformance::tenant(client), 1_000);
             for view in store.list(&query).await.expect("listed").tasks {
                 let task = view.task;
                 let found = store.get(&task.tenant, task.id).await.expect("answered");

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rayreel_domain::code::Code;
 use rayreel_domain::task::{End, Failure, State};
 use rayreel_domain::time::Timestamp;
+use rayreel_domain::wire::engine::Format;
 use rayreel_server::clock::Clock;
-use rayreel_server::store::{Error, ListQuery, Store};
+use rayreel_server::store::{After, Error, ListQuery, Store};
 use rusqlite::Connection;
 
 use super::{claim, database, done, folder, has, open, register, submit, try_open};
@@ -83,20 +84,27 @@ fn an_empty_file_becomes_a_database() {
     let db = Connection::open(database(home.path())).expect("it opens");
     let version: u32 =
         db.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a version");
-    assert_eq!(version, 4);
+    assert_eq!(version, 5);
 }
 
 #[test]
 fn a_database_of_an_older_version_is_brought_up_to_date() {
     let (home, setup) = (folder(), Setup::new());
     filled(home.path(), &setup, 5);
-    // What versions 2 to 4 have added, taken away again.
+    runtime().block_on(async {
+        let store = open(home.path(), &setup);
+        let still = conformance::task(&setup, |record| record.request.format = Format::Png);
+        store.submit(still).await.expect("accepted");
+    });
+    // What versions 2 to 5 have added, taken away again.
     let older = Connection::open(database(home.path())).expect("it opens");
     older
         .execute_batch(
             "DROP TABLE deliveries; DROP TABLE secrets;
              DROP TABLE files; DROP TABLE inputs; DROP INDEX tasks_input;
              ALTER TABLE tasks DROP COLUMN input;
+             DROP INDEX tasks_state; ALTER TABLE tasks DROP COLUMN format;
+             CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at);
              ALTER TABLE accounts DROP COLUMN day; ALTER TABLE accounts DROP COLUMN day_ms;
              DROP INDEX tasks_delete; ALTER TABLE tasks DROP COLUMN delete_at;
              DROP TABLE keys; PRAGMA user_version = 1;",
@@ -106,6 +114,9 @@ fn a_database_of_an_older_version_is_brought_up_to_date() {
     let store = open(home.path(), &setup);
     runtime().block_on(async {
         assert_eq!(store.check().await, Ok(vec![]));
+        let query = ListQuery::of(conformance::tenant("anna"), 100);
+        let stills = ListQuery { format: Some(Format::Png), ..query };
+        assert_eq!(store.list(&stills).await.expect("listed").tasks.len(), 1);
         let by = register(&store, "w2").await;
         for seq in 1..=2 {
             let (_, fence) = claim(&store, &by, seq).await.expect("it waits");
@@ -134,7 +145,7 @@ fn a_database_of_a_newer_version_is_left_alone() {
     let before = contents(left.path());
     assert_eq!(before.len(), 2, "a database and its log");
     let refused = try_open(left.path(), &setup).map(|_| ());
-    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 4 }));
+    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 5 }));
     assert_eq!(contents(left.path()), before);
 }
 
@@ -210,21 +221,18 @@ fn damage_is_told_and_panics_nobody() {
 /// Calls what may meet damaged pages; gives back how many calls failed.
 async fn use_it(store: &dyn Store, setup: &Setup) -> usize {
     let mut failed = 0;
-    let mut query = ListQuery {
-        tenant: conformance::tenant("anna"),
-        state: None,
-        model: None,
-        before: None,
-        created_from: None,
-        created_before: None,
-        limit: 100,
-    };
+    let mut behind = u64::MAX;
+    let mut query = ListQuery::of(conformance::tenant("anna"), 100);
     loop {
         match store.list(&query).await {
-            Ok(page) if page.next.is_some() && page.next < query.before.or(Some(u64::MAX)) => {
-                query.before = page.next;
-            }
-            Ok(_) => break,
+            // A damaged list may lead back.
+            Ok(page) => match page.next.filter(|next| *next < behind) {
+                Some(next) => {
+                    behind = next;
+                    query.after = Some(After::Position(next));
+                }
+                None => break,
+            },
             Err(_) => {
                 failed += 1;
                 break;

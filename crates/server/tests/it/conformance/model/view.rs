@@ -8,7 +8,9 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{Refusal, State, Task};
 use rayreel_domain::wire::worker::{Beaten, Progress};
-use rayreel_server::store::{Activity, Backlog, Error, Identity, LeaseView, ListQuery, WorkerView};
+use rayreel_server::store::{
+    Activity, Backlog, Error, Identity, LeaseView, ListQuery, Order, WorkerView,
+};
 
 use super::{Entry, Held, Model, Worker};
 
@@ -63,14 +65,18 @@ impl Model {
         self.leases.get(&id).and_then(|held| held.progress.clone())
     }
 
-    /// Newest first.
     pub(in super::super) fn list(&self, query: &ListQuery) -> Vec<&Entry> {
-        self.tasks
-            .iter()
-            .rev()
+        let newest_first = query.order == Order::NewestFirst;
+        let mut tasks: Vec<&Entry> = self.tasks.iter().collect();
+        if newest_first {
+            tasks.reverse();
+        }
+        tasks
+            .into_iter()
             .filter(|e| e.task.tenant == query.tenant)
             .filter(|e| query.state.is_none_or(|state| e.task.state == state))
             .filter(|e| query.model.as_ref().is_none_or(|model| e.task.model == *model))
+            .filter(|e| query.format.is_none_or(|format| e.task.request.format == format))
             .filter(|e| query.created_from.is_none_or(|from| e.task.created_at >= from))
             .filter(|e| query.created_before.is_none_or(|before| e.task.created_at < before))
             .collect()
