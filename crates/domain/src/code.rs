@@ -162,6 +162,9 @@ codes! {
     StoreUnavailable "store_unavailable" Capacity 503 7 true
         "The task store can't be written or read just now (the disk is full, read-only or failing); nothing was stored."
         "Free space or mend the disk; the server goes on by itself.";
+    WaitExceeded "wait_exceeded" Capacity 504 7 true
+        "The images were not made within `max_wait_seconds`, or the server was about to stop; their tasks, which the message names, have been cancelled."
+        "Submit them with `POST /v1/video/generations` and `format` png, and follow the tasks; or ask the operator to raise the setting.";
     OutcomeUnknown "outcome_unknown" Capacity 503 7 true
         "The store failed in the middle: the call may or may not have taken effect."
         "Repeat it with the same Idempotency-Key; a repetition is safe.";

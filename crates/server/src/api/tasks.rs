@@ -1,6 +1,7 @@
 //! Tasks: submit, show, list, cancel, delete.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Request, State};
@@ -45,7 +46,7 @@ const LATEST: u64 = 253_402_300_799;
 #[utoipa::path(post, path = "/v1/video/generations", tag = "generations", operation_id = "submit_generation",
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
-        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most 300; `wait` alone is 60."),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most `max_wait_seconds`; `wait` alone is 60."),
     ),
     request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` may be a file and `metadata[key]` is an entry.",
         content(
@@ -81,15 +82,19 @@ pub(super) async fn submit(
     let idempotency = idempotency(&parts.headers, &asked)?;
     let named = asked.image.take().map(Source::Named);
     let image = sent.map(Source::Sent).or(named);
-    let mut views = accept(&api, tenant.clone(), &base, &asked, image, idempotency).await?;
+    let submission = Submission { asked: &asked, image, idempotency, remixed: None };
+    let mut views = accept(&api, tenant.clone(), &base, submission).await?;
     let several = asked.n.is_some_and(|n| n > 1);
     let Some(seconds) = wait::asked(&parts.headers) else {
         return answer(&api, StatusCode::ACCEPTED, &views, several, &base);
     };
-    let ended = wait::ended(&api, &tenant, &mut views, seconds).await;
+    let most = api.app.settings.max_wait_seconds.duration();
+    let limit = Duration::from_secs(seconds).min(most);
+    let ended = wait::ended(&api, &tenant, &mut views, limit).await;
     let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut response = answer(&api, status, &views, several, &base)?;
-    let applied = HeaderValue::try_from(format!("wait={seconds}")).map_err(Error::internal)?;
+    let applied =
+        HeaderValue::try_from(format!("wait={}", limit.as_secs())).map_err(Error::internal)?;
     response.headers_mut().insert(wait::PREFERENCE_APPLIED, applied);
     Ok(response)
 }
@@ -127,16 +132,24 @@ pub(super) fn answer(
     Ok(response)
 }
 
+/// What a submit asks for, whichever shape it came in.
+pub(super) struct Submission<'a> {
+    pub(super) asked: &'a SubmitBody,
+    pub(super) image: Option<Source>,
+    pub(super) idempotency: Option<Idempotency>,
+    /// The task whose request it repeats with another prompt.
+    pub(super) remixed: Option<&'a Task>,
+}
+
 /// Makes the tasks that a submit asks for, or finds those that it made before: the one way in, for
 /// every shape of the API.
 pub(super) async fn accept(
     api: &Arc<Api>,
     tenant: TenantName,
     base: &Base,
-    asked: &SubmitBody,
-    image: Option<Source>,
-    mut idempotency: Option<Idempotency>,
+    submission: Submission<'_>,
 ) -> Result<Vec<View>, Error> {
+    let Submission { asked, image, mut idempotency, remixed } = submission;
     let app = &api.app;
     let components = &app.components;
     let model = api.model(asked.model.as_deref())?;
@@ -167,8 +180,8 @@ pub(super) async fn accept(
             // The first one speaks for all.
             idempotency: idempotency.take(),
             siblings: std::mem::take(&mut siblings),
-            remixed_from: None,
-            seconds: asked.seconds.or(asked.duration),
+            remixed_from: remixed.map(|source| source.id),
+            seconds: asked.seconds.or(asked.duration).or(remixed.and_then(|source| source.seconds)),
             created_at: now,
             deadline,
             webhook: webhook.clone(),

@@ -1,5 +1,7 @@
-//! `Prefer: wait=N` (RFC 7240): a submit that is answered when its tasks have ended, or after N
-//! seconds. What is not understood is ignored, as the RFC has it: the answer then comes at once.
+//! Waiting for the end of tasks, on the feed: the one way in which a call waits for a result.
+//!
+//! `Prefer: wait=N` (RFC 7240) asks a submit for it: it is answered when its tasks have ended, or
+//! after N seconds. What is not understood is ignored, as the RFC has it: the answer then comes at once.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,8 +15,6 @@ use crate::store::View;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-/// Longest wait, in seconds. Few connections survive a longer silence.
-const MAX_WAIT: u64 = 300;
 /// What `wait` means without a number, as at Replicate.
 const PLAIN_WAIT: &str = "60";
 
@@ -29,7 +29,7 @@ pub(super) fn asked(headers: &HeaderMap) -> Option<u64> {
     // The first one counts.
     let value = lines.flat_map(|line| line.split(',')).find_map(wait)?;
     let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| value.parse().unwrap_or(u64::MAX).min(MAX_WAIT))
+    digits.then(|| value.parse().unwrap_or(u64::MAX))
 }
 
 /// Waits until all tasks have ended, and looks at them again; answers whether they have. That the
@@ -38,10 +38,10 @@ pub(super) async fn ended(
     api: &Api,
     tenant: &TenantName,
     views: &mut [View],
-    seconds: u64,
+    limit: Duration,
 ) -> bool {
     let components = &api.app.components;
-    let mut limit = pin!(sleep(Duration::from_secs(seconds)));
+    let mut limit = pin!(sleep(limit));
     for view in views {
         // Before the look at the task, so that no change goes unseen.
         let mut watch = components.feed.watch(view.task.id);
@@ -90,6 +90,6 @@ mod tests {
             assert_eq!(asked(lines), None, "{lines:?}");
         }
         assert_eq!(asked(&["wait"]), Some(60));
-        assert_eq!(asked(&["wait=99999999999999999999999"]), Some(MAX_WAIT));
+        assert_eq!(asked(&["wait=99999999999999999999999"]), Some(u64::MAX));
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     at.key("max_queued").within(settings.max_queued, 1..=1_000_000_000)?;
     at.key("lease_seconds").within(settings.lease_seconds.0, 0.1..=3600.0)?;
     at.key("max_run_seconds").within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;
+    at.key("max_wait_seconds").within(settings.max_wait_seconds.0, 0.0..=3600.0)?;
     at.key("garbage_after_seconds").within(settings.garbage_after_seconds.0, 0.0..=30.0 * DAY)?;
 
     let (retry, at_retry) = (&settings.retry, at.key("retry"));

@@ -81,6 +81,7 @@ pub struct Settings {
     pub max_queued: u64,
     pub lease_seconds: Seconds,
     pub max_run_seconds: Seconds,
+    pub max_wait_seconds: Seconds,
     pub garbage_after_seconds: Seconds,
     pub retry: Retry,
     pub schedule: Schedule,

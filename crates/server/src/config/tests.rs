@@ -79,6 +79,7 @@ fn the_default_file_is_a_whole_and_right_configuration() {
     assert_eq!(settings.max_body_bytes, 16 << 20);
     assert_eq!(settings.max_run_seconds.duration(), Duration::from_secs(3600));
     assert_eq!(settings.log, Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
+    assert_eq!(settings.max_wait_seconds.duration(), Duration::from_secs(300));
     assert_eq!(settings.models[&model("testcard")].settings["step_ms"], json!(10));
 }
 

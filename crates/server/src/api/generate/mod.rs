@@ -18,6 +18,7 @@ use rayreel_domain::wire::generate::GenerateBody;
 use super::base::Base;
 use super::error::Error;
 use super::input::Source;
+use super::tasks::Submission;
 use super::{Api, Tenant, body, query, tasks};
 
 /// Longest piece of a request that a message quotes, in characters.
@@ -65,7 +66,8 @@ pub(super) async fn generate(
         Some(image) => Some(source(&api, image).await?),
         None => None,
     };
-    let views = tasks::accept(&api, tenant, &base, &body, image, idempotency).await?;
+    let submission = Submission { asked: &body, image, idempotency, remixed: None };
+    let views = tasks::accept(&api, tenant, &base, submission).await?;
     // What a service that answers with an object says by default, and such clients expect.
     tasks::answer(&api, StatusCode::OK, &views, false, &base)
 }

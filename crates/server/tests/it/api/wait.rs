@@ -73,6 +73,13 @@ async fn who_has_waited_long_enough_gets_the_task_as_it_is() {
 }
 
 #[tokio::test]
+async fn nobody_waits_longer_than_the_server_allows() {
+    let server = Server::with(&[("RAYREEL_MAX_WAIT_SECONDS", "0.05")]).await;
+    let answer = submit(&server, "wait=3600", json!({"prompt": "p"})).await;
+    assert_eq!((answer.status.as_u16(), answer.header("preference-applied")), (202, "wait=0"));
+}
+
+#[tokio::test]
 async fn a_server_that_stops_lets_nobody_wait() {
     let server = Server::start().await;
     let stop = async {
