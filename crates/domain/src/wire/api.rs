@@ -100,7 +100,7 @@ pub struct SubmitBody {
 }
 
 /// Reads an object of strings in which no key stands twice.
-fn unique_strings<'de, D: Deserializer<'de>>(
+pub(super) fn unique_strings<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<BTreeMap<String, String>>, D::Error> {
     struct Entries;

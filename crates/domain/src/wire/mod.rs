@@ -10,4 +10,5 @@ pub mod engine;
 pub mod files;
 pub mod generate;
 pub mod models;
+pub mod openai;
 pub mod worker;

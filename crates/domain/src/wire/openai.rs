@@ -1,0 +1,476 @@
+//! OpenAI's shapes of the public API: bodies of `/v1/videos` and `/v1/images/generations`.
+//!
+//! Options that OpenAI has not are spelt as the inference engines that speak the same shape spell
+//! them. Fields whose effect nobody would miss are taken and ignored, by a list; all others are
+//! refused, as everywhere.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::api::{SubmitBody, percent, unique_strings};
+use super::engine::Format;
+use super::worker::Progress;
+use crate::task::{Priority, State, Task};
+
+/// Where videos live.
+pub const VIDEOS_PATH: &str = "/v1/videos";
+
+/// Names that differ from those of the native API, each with the native one.
+pub const SPELLINGS: [(&str, &str); 4] = [
+    ("num_frames", "frames"),
+    ("num_inference_steps", "steps"),
+    ("guidance_scale", "guidance"),
+    ("input_reference", "image"),
+];
+
+/// Numbers of [`CreateVideo`], which are text in a form.
+pub const NUMBERS: &[&str] =
+    &["fps", "num_frames", "num_inference_steps", "guidance_scale", "seed", "priority", "deadline"];
+
+/// Body of `POST /v1/videos`, as JSON or as a form (`multipart/form-data`).
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateVideo {
+    /// What to show; up to 10,000 characters. Required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(required = true, example = "a red fox running through snow")
+    )]
+    pub prompt: Option<String>,
+    /// Name or alias of a model; the configured default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// First frame. In a form, the file itself: a PNG or JPEG.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_reference: Option<InputReference>,
+    /// Length in seconds, as a string or a number; becomes the nearest 4n+1 frames.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "4"))]
+    pub seconds: Option<f64>,
+    /// Pixels, `832x480`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
+    pub size: Option<String>,
+    /// What not to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Frames a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fps: Option<u32>,
+    /// Number of frames, 4n+1. Give this or `seconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_frames: Option<u32>,
+    /// Denoising steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_inference_steps: Option<u32>,
+    /// Classifier-free guidance scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f64>,
+    /// Up to 2^53 - 1; chosen at random when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// 1 (last) to 5 (first) among your own tasks; 3 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u8>, minimum = 1, maximum = 5))]
+    pub priority: Option<Priority>,
+    /// Unix time in seconds; a video that is still queued then fails as `expired`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
+    /// Up to 16 strings of your own, kept with the task; in a form, `metadata[key]`.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub user: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub quality: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub style: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub background: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub moderation: Option<IgnoredAny>,
+}
+
+impl CreateVideo {
+    /// The native request that is meant, without its image.
+    pub fn native(&self) -> SubmitBody {
+        SubmitBody {
+            model: self.model.clone(),
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            size: self.size.clone(),
+            frames: self.num_frames,
+            seconds: self.seconds,
+            fps: self.fps,
+            steps: self.num_inference_steps,
+            guidance: self.guidance_scale,
+            seed: self.seed,
+            priority: self.priority,
+            deadline: self.deadline,
+            metadata: self.metadata.clone(),
+            format: Some(Format::Mp4),
+            ..SubmitBody::default()
+        }
+    }
+}
+
+/// An image that a request names: one of the two.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InputReference {
+    /// An https:// URL, or a data URI (`data:image/png;base64,…`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_url: Option<String>,
+    /// Id of an uploaded file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_id: Option<String>,
+}
+
+/// Body of `POST /v1/videos/{id}/remix`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RemixVideo {
+    /// What to show instead. Required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(required = true, example = "the same fox, at night"))]
+    pub prompt: Option<String>,
+}
+
+impl RemixVideo {
+    /// The request of the source with this prompt, without its image.
+    pub fn native(&self, source: &Task) -> SubmitBody {
+        let request = &source.request;
+        SubmitBody {
+            model: Some(source.model.to_string()),
+            prompt: self.prompt.clone(),
+            negative_prompt: Some(request.negative_prompt.clone()),
+            size: Some(request.size.to_string()),
+            frames: Some(request.frames),
+            fps: Some(request.fps),
+            steps: Some(request.steps),
+            guidance: request.guidance,
+            seed: Some(request.seed),
+            format: Some(request.format),
+            priority: Some(source.priority),
+            metadata: Some(request.metadata.clone()),
+            ..SubmitBody::default()
+        }
+    }
+}
+
+/// Reads a length, as OpenAI has it in text.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Asked {
+        Number(f64),
+        Text(String),
+    }
+    let wrong = || serde::de::Error::custom("must be a length in seconds, such as \"4\"");
+    match Option::<Asked>::deserialize(deserializer).map_err(|_| wrong())? {
+        None => Ok(None),
+        Some(Asked::Number(number)) => Ok(Some(number)),
+        Some(Asked::Text(text)) => {
+            // Plain decimals: `f64::from_str` would also take `inf` and `1e3`.
+            let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+            let number = plain.then(|| text.parse().ok()).flatten();
+            number.map(Some).ok_or_else(wrong)
+        }
+    }
+}
+
+/// Where a video is, in the only words that clients of this shape know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum VideoStatus {
+    Queued,
+    InProgress,
+    Completed,
+    /// Also cancelled or expired: `error.code` says so.
+    Failed,
+}
+
+impl From<State> for VideoStatus {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Running => Self::InProgress,
+            State::Succeeded => Self::Completed,
+            State::Failed | State::Cancelled | State::Expired => Self::Failed,
+        }
+    }
+}
+
+/// A task, as `/v1/videos` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideoBody {
+    /// The same as in the native API.
+    #[cfg_attr(feature = "openapi", schema(example = "task_018bcfe5680070707070707070707070"))]
+    pub id: String,
+    /// Always `video`.
+    pub object: String,
+    pub model: String,
+    pub status: VideoStatus,
+    /// Per cent, 0 to 100; 100 only when completed.
+    pub progress: u8,
+    /// Unix seconds, like every time here.
+    pub created_at: u64,
+    pub completed_at: Option<u64>,
+    /// When the video is deleted.
+    pub expires_at: Option<u64>,
+    pub error: Option<VideoError>,
+    pub prompt: String,
+    pub remixed_from_video_id: Option<String>,
+    /// The length that was asked for, else the one that the frames make.
+    #[cfg_attr(feature = "openapi", schema(example = "4"))]
+    pub seconds: String,
+    /// `WxH` in pixels.
+    #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
+    pub size: String,
+}
+
+/// Why a video failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideoError {
+    /// A name from the table of error codes: `cancelled`, `expired`, `engine_failed` …
+    pub code: String,
+    pub message: String,
+}
+
+impl VideoBody {
+    pub fn new(task: &Task, progress: Option<&Progress>) -> Self {
+        let request = &task.request;
+        let frames = f64::from(request.frames) / f64::from(request.fps);
+        // To hundredths: a third of a second has no end.
+        let seconds = task.seconds.unwrap_or_else(|| hundredths(frames));
+        let error = task.error.as_ref().map(|failure| VideoError {
+            code: failure.code.to_string(),
+            message: failure.message.clone(),
+        });
+        Self {
+            id: task.id.to_string(),
+            object: "video".to_string(),
+            model: task.model.to_string(),
+            status: task.state.into(),
+            progress: percent(task.state, progress),
+            created_at: task.created_at.unix_seconds(),
+            completed_at: task
+                .finished_at
+                .filter(|_| task.state == State::Succeeded)
+                .map(|at| at.unix_seconds()),
+            expires_at: task.delete_at.map(|at| at.unix_seconds()),
+            error,
+            prompt: request.prompt.clone(),
+            remixed_from_video_id: task.remixed_from.map(|id| id.to_string()),
+            seconds: format!("{seconds}"),
+            size: request.size.to_string(),
+        }
+    }
+}
+
+fn hundredths(number: f64) -> f64 {
+    // Positive and small; `f64::round` needs the standard library.
+    (number * 100.0 + 0.5) as u64 as f64 / 100.0
+}
+
+/// A page of videos.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideoList {
+    /// Always `list`.
+    pub object: String,
+    pub data: Vec<VideoBody>,
+    pub first_id: Option<String>,
+    /// What the next page's `after` is.
+    pub last_id: Option<String>,
+    pub has_more: bool,
+}
+
+/// Answer to a deletion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VideoDeleted {
+    pub id: String,
+    /// Always true.
+    pub deleted: bool,
+    /// Always `video.deleted`.
+    pub object: String,
+}
+
+/// Body of `POST /v1/images/generations`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GenerateImages {
+    /// What to show; up to 10,000 characters. Required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(required = true, example = "a red fox in snow"))]
+    pub prompt: Option<String>,
+    /// Name or alias of a model; the configured default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// So many images; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
+    pub n: Option<u32>,
+    /// Pixels; `auto` and absent mean `1024x1024`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "1024x1024"))]
+    pub size: Option<String>,
+    /// The images themselves when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_format: Option<ResponseFormat>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_format: Option<OutputFormat>,
+    /// What not to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Denoising steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_inference_steps: Option<u32>,
+    /// Classifier-free guidance scale.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f64>,
+    /// Of the first image; those after it take the numbers that follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub user: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub quality: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub style: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub background: Option<IgnoredAny>,
+    /// Ignored.
+    #[serde(default, skip_serializing)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub moderation: Option<IgnoredAny>,
+}
+
+impl GenerateImages {
+    /// The native request that is meant.
+    pub fn native(&self) -> SubmitBody {
+        let size = self.size.as_deref().filter(|size| *size != "auto");
+        SubmitBody {
+            model: self.model.clone(),
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            size: Some(size.unwrap_or("1024x1024").to_string()),
+            steps: self.num_inference_steps,
+            guidance: self.guidance_scale,
+            seed: self.seed,
+            n: self.n,
+            format: Some(Format::Png),
+            ..SubmitBody::default()
+        }
+    }
+}
+
+/// How images come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ResponseFormat {
+    B64Json,
+    Url,
+}
+
+/// What kind of file an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum OutputFormat {
+    Png,
+}
+
+/// Finished images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImagesBody {
+    /// Unix seconds.
+    pub created: u64,
+    pub data: Vec<ImageBody>,
+    pub output_format: OutputFormat,
+    /// `WxH` in pixels.
+    pub size: String,
+}
+
+/// An image, in the form that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImageBody {
+    /// The file in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub b64_json: Option<String>,
+    /// Absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(seconds: &str) -> Result<Option<f64>, ()> {
+        let body = format!("{{\"seconds\":{seconds}}}");
+        serde_json::from_str::<CreateVideo>(&body).map(|body| body.seconds).map_err(|_| ())
+    }
+
+    #[test]
+    fn seconds_are_plain_decimals_in_text_or_as_a_number() {
+        for (text, number) in [("\"4\"", 4.0), ("\"2.5\"", 2.5), ("8", 8.0), ("0.5", 0.5)] {
+            assert_eq!(asked(text), Ok(Some(number)), "{text}");
+        }
+        assert_eq!(asked("null"), Ok(None));
+        for wrong in ["\"four\"", "\"1e3\"", "\"inf\"", "\"-4\"", "\"\"", "\".\"", "[4]", "true"] {
+            assert_eq!(asked(wrong), Err(()), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_state_has_a_word_that_clients_know() {
+        let words = State::ALL.map(|state| {
+            serde_json::to_value(VideoStatus::from(state)).expect("a word").to_string()
+        });
+        let known = ["queued", "in_progress", "completed", "failed", "failed", "failed"];
+        assert_eq!(words, known.map(|word| format!("\"{word}\"")));
+    }
+
+    #[test]
+    fn a_length_is_told_to_hundredths() {
+        for (frames, fps, told) in [(49.0, 16.0, 3.06), (81.0, 16.0, 5.06), (1.0, 60.0, 0.02)] {
+            assert_eq!(hundredths(frames / fps), told);
+        }
+    }
+}
