@@ -13,6 +13,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::api::{SubmitBody, percent, unique_strings};
+use super::delivery::WebhookTarget;
 use super::engine::Format;
 use super::worker::Progress;
 use crate::task::{Priority, State, Task};
@@ -83,6 +84,13 @@ pub struct CreateVideo {
     /// Unix time in seconds; a video that is still queued then fails as `expired`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<u64>,
+    /// Told, signed, when the task has ended: an https URL, or `{"url": …}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = Option<crate::wire::delivery::WebhookForms>)
+    )]
+    pub webhook: Option<WebhookTarget>,
     /// Up to 16 strings of your own, kept with the task; in a form, `metadata[key]`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
     pub metadata: Option<BTreeMap<String, String>>,
@@ -124,6 +132,7 @@ impl CreateVideo {
             seed: self.seed,
             priority: self.priority,
             deadline: self.deadline,
+            webhook: self.webhook.clone(),
             metadata: self.metadata.clone(),
             format: Some(Format::Mp4),
             ..SubmitBody::default()
@@ -433,7 +442,7 @@ pub struct ImageBody {
     /// The file in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub b64_json: Option<String>,
-    /// Absolute.
+    /// Absolute; needs no key, and is good for an hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }

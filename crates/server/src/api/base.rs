@@ -12,6 +12,7 @@ use super::Api;
 use super::error::Error;
 
 /// `public_url`, or else the host that the request names. Without a slash at its end.
+#[derive(Clone)]
 pub(super) struct Base(String);
 
 impl Base {

@@ -59,17 +59,28 @@ pub(super) async fn content(
     // Those of a link have been looked at.
     let [variant, _, _] = query::read(&uri, ["variant", "expires", "signature"])?;
     let thumbnail = is_thumbnail(variant.as_deref())?;
-    let components = &api.app.components;
-    let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
-    let task = &view.task;
-    let output = output(task, thumbnail)?;
-    let etag = format!("\"{}\"", output.sha256);
-    let mut response = Response::new(Body::empty());
-    describe(response.headers_mut(), task, output, thumbnail, &etag)?;
+    let view = api.app.components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
+    let mut response = send(&api, &view.task, thumbnail, &method, &headers).await?;
     if let Some(left) = left {
         // Whoever goes on showing it after that has not got it from here.
         put(response.headers_mut(), CACHE_CONTROL, format!("private, max-age={left}"))?;
     }
+    Ok(response)
+}
+
+/// Sends a file of a task: its thumbnail, or the result.
+pub(super) async fn send(
+    api: &Api,
+    task: &Task,
+    thumbnail: bool,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Error> {
+    let components = &api.app.components;
+    let output = output(task, thumbnail)?;
+    let etag = format!("\"{}\"", output.sha256);
+    let mut response = Response::new(Body::empty());
+    describe(response.headers_mut(), task, output, thumbnail, &etag)?;
     if headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
@@ -97,7 +108,7 @@ pub(super) async fn content(
     };
     response.headers_mut().insert(CONTENT_LENGTH, (range.end - range.start).into());
     let key = key(task, output)?;
-    if method == Method::HEAD {
+    if *method == Method::HEAD {
         components.artifacts.head(&key).await?;
         return Ok(response);
     }
@@ -119,6 +130,18 @@ pub(super) fn is_thumbnail(variant: Option<&str>) -> Result<bool, Error> {
         Some(THUMBNAIL) => Ok(true),
         Some(_) => Err(Error::invalid("variant", "`variant` can be `thumbnail`")),
     }
+}
+
+/// The whole result of a task.
+pub(super) async fn whole(api: &Api, task: &Task) -> Result<Vec<u8>, Error> {
+    let output = output(task, false)?;
+    let mut stream = api.app.components.artifacts.get(&key(task, output)?, 0..output.bytes).await?;
+    let mut whole = Vec::with_capacity(usize::try_from(output.bytes).unwrap_or(0));
+    while let Some(bytes) = stream.try_next().await.map_err(Error::internal)? {
+        whole.extend_from_slice(&bytes);
+    }
+    api.app.metrics.served_bytes.inc_by(output.bytes);
+    Ok(whole)
 }
 
 /// The file that is asked for, if the task has one.

@@ -52,6 +52,18 @@ impl Error {
         self
     }
 
+    /// Calls a field by the name that it has in another shape of the API.
+    pub(super) fn spelt(mut self, native: &str, name: &'static str) -> Self {
+        if self.0.param.as_deref() == Some(native) {
+            self.0.param = Some(name.into());
+        }
+        let quoted = format!("`{native}`");
+        if self.0.message.contains(&quoted) {
+            self.0.message = self.0.message.replace(&quoted, &format!("`{name}`")).into();
+        }
+        self
+    }
+
     /// Answers with another status than the code's own: HTTP has some that say more.
     pub(super) fn with_status(mut self, status: StatusCode) -> Self {
         self.0.status = status;

@@ -284,6 +284,7 @@ pub(super) fn pattern(path: &str) -> &'static str {
     const WHOLE: &[&str] = &[
         "/v1/admin/keys",
         "/generate",
+        "/v1/images/generations",
         "/v1/models",
         "/v1/files",
         "/v1/webhooks/secret",
@@ -325,6 +326,16 @@ pub(super) fn pattern(path: &str) -> &'static str {
             None => "/v1/files/{id}",
             Some((_, "content")) => "/v1/files/{id}/content",
             Some(_) => "other",
+        };
+    }
+    if let Some(rest) = path.strip_prefix("/v1/videos") {
+        let mut segments = rest.split('/').skip(1);
+        return match (rest.is_empty(), segments.next(), segments.next(), segments.next()) {
+            (true, ..) => "/v1/videos",
+            (_, Some(_), None, _) => "/v1/videos/{id}",
+            (_, Some(_), Some("content"), None) => "/v1/videos/{id}/content",
+            (_, Some(_), Some("remix"), None) => "/v1/videos/{id}/remix",
+            _ => "other",
         };
     }
     if path.starts_with("/v1/admin/keys/") {
@@ -394,6 +405,8 @@ mod tests {
             "/",
             "/v1/video/generationsx",
             "/v1/video/generations/a/b",
+            "/v1/videosx",
+            "/v1/videos/a/b",
             "/v1/models/",
             "/v1/models/a/b",
             "/healthz/",

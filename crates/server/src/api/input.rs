@@ -28,6 +28,8 @@ pub(super) enum Source {
     Named(String),
     /// The file itself.
     Sent(Bytes),
+    /// What the tenant has sent before.
+    Kept(Input),
 }
 
 /// Bounds what images take at once, all callers together.
@@ -55,6 +57,7 @@ impl Api {
     ) -> Result<Input, Error> {
         let text = match source {
             Source::Sent(bytes) => return self.keep_image(tenant, param, Raw::Bytes(bytes)).await,
+            Source::Kept(input) => return Ok(input),
             Source::Named(text) => text,
         };
         if let Some(begin) = text.get(..5)

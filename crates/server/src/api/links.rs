@@ -12,7 +12,7 @@ use axum::response::Response;
 use http::request::Parts;
 use http::{StatusCode, Uri};
 use rayreel_domain::Code;
-use rayreel_domain::id::TenantName;
+use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::wire::api::{ErrorBody, TASKS_PATH};
 use rayreel_domain::wire::delivery::{LinkAnswer, LinkBody};
 
@@ -24,7 +24,7 @@ use crate::signing::{LINKS, Secret};
 
 const MAX_BODY: u64 = 16 * 1024;
 /// Seconds.
-const DEFAULT_TIME: u64 = 3_600;
+pub(super) const DEFAULT_TIME: u64 = 3_600;
 const MAX_TIME: u64 = 7 * 86_400;
 
 /// Makes a link to the result that needs no key.
@@ -60,19 +60,29 @@ pub(super) async fn link(
         let message = format!("`expires_in` must be a whole number from 1 to {MAX_TIME}");
         return Err(Error::invalid("expires_in", message));
     }
-    let variant = asked.variant.as_deref();
-    let components = &api.app.components;
-    let view = components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
-    content::output(&view.task, content::is_thumbnail(variant)?)?;
-    let expires_at = components.clock.wall().unix_seconds() + seconds;
-    let variant = variant.unwrap_or_default();
-    let signature = secret(&api).await?.sign_link(id, variant, expires_at);
+    let thumbnail = content::is_thumbnail(asked.variant.as_deref())?;
+    let view = api.app.components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
+    content::output(&view.task, thumbnail)?;
+    json(StatusCode::OK, &make(&api, &base, id, thumbnail, seconds).await?)
+}
+
+/// A link to a file that is there.
+pub(super) async fn make(
+    api: &Api,
+    base: &Base,
+    id: TaskId,
+    thumbnail: bool,
+    seconds: u64,
+) -> Result<LinkAnswer, Error> {
+    let expires_at = api.app.components.clock.wall().unix_seconds() + seconds;
+    let variant = if thumbnail { THUMBNAIL } else { "" };
+    let signature = secret(api).await?.sign_link(id, variant, expires_at);
     let mut url = format!("{}{TASKS_PATH}/{id}/content?", base.as_str());
-    if !variant.is_empty() {
+    if thumbnail {
         url.push_str(&format!("variant={THUMBNAIL}&"));
     }
     url.push_str(&format!("expires={expires_at}&signature={signature}"));
-    json(StatusCode::OK, &LinkAnswer { url, expires_at })
+    Ok(LinkAnswer { url, expires_at })
 }
 
 /// Does this address come with a signature? Then [`Viewer`] proves it, and no key is asked for.

@@ -18,6 +18,7 @@ mod generate;
 mod input;
 mod links;
 mod models;
+mod openai;
 mod openapi;
 mod probes;
 mod query;
@@ -94,6 +95,11 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/webhooks/secret", get(webhooks::secret))
         .route("/v1/webhooks/secret/rotate", post(webhooks::rotate))
         .route("/generate", post(generate::generate))
+        .route("/v1/videos", get(openai::videos::list).post(openai::videos::create))
+        .route("/v1/videos/{id}", get(openai::videos::show).delete(openai::videos::delete))
+        .route("/v1/videos/{id}/content", get(openai::videos::content))
+        .route("/v1/videos/{id}/remix", post(openai::videos::remix))
+        .route("/v1/images/generations", post(openai::images::generate))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::show))
         .route("/v1/files", get(files::list).post(files::upload))

@@ -8,6 +8,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, Secur
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
+use super::openai::{images, videos};
 use super::{
     admin, content, events, files, gate, generate, links, models, probes, reference, tasks,
     webhooks,
@@ -66,6 +67,8 @@ pub(super) enum Order {
     tags(
         (name = "generations", description = "Tasks: one request for a video or a still each."),
         (name = "webhooks", description = "Being told of a task's end."),
+        (name = "videos", description = "OpenAI's shape of the same tasks, as far as they are videos."),
+        (name = "images", description = "OpenAI's shape of stills: the answer is the image."),
         (name = "admin", description = "For the operator: a key with the scope `admin`."),
         (name = "models", description = "What requests may name."),
         (name = "files", description = "Images that requests can name."),
@@ -73,6 +76,8 @@ pub(super) enum Order {
     ),
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
+        videos::create, videos::list, videos::show, videos::delete, videos::content, videos::remix,
+        images::generate,
         admin::create, admin::list, admin::revoke,
         events::events, content::content, generate::generate,
         links::link, webhooks::redeliver, webhooks::secret, webhooks::rotate,

@@ -419,7 +419,7 @@ fn cancelled(done: &Cancelled) -> Result<Response, Error> {
 
 impl Api {
     /// What a field of a submit may be, by the limits of the model that it asks for.
-    fn allowed(&self, field: &str, submit: &[u8]) -> Option<String> {
+    pub(super) fn allowed(&self, field: &str, submit: &[u8]) -> Option<String> {
         #[derive(serde::Deserialize)]
         struct Asked {
             model: Option<String>,
@@ -428,19 +428,25 @@ impl Api {
         self.model(asked.model.as_deref()).ok()?.limits.allowed(field)
     }
 
+    /// Milliseconds until the result, estimated.
+    pub(super) fn eta_ms(&self, view: &View, now: Timestamp) -> Option<u64> {
+        let task = &view.task;
+        let queued = task.state == TaskState::Queued;
+        let workers = if queued { self.app.targets.of(&task.pool).unwrap_or(1) } else { 1 };
+        eta_ms(task, view.position, view.progress.as_ref(), workers, now)
+    }
+
     /// A task as the caller sees it.
     pub(super) fn show(&self, view: &View, base: &Base, now: Timestamp) -> TaskBody {
         let targets = &self.app.targets;
         let task = &view.task;
         let queued = task.state == TaskState::Queued;
-        let workers = if queued { targets.of(&task.pool).unwrap_or(1) } else { 1 };
-        let eta = eta_ms(task, view.position, view.progress.as_ref(), workers, now);
         let mut shown = TaskBody::new(
             task,
             base.as_str(),
             view.progress.clone(),
             view.position,
-            eta.map(|ms| ms.div_ceil(1000)),
+            self.eta_ms(view, now).map(|ms| ms.div_ceil(1000)),
         );
         if view.delivery.is_some() {
             shown.webhook = WebhookBody::new(task, view.delivery.as_ref());

@@ -24,7 +24,7 @@ pub(super) async fn server(names: Arc<Names>) -> Server {
 }
 
 /// What the worker of the next task is given.
-async fn given(server: &Server, seq: u64) -> Vec<u8> {
+pub(super) async fn given(server: &Server, seq: u64) -> Vec<u8> {
     let worker = server.worker(&format!("w{seq}")).await;
     let fence = worker.take(1).await.fence;
     let path = format!("/v1/worker/inputs/{}/{}/{}", fence.task, fence.attempt, fence.nonce);

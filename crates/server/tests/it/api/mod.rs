@@ -14,6 +14,7 @@ mod keys;
 mod limits;
 mod links;
 mod models;
+mod openai;
 mod outage;
 mod probes;
 mod reference;
