@@ -1,5 +1,6 @@
 //! Reading: on connections of their own, beside the writer.
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use rayreel_domain::id::TaskId;
@@ -9,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::memory::{Memory, NameId, Place, Slot, format_number, signed, state_number, unsigned};
 use super::ops::task_and_place;
-use super::recent::Seen;
+use super::recent::{Line, LineId, Seen};
 use super::writer::Context;
 use super::{Error, ListQuery, Page, View, delivery, schema};
 use crate::store::{After, Order};
@@ -66,7 +67,7 @@ impl Readers {
             })
         })?;
         let Some(seen) = seen else { return Ok(None) };
-        let recount = || self.with(|db| position(db, &self.ctx.memory, &seen.place));
+        let recount = || self.with(|db| self.position(db, &seen.place));
         let view = self.view(
             &seen,
             || self.ctx.recent.position(&seen, recount),
@@ -102,6 +103,12 @@ impl Readers {
             _ => {}
         }
         Ok(view)
+    }
+
+    /// A position in lines that are read once between two moves.
+    fn position(&self, db: &Connection, place: &Place) -> rusqlite::Result<u64> {
+        let line = |id, count| self.ctx.recent.line(id, || line(db, id, count));
+        position(&self.ctx.memory, place, line)
     }
 
     pub(super) fn list(&self, query: &ListQuery) -> Result<Page, Error> {
@@ -172,7 +179,7 @@ impl Readers {
             let tasks = found
                 .iter()
                 .map(|seen| {
-                    let position = || position(db, &self.ctx.memory, &seen.place);
+                    let position = || self.position(db, &seen.place);
                     self.view(seen, position, || delivery::of(db, seen.task.id))
                 })
                 .collect::<Result<_, _>>()?;
@@ -194,11 +201,11 @@ fn seen(row: &rusqlite::Row<'_>) -> rusqlite::Result<Seen> {
     Ok(Seen::new(task, place, row.get_ref(7)?.as_bytes()?.len()))
 }
 
-/// Tasks that will probably start before a ready one.
-pub(super) fn position(
-    db: &Connection,
+/// Tasks that will probably start before a ready one, given how to read a line of so many.
+pub(super) fn position<L: Deref<Target = Line>>(
     memory: &Mutex<Memory>,
     place: &Place,
+    line: impl Fn(LineId, u64) -> rusqlite::Result<L>,
 ) -> rusqlite::Result<u64> {
     let memory = || memory.lock().expect("nothing panics while it holds this lock");
     let rank = usize::from(place.rank.min(4));
@@ -213,36 +220,26 @@ pub(super) fn position(
         (higher, same.filter(|(_, count)| *count > 0).collect())
     };
     for (model, count) in same {
-        ahead += ahead_in(db, place, model, count)?;
+        let id = (place.pool, place.tenant, model, place.rank);
+        ahead += line(id, count)?.ahead(place.seq);
     }
     Ok(memory().position(place, ahead))
 }
 
-/// Tasks of one model, of the same tenant and priority, that come first: counted where they are
-/// few, interpolated between the ends of the queue where they are many.
-fn ahead_in(db: &Connection, place: &Place, model: NameId, count: u64) -> rusqlite::Result<u64> {
+pub(super) fn line(db: &Connection, id: LineId, count: u64) -> rusqlite::Result<Line> {
+    let sorted = |sql: &str| -> rusqlite::Result<Vec<i64>> {
+        let mut statement = db.prepare_cached(&format!(
+            "SELECT seq FROM tasks INDEXED BY tasks_ready WHERE slot = 1
+             AND pool = ?1 AND tenant = ?2 AND model = ?3 AND rank = ?4 ORDER BY seq {sql}"
+        ))?;
+        let (pool, tenant, model, rank) = id;
+        statement.query_map(params![pool, tenant, model, rank], |row| row.get(0))?.collect()
+    };
     if count <= COUNTED {
-        return db
-            .prepare_cached(
-                "SELECT count(*) FROM tasks INDEXED BY tasks_ready WHERE slot = 1
-                 AND pool = ?1 AND tenant = ?2 AND model = ?3 AND rank = ?4 AND seq < ?5",
-            )?
-            .query_row(params![place.pool, place.tenant, model, place.rank, place.seq], |row| {
-                row.get(0).map(unsigned)
-            });
+        return sorted(&format!("LIMIT {}", 2 * COUNTED)).map(Line::Few);
     }
     // Two lookups, one at each end of the index range.
-    let end = |order: &str| -> rusqlite::Result<Option<i64>> {
-        db.prepare_cached(&format!(
-            "SELECT seq FROM tasks INDEXED BY tasks_ready WHERE slot = 1
-             AND pool = ?1 AND tenant = ?2 AND model = ?3 AND rank = ?4
-             ORDER BY seq {order} LIMIT 1"
-        ))?
-        .query_row(params![place.pool, place.tenant, model, place.rank], |row| row.get(0))
-        .optional()
-    };
-    let (Some(first), Some(last)) = (end("ASC")?, end("DESC")?) else { return Ok(0) };
-    let span = u128::from(unsigned(last - first).max(1));
-    let passed = u128::from(unsigned(place.seq - first)).min(span);
-    Ok((u128::from(count) * passed / span) as u64)
+    let ends = (sorted("LIMIT 1")?.pop(), sorted("DESC LIMIT 1")?.pop());
+    let (Some(first), Some(last)) = ends else { return Ok(Line::Few(Vec::new())) };
+    Ok(Line::Many { first, last, count })
 }

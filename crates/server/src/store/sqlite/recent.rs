@@ -5,6 +5,7 @@
 //! of a change reads it. A read that overlaps with a commit is not kept: its place in the cache,
 //! taken before the row is read, is gone by then.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use quick_cache::sync::{Cache, GuardResult};
 use rayreel_domain::id::TaskId;
 use rayreel_domain::task::Task;
 
-use super::memory::Place;
+use super::memory::{NameId, Place, unsigned};
 
 /// Bytes of tasks that are kept, as they are stored; in memory each takes about twice that.
 const KEPT_BYTES: u64 = 4 << 20;
@@ -25,6 +26,8 @@ pub(super) struct Recent {
     tasks: Cache<TaskId, Arc<Seen>, Bytes>,
     /// Counts what may have changed positions in the queue.
     moves: AtomicU64,
+    /// The lines that were looked at since that move.
+    lines: Mutex<(u64, HashMap<LineId, Arc<Line>>)>,
 }
 
 /// A task as it was read.
@@ -43,6 +46,31 @@ impl Seen {
     }
 }
 
+/// Ready tasks of one pool, tenant, model and rank: they start in the order of their submission.
+pub(super) type LineId = (NameId, NameId, NameId, u8);
+
+/// How a task's place in such a line is found.
+pub(super) enum Line {
+    /// The order of every task.
+    Few(Vec<i64>),
+    /// The ends; between them it is interpolated.
+    Many { first: i64, last: i64, count: u64 },
+}
+
+impl Line {
+    /// Tasks of the line that were submitted before this one.
+    pub(super) fn ahead(&self, seq: i64) -> u64 {
+        match self {
+            Self::Few(line) => line.partition_point(|other| *other < seq) as u64,
+            Self::Many { first, last, count } => {
+                let span = u128::from(unsigned(last - first).max(1));
+                let passed = u128::from(unsigned(seq - first)).min(span);
+                (u128::from(*count) * passed / span) as u64
+            }
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Bytes;
 
@@ -55,7 +83,11 @@ impl Weighter<TaskId, Arc<Seen>> for Bytes {
 impl Recent {
     pub(super) fn new() -> Self {
         let typical = KEPT_BYTES as usize / (2 * OVERHEAD);
-        Self { tasks: Cache::with_weighter(typical, KEPT_BYTES, Bytes), moves: AtomicU64::new(0) }
+        Self {
+            tasks: Cache::with_weighter(typical, KEPT_BYTES, Bytes),
+            moves: AtomicU64::new(0),
+            lines: Mutex::default(),
+        }
     }
 
     /// The task, from memory or as `read` finds it.
@@ -97,6 +129,29 @@ impl Recent {
         Ok(position)
     }
 
+    /// The line, as it was `read` after the newest move.
+    pub(super) fn line<E>(
+        &self,
+        id: LineId,
+        read: impl FnOnce() -> Result<Line, E>,
+    ) -> Result<Arc<Line>, E> {
+        let lines = || self.lines.lock().expect("nothing panics while it holds this lock");
+        let moves = self.moves.load(Ordering::Acquire);
+        let known = Some(lines()).filter(|lines| lines.0 == moves);
+        if let Some(line) = known.and_then(|lines| lines.1.get(&id).cloned()) {
+            return Ok(line);
+        }
+        let line = Arc::new(read()?);
+        let mut lines = lines();
+        if lines.0 < moves {
+            *lines = (moves, HashMap::new());
+        }
+        if lines.0 == moves {
+            lines.1.insert(id, Arc::clone(&line));
+        }
+        Ok(line)
+    }
+
     /// These tasks have changed, and with them the queue.
     pub(super) fn forget(&self, changed: &[TaskId]) {
         for id in changed {
@@ -109,5 +164,48 @@ impl Recent {
     pub(super) fn forget_all(&self) {
         self.tasks.clear();
         self.moves.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: LineId = (1, 1, 1, 2);
+
+    fn few(line: &[i64]) -> Result<Line, ()> {
+        Ok(Line::Few(line.to_vec()))
+    }
+
+    #[test]
+    fn a_short_line_is_counted_and_a_long_one_interpolated() {
+        let short = Line::Few(vec![10, 20, 40]);
+        assert_eq!([5, 10, 20, 21, 99].map(|seq| short.ahead(seq)), [0, 0, 1, 2, 3]);
+        let long = Line::Many { first: 1_000, last: 3_000, count: 1_001 };
+        assert_eq!([1, 1_000, 2_000, 3_000].map(|seq| long.ahead(seq)), [0, 0, 500, 1_001]);
+    }
+
+    #[test]
+    fn a_line_is_read_once_between_two_moves() {
+        let recent = Recent::new();
+        assert_eq!(recent.line(ID, || few(&[1, 2])).map(|line| line.ahead(3)), Ok(2));
+        let again = recent.line(ID, || -> Result<Line, ()> { panic!("it is known") });
+        assert_eq!(again.map(|line| line.ahead(3)), Ok(2));
+        let other = recent.line((1, 1, 2, 2), || few(&[1]));
+        assert_eq!(other.map(|line| line.ahead(3)), Ok(1), "another model's");
+
+        recent.forget(&[]);
+        assert_eq!(recent.line(ID, || few(&[2])).map(|line| line.ahead(3)), Ok(1));
+    }
+
+    #[test]
+    fn a_line_that_moved_while_it_was_read_is_read_again() {
+        let recent = Recent::new();
+        let read = recent.line(ID, || {
+            recent.forget(&[]);
+            few(&[1, 2])
+        });
+        assert_eq!(read.map(|line| line.ahead(3)), Ok(2));
+        assert_eq!(recent.line(ID, || few(&[2])).map(|line| line.ahead(3)), Ok(1));
     }
 }

@@ -72,8 +72,9 @@ impl Tx<'_> {
     /// A task that was there already.
     fn found(&self, task: Task, place: &Place) -> Done<Submitted> {
         let ready = place.slot == Slot::Ready;
-        let position =
-            ready.then(|| read::position(self.db, &self.ctx.memory, place)).transpose()?;
+        // Not by what others have read: this transaction sees further.
+        let line = |id, count| read::line(self.db, id, count).map(Box::new);
+        let position = ready.then(|| read::position(&self.ctx.memory, place, line)).transpose()?;
         Ok(Submitted { task, existed: true, position })
     }
 
