@@ -135,7 +135,7 @@ serde_as_text!(Nonce);
 pub const MAX_NAME: usize = 64;
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $marks:literal, $spelt:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
@@ -162,17 +162,19 @@ macro_rules! name {
             type Err = Malformed;
 
             fn from_str(text: &str) -> Result<Self, Malformed> {
-                let fits = !text.is_empty()
-                    && text.len() <= MAX_NAME
-                    && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-                    && text.as_bytes()[0].is_ascii_alphanumeric();
-                if fits {
+                let word = |word: &str| {
+                    word.bytes().all(|b| b.is_ascii_alphanumeric() || $marks.contains(&b))
+                        && word.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+                };
+                // Where a slash is no mark, only one word passes.
+                if text.len() <= MAX_NAME && word(text) && text.split('/').all(word) {
                     return Ok(Self(text.to_string()));
                 }
                 Err(Malformed(alloc::format!(
-                    "the name of a {} is 1 to {MAX_NAME} letters, digits, `.`, `_` and `-`, \
+                    "the name of a {} is 1 to {MAX_NAME} letters, digits, {}, \
                      a letter or digit first",
-                    $what
+                    $what,
+                    $spelt
                 )))
             }
         }
@@ -194,19 +196,19 @@ macro_rules! name {
 
 name!(
     /// Who owns an API key; `default` while there are no keys.
-    TenantName, "tenant"
+    TenantName, "tenant", b"._-", "`.`, `_` and `-`"
 );
 name!(
     /// Workers that are alike, and the provider that starts them.
-    PoolName, "pool"
+    PoolName, "pool", b"._-", "`.`, `_` and `-`"
 );
 name!(
-    /// The public name of a model.
-    ModelName, "model"
+    /// The public name of a model; with slashes, as model hubs write theirs.
+    ModelName, "model", b"._-/", "`.`, `_`, `-` and `/`"
 );
 name!(
     /// A worker process; whoever registers the name again ends the one before.
-    WorkerName, "worker"
+    WorkerName, "worker", b"._-", "`.`, `_` and `-`"
 );
 
 #[cfg(test)]
@@ -243,9 +245,19 @@ mod tests {
     #[test]
     fn names_are_plain_words() {
         for good in ["a", "wan2.2-t2v-a14b", "A_1"] {
-            assert!(good.parse::<ModelName>().is_ok(), "{good:?}");
+            assert!(good.parse::<PoolName>().is_ok(), "{good:?}");
         }
         for bad in ["", ".", "-x", "a b", "a/b", "é", &"x".repeat(65)] {
+            assert!(bad.parse::<PoolName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_may_be_named_as_on_a_hub() {
+        for good in ["a", "Wan-AI/Wan2.2-T2V-A14B", "a/b/c"] {
+            assert!(good.parse::<ModelName>().is_ok(), "{good:?}");
+        }
+        for bad in ["/", "/a", "a/", "a//b", "a/../b", "a/.b", "a\\b"] {
             assert!(bad.parse::<ModelName>().is_err(), "{bad:?}");
         }
     }

@@ -328,11 +328,18 @@ impl Request {
     }
 }
 
+/// No deadline is so far away, in Unix seconds: the year 5138, or this century in milliseconds.
+const NO_DEADLINE: u64 = 100_000_000_000;
+
 /// The moment until which a task may wait, from the asked Unix seconds.
-pub fn deadline(body: &SubmitBody) -> Option<Timestamp> {
-    // SQLite's integers are signed.
-    let milliseconds = body.deadline?.saturating_mul(1000).min(i64::MAX as u64);
-    Some(Timestamp(milliseconds))
+pub fn deadline(body: &SubmitBody) -> Result<Option<Timestamp>, Invalid> {
+    match body.deadline {
+        Some(seconds) if seconds >= NO_DEADLINE => Err(invalid(
+            "deadline",
+            format!("`deadline` is a Unix time in seconds; {seconds} looks like milliseconds"),
+        )),
+        seconds => Ok(seconds.map(|seconds| Timestamp(seconds * 1000))),
+    }
 }
 
 /// Refuses a deadline that has passed.

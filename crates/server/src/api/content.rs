@@ -83,6 +83,10 @@ pub(super) async fn send(
     describe(response.headers_mut(), task, output, thumbnail, &etag)?;
     if headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
+        if *method == Method::HEAD {
+            // Without it the length would be told as 0; it must be that of the 200 (RFC 9110, 8.6).
+            response.headers_mut().insert(CONTENT_LENGTH, output.bytes.into());
+        }
         return Ok(response);
     }
     let asked = headers

@@ -10,14 +10,13 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 
-/// What scripts may send.
-const HEADERS: HeaderValue = HeaderValue::from_static(
-    "authorization, content-type, idempotency-key, last-event-id, prefer, range, x-request-id",
-);
+/// What scripts may send: anything, for there are SDKs that add headers of their own, and nothing
+/// here is trusted because a page could not send it. `*` alone leaves out `Authorization`.
+const HEADERS: HeaderValue = HeaderValue::from_static("*, authorization");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, DELETE");
 /// What scripts may read besides the body.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "content-range, etag, location, openai-poll-after-ms, retry-after, x-rayreel-test-pattern, \
+    "content-range, etag, location, openai-poll-after-ms, preference-applied, retry-after, x-rayreel-test-pattern, \
      x-request-id",
 );
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

@@ -341,8 +341,7 @@ pub(super) fn pattern(path: &str) -> &'static str {
     if path.starts_with("/v1/admin/keys/") {
         return "/v1/admin/keys/{id}";
     }
-    if path.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty() && !name.contains('/'))
-    {
+    if path.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) {
         return "/v1/models/{name}";
     }
     if path.starts_with("/v1/worker/uploads/") {
@@ -408,7 +407,6 @@ mod tests {
             "/v1/videosx",
             "/v1/videos/a/b",
             "/v1/models/",
-            "/v1/models/a/b",
             "/healthz/",
         ] {
             assert_eq!(pattern(made_up), "other", "{made_up}");

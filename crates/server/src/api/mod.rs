@@ -101,7 +101,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/videos/{id}/remix", post(openai::videos::remix))
         .route("/v1/images/generations", post(openai::images::generate))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{name}", get(models::show))
+        .route("/v1/models/{*name}", get(models::show))
         .route("/v1/files", get(files::list).post(files::upload))
         .route("/v1/files/{id}", get(files::show).delete(files::delete))
         .route("/v1/files/{id}/content", get(files::content))

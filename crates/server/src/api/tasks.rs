@@ -119,8 +119,9 @@ pub(super) fn answer(
     let mut response = json(status, &answer)?;
     let headers = response.headers_mut();
     if let SubmitAnswer::One(task) = &answer {
-        let path = format!("{TASKS_PATH}/{}", task.id);
-        headers.insert(LOCATION, HeaderValue::try_from(path).map_err(Error::internal)?);
+        // Whole, for a proxy may serve it below a path.
+        let here = HeaderValue::try_from(&task.urls.get).map_err(Error::internal)?;
+        headers.insert(LOCATION, here);
     }
     let pattern = |view: &View| {
         let model = api.app.settings.models.get(&view.task.model);
@@ -155,7 +156,7 @@ pub(super) async fn accept(
     let model = api.model(asked.model.as_deref())?;
     let now = components.clock.wall();
     let mut requests = Generation::resolve_all(asked, model, components.random.number())?;
-    let deadline = request::deadline(asked);
+    let deadline = request::deadline(asked)?;
     // With a key it may be a repetition of a submit that was in time: the store finds out.
     if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
         return Err(request::past_deadline(now).into());

@@ -92,6 +92,9 @@ async fn what_the_caller_has_is_not_sent_again() {
         assert_eq!(answer.header("etag"), etag);
         assert_eq!(answer.header("content-length"), "", "the length would be that of the file");
     }
+    let head = server.request(Method::HEAD, &path).header("if-none-match", &etag);
+    let head = Answer::of(head).await;
+    assert_eq!((head.status.as_u16(), head.header("content-length")), (304, "10"));
     assert_eq!(ask(&server, &path, &[("if-none-match", "\"other\"")]).await.status, 200);
     let same = [("range", "bytes=0-3"), ("if-range", &*etag)];
     assert_eq!(ask(&server, &path, &same).await.status, 206);

@@ -37,8 +37,8 @@ async fn a_configured_page_may_call_and_others_may_not() {
     assert_eq!(answer.status, 204);
     assert_eq!(answer.headers["access-control-allow-origin"], APP);
     assert!(answer.headers["access-control-allow-methods"].to_str().unwrap().contains("POST"));
-    let allowed = answer.headers["access-control-allow-headers"].to_str().unwrap();
-    assert!(allowed.contains("authorization") && allowed.contains("idempotency-key"));
+    // SDKs send headers of their own; the star does not stand for this one.
+    assert_eq!(answer.headers["access-control-allow-headers"], "*, authorization");
 
     let answer = ask(&server, Method::POST, APP, false).await;
     assert_eq!(answer.status, 202);

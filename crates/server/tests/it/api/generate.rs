@@ -125,7 +125,7 @@ async fn such_a_task_is_cancelled_and_deleted_by_delete() {
     assert_eq!(answer.header("x-rayreel-test-pattern"), "true");
     let task: TaskBody = answer.json();
     let path = format!("{TASKS}/{}", task.task_id);
-    assert_eq!(answer.header("location"), path);
+    assert_eq!(answer.header("location"), task.urls.get);
     for (cancelled, deleted) in [(true, false), (false, true)] {
         let done: CancelBody = house.server.delete(&path).await.json();
         assert_eq!((done.status, done.cancelled), (State::Cancelled, cancelled));

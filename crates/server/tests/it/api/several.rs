@@ -43,7 +43,7 @@ async fn one_is_a_task_and_no_list() {
     let server = Server::start().await;
     let answer = server.post(TASKS, &json!({"prompt": "p", "n": 1})).await;
     let task: TaskBody = answer.json();
-    assert_eq!(answer.header("location"), format!("{TASKS}/{}", task.id));
+    assert_eq!(answer.header("location"), task.urls.get);
     assert_eq!(server.count().await, 1);
 }
 

@@ -17,7 +17,7 @@ async fn a_submit_answers_the_queued_task_and_where_it_is() {
     let answer = server.post(TASKS, &body).await;
     assert_eq!(answer.status, 202);
     let task: TaskBody = answer.json();
-    assert_eq!(answer.header("location"), format!("{TASKS}/{}", task.id));
+    assert_eq!(answer.header("location"), task.urls.get);
     assert_eq!(answer.header("x-rayreel-test-pattern"), "true", "no model is configured");
     assert_eq!((task.status, task.progress, task.queue_position), (State::Queued, 0, Some(0)));
     assert_eq!(task.created_at, 1_800_000_000);

@@ -24,7 +24,7 @@ async fn urls_begin_with_the_host_that_was_called() {
         assert_eq!(task.urls.cancel, format!("{here}/cancel"));
         assert_eq!(task.urls.events, format!("{here}/events"));
         assert_eq!(task.urls.content, format!("{here}/content"));
-        assert_eq!(answer.header("location"), format!("{TASKS}/{}", task.id));
+        assert_eq!(answer.header("location"), here);
     }
 }
 
@@ -68,6 +68,8 @@ async fn behind_a_proxy_urls_begin_with_the_configured_address() {
     assert_eq!(server.task(&task.id).await.urls.get, here);
     let listed: TaskList = server.get(TASKS).await.json();
     assert_eq!(listed.data[0].urls.get, here);
+    let answer = server.post(TASKS, &json!({"prompt": "p"})).await;
+    assert_eq!(answer.header("location"), answer.json::<TaskBody>().urls.get);
 }
 
 #[tokio::test]

@@ -89,6 +89,8 @@ async fn a_wrong_field_is_told_what_is_allowed() {
         ("priority", json!(256), "`priority` must be a whole number from 1 to 5"),
         ("deadline", json!("tomorrow"), "`deadline` must be a Unix time in seconds, in the future"),
         ("deadline", json!(1.5), "`deadline` must be a Unix time in seconds, in the future"),
+        ("deadline", json!(1_800_000_000_000_u64), "1800000000000 looks like milliseconds"),
+        ("deadline", json!(u64::MAX), "`deadline` is a Unix time in seconds"),
         ("deadline", json!(5), "`deadline` must be a Unix time in seconds, in the future"),
         ("format", json!("avi"), "`format` must be `mp4` or `png`, not `avi`"),
         ("format", json!(4), "`format` must be"),
