@@ -15,7 +15,7 @@ use rayreel_domain::request::{self, Request as Generation};
 use rayreel_domain::task::{Idempotency, Record, State as TaskState, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::{
-    CancelBody, ErrorBody, SubmitAnswer, SubmitBody, TASKS_PATH, TaskBatch, TaskBody, TaskList,
+    CancelBody, ErrorBody, SubmitAnswer, SubmitBody, TaskBatch, TaskBody, TaskList,
 };
 use rayreel_domain::wire::delivery::WebhookBody;
 use serde::Serialize;
