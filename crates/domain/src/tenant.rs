@@ -5,7 +5,7 @@
 //! the store takes in the submit's own transaction: so they hold exactly, however many submit at
 //! once.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ const DAY_MS: u64 = 86_400_000;
 pub struct Terms {
     /// Share of a pool, in thousandths: twice the weight gets twice the GPU time.
     pub weight: u32,
-    /// Tasks submitted within a minute.
+    /// Tasks submitted within any minute.
     pub per_minute: Option<u32>,
     /// Tasks that are queued at once.
     pub queued: Option<u64>,
@@ -74,8 +74,8 @@ pub struct Exceeded {
     pub limit: Limit,
     /// What is allowed: tasks, or GPU-milliseconds.
     pub allowed: u64,
-    /// When it may be tried again.
-    pub retry_ms: u64,
+    /// When it may be tried again; none if so much never fits.
+    pub retry_ms: Option<u64>,
 }
 
 /// What a tenant uses now.
@@ -86,67 +86,103 @@ pub struct Usage {
     pub queued_ms: u64,
     /// GPU-milliseconds charged today.
     pub day_ms: u64,
-    /// Theoretical time of the next arrival on the monotonic clock, in microseconds.
-    pub rate_at_us: u64,
 }
 
-/// May `tasks` more, which are expected to take `work_ms` in all, be submitted? Answers the new
-/// [`Usage::rate_at_us`].
-///
-/// The rate is the generic cell rate algorithm (ITU-T I.371): each task moves a theoretical time
-/// of arrival on by a minute divided by the limit, and is refused if that would be more than a
-/// minute ahead. So a minute's tasks may come at once, and after that one comes free after the other.
-/// `mono_ms` is a monotonic clock, `wall_ms` Unix time.
+/// How many tasks a tenant has submitted in the last minute, to a quarter of a second.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Minute {
+    /// Slots in which some were, the oldest first: at most as many as a minute has, and one.
+    slots: VecDeque<(u64, u64)>,
+}
+
+impl Minute {
+    const SLOT_MS: u64 = 250;
+    const SLOTS: u64 = MINUTE_MS / Self::SLOT_MS;
+
+    /// A slot counts until its last moment is a minute ago, so that no minute, wherever it begins,
+    /// has more than is allowed.
+    fn counted(&self, mono_ms: u64) -> impl Iterator<Item = &(u64, u64)> {
+        let slot = mono_ms / Self::SLOT_MS;
+        self.slots.iter().filter(move |(at, _)| at + Self::SLOTS >= slot)
+    }
+
+    /// May so many more come now? If not, when: never, if they are more than are allowed.
+    fn admit(&self, allowed: u64, tasks: u64, mono_ms: u64) -> Result<(), Option<u64>> {
+        let mut sum: u64 = self.counted(mono_ms).map(|(_, count)| count).sum();
+        if sum.saturating_add(tasks) <= allowed {
+            return Ok(());
+        }
+        for (at, count) in self.counted(mono_ms) {
+            sum -= count;
+            if sum.saturating_add(tasks) <= allowed {
+                return Err(Some((at + Self::SLOTS + 1) * Self::SLOT_MS - mono_ms));
+            }
+        }
+        Err(None)
+    }
+
+    /// So many came now; `mono_ms` is a monotonic clock.
+    pub fn add(&mut self, tasks: u64, mono_ms: u64) {
+        let slot = mono_ms / Self::SLOT_MS;
+        while self.slots.front().is_some_and(|(at, _)| at + Self::SLOTS < slot) {
+            self.slots.pop_front();
+        }
+        match self.slots.back_mut() {
+            Some((at, count)) if *at >= slot => *count += tasks,
+            _ => self.slots.push_back((slot, tasks)),
+        }
+    }
+}
+
+/// May `tasks` more, which are expected to take `work_ms` in all, be submitted? `mono_ms` is the
+/// monotonic clock of `minute`, `wall_ms` Unix time.
 pub fn admit(
     terms: &Terms,
     usage: &Usage,
-    tasks: u64,
-    work_ms: u64,
-    mono_ms: u64,
-    wall_ms: u64,
-) -> Result<u64, Exceeded> {
+    minute: &Minute,
+    (tasks, work_ms): (u64, u64),
+    (mono_ms, wall_ms): (u64, u64),
+) -> Result<(), Exceeded> {
+    let exceeded = |limit, allowed, retry_ms| Err(Exceeded { limit, allowed, retry_ms });
     if let Some(allowed) = terms.queued
         && usage.queued.saturating_add(tasks) > allowed
     {
-        return Err(Exceeded { limit: Limit::Queued, allowed, retry_ms: MINUTE_MS / 6 });
+        let retry_ms = (tasks <= allowed).then_some(MINUTE_MS / 6);
+        return exceeded(Limit::Queued, allowed, retry_ms);
     }
     if let Some(allowed) = terms.day_ms {
         let used = usage.day_ms.saturating_add(work_ms);
         if used.saturating_add(usage.queued_ms) > allowed {
             // What is queued may be cancelled, or take less; what is used stays until midnight.
             let retry_ms = if used > allowed { DAY_MS - wall_ms % DAY_MS } else { MINUTE_MS };
-            return Err(Exceeded { limit: Limit::GpuSecondsADay, allowed, retry_ms });
+            let retry_ms = (work_ms <= allowed).then_some(retry_ms);
+            return exceeded(Limit::GpuSecondsADay, allowed, retry_ms);
         }
     }
-    let Some(allowed) = terms.per_minute else { return Ok(usage.rate_at_us) };
-    // In microseconds, so that limits that do not divide a minute lose nothing.
-    let each_us = 1000 * MINUTE_MS / u64::from(allowed.max(1));
-    let cost_us = each_us.saturating_mul(tasks);
-    let start_us = usage.rate_at_us.max(mono_ms.saturating_mul(1000));
-    let next_us = start_us.saturating_add(cost_us);
-    let ahead_us = next_us.saturating_sub(mono_ms.saturating_mul(1000));
-    if allowed == 0 || ahead_us > 1000 * MINUTE_MS {
-        let retry_ms = ahead_us.saturating_sub(1000 * MINUTE_MS).div_ceil(1000).max(1);
-        return Err(Exceeded { limit: Limit::PerMinute, allowed: allowed.into(), retry_ms });
+    if let Some(allowed) = terms.per_minute.map(u64::from)
+        && let Err(retry_ms) = minute.admit(allowed, tasks, mono_ms)
+    {
+        return exceeded(Limit::PerMinute, allowed, retry_ms);
     }
-    Ok(next_us)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
     use proptest::prelude::*;
 
     /// A day and a second after the epoch.
     const WALL: u64 = DAY_MS + 1_000;
 
     fn refused(terms: Terms, usage: Usage, tasks: u64, work_ms: u64) -> Option<Exceeded> {
-        admit(&terms, &usage, tasks, work_ms, 0, WALL).err()
+        admit(&terms, &usage, &Minute::default(), (tasks, work_ms), (0, WALL)).err()
     }
 
     #[test]
     fn without_limits_everything_is_admitted() {
-        let usage = Usage { queued: 1 << 40, queued_ms: 1 << 50, day_ms: 1 << 50, rate_at_us: 0 };
+        let usage = Usage { queued: 1 << 40, queued_ms: 1 << 50, day_ms: 1 << 50 };
         assert_eq!(refused(Terms::default(), usage, 1000, 1 << 50), None);
     }
 
@@ -155,7 +191,8 @@ mod tests {
         let terms = Terms { queued: Some(10), ..Terms::default() };
         assert_eq!(refused(terms, Usage { queued: 8, ..Usage::default() }, 2, 0), None);
         let refusal = refused(terms, Usage { queued: 8, ..Usage::default() }, 3, 0);
-        assert_eq!(refusal.map(|r| (r.limit, r.allowed)), Some((Limit::Queued, 10)));
+        let retry_ms = Some(MINUTE_MS / 6);
+        assert_eq!(refusal, Some(Exceeded { limit: Limit::Queued, allowed: 10, retry_ms }));
     }
 
     #[test]
@@ -164,40 +201,46 @@ mod tests {
         let usage = Usage { day_ms: 5_000, queued_ms: 3_000, ..Usage::default() };
         assert_eq!(refused(terms, usage, 1, 2_000), None);
         let soon = refused(terms, usage, 1, 2_001).expect("refused");
-        assert_eq!((soon.limit, soon.retry_ms), (Limit::GpuSecondsADay, MINUTE_MS));
+        assert_eq!((soon.limit, soon.retry_ms), (Limit::GpuSecondsADay, Some(MINUTE_MS)));
         // Nothing but the next day helps.
         let usage = Usage { day_ms: 9_000, ..usage };
         let later = refused(terms, usage, 1, 2_000).expect("refused");
-        assert_eq!(later.retry_ms, DAY_MS - 1_000);
+        assert_eq!(later.retry_ms, Some(DAY_MS - 1_000));
     }
 
     #[test]
-    fn a_minutes_tasks_may_come_at_once_and_then_one_after_the_other() {
+    fn a_minutes_tasks_may_come_at_once_and_then_no_more_until_it_is_over() {
         let terms = Terms { per_minute: Some(3), ..Terms::default() };
-        let mut usage = Usage::default();
+        let mut minute = Minute::default();
         let mut ask = |tasks, at| {
-            let admitted = admit(&terms, &usage, tasks, 0, at, WALL);
-            usage.rate_at_us = admitted.unwrap_or(usage.rate_at_us);
-            admitted.map(|_| ()).map_err(|refusal| refusal.retry_ms)
+            let admitted = admit(&terms, &Usage::default(), &minute, (tasks, 0), (at, WALL));
+            if admitted.is_ok() {
+                minute.add(tasks, at);
+            }
+            admitted.map_err(|refusal| refusal.retry_ms)
         };
         assert_eq!(ask(2, 1_000), Ok(()));
-        assert_eq!(ask(2, 1_000), Err(20_000), "both or none");
-        assert_eq!(ask(1, 1_000), Ok(()));
-        assert_eq!(ask(1, 1_000), Err(20_000));
-        assert_eq!(ask(1, 20_999), Err(1));
-        assert_eq!(ask(1, 21_000), Ok(()));
-        assert_eq!(ask(1, 21_000), Err(20_000));
-        assert_eq!(ask(3, 200_000), Ok(()), "a pause fills it again, and no further");
-        assert_eq!(ask(1, 200_000), Err(20_000));
+        assert_eq!(ask(2, 1_000), Err(Some(60_250)), "both or none");
+        assert_eq!(ask(1, 21_100), Ok(()));
+        assert_eq!(ask(1, 21_100), Err(Some(40_150)), "two are over then");
+        assert_eq!(ask(1, 61_249), Err(Some(1)));
+        assert_eq!(ask(2, 61_250), Ok(()));
+        assert_eq!(ask(1, 61_250), Err(Some(20_000)));
+        assert_eq!(ask(3, 200_000), Ok(()), "a pause frees it all, and no more than that");
+        assert_eq!(ask(1, 200_000), Err(Some(60_250)));
     }
 
     #[test]
-    fn a_limit_of_nothing_admits_nothing() {
+    fn what_is_more_than_the_limit_never_fits() {
         for terms in [
             Terms { per_minute: Some(0), ..Terms::default() },
             Terms { queued: Some(0), ..Terms::default() },
+            Terms { per_minute: Some(3), ..Terms::default() },
+            Terms { queued: Some(3), ..Terms::default() },
+            Terms { day_ms: Some(3_999), ..Terms::default() },
         ] {
-            assert!(refused(terms, Usage::default(), 1, 0).is_some());
+            let refusal = refused(terms, Usage::default(), 4, 4_000);
+            assert_eq!(refusal.map(|refusal| refusal.retry_ms), Some(None), "{terms:?}");
         }
     }
 
@@ -205,16 +248,27 @@ mod tests {
         /// Whoever waits as long as he is told is admitted; who comes a millisecond earlier is not.
         #[test]
         fn retry_after_is_exact(
-            per_minute in 1u32..10_000, at in 0u64..1_000_000, tasks in 1u64..5, tries in 0usize..50,
+            allowed in 5u32..100, waits in proptest::collection::vec((0u64..9_000, 1u64..5), 1..80),
         ) {
-            let terms = Terms { per_minute: Some(per_minute.max(5)), ..Terms::default() };
-            let mut usage = Usage::default();
-            for _ in 0..tries {
-                usage.rate_at_us = admit(&terms, &usage, tasks, 0, at, WALL).unwrap_or(usage.rate_at_us);
+            let terms = Terms { per_minute: Some(allowed), ..Terms::default() };
+            let (mut minute, mut now, mut admitted) = (Minute::default(), 0, Vec::new());
+            for (wait, tasks) in waits {
+                now += wait;
+                let ask = |now| admit(&terms, &Usage::default(), &minute, (tasks, 0), (now, WALL));
+                if let Err(refusal) = ask(now) {
+                    let retry_ms = refusal.retry_ms.expect("it fits at some time");
+                    prop_assert!(ask(now + retry_ms - 1).is_err());
+                    prop_assert!(ask(now + retry_ms).is_ok());
+                } else {
+                    minute.add(tasks, now);
+                    admitted.push((now, tasks));
+                }
+                prop_assert!(minute.slots.len() as u64 <= Minute::SLOTS + 1);
             }
-            if let Err(refusal) = admit(&terms, &usage, tasks, 0, at, WALL) {
-                prop_assert!(admit(&terms, &usage, tasks, 0, at + refusal.retry_ms, WALL).is_ok());
-                prop_assert!(admit(&terms, &usage, tasks, 0, at + refusal.retry_ms - 1, WALL).is_err());
+            // No minute has more, wherever it begins.
+            for (from, _) in &admitted {
+                let within = admitted.iter().filter(|(at, _)| (*from..from + MINUTE_MS).contains(at));
+                prop_assert!(within.map(|(_, tasks)| tasks).sum::<u64>() <= u64::from(allowed));
             }
         }
     }

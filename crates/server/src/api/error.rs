@@ -18,6 +18,9 @@ use crate::{artifacts, store};
 const MAX_MESSAGE: usize = 1_000;
 const MAX_PARAM: usize = 100;
 
+/// When to try again what never fits: after the limits may have changed.
+const NEVER_MS: u64 = 3_600_000;
+
 /// Why a request is refused.
 #[derive(Debug, Clone)]
 pub(super) struct Error(Box<Refusal>);
@@ -99,6 +102,10 @@ impl Error {
     }
 
     /// A tenant's limit, and when it lets more in.
+    fn retry_after_ms(self, ms: u64) -> Self {
+        self.header(RETRY_AFTER, ms.div_ceil(1000).max(1).into())
+    }
+
     fn limit(exceeded: Exceeded) -> Self {
         let Exceeded { limit, allowed, retry_ms } = exceeded;
         let (param, message) = match limit {
@@ -111,8 +118,12 @@ impl Error {
                 ("gpu_seconds_per_day", format!("your tenant may use {seconds} GPU-seconds a day"))
             }
         };
-        let seconds = retry_ms.div_ceil(1000);
-        Self::new(Code::LimitReached, message).param(param).header(RETRY_AFTER, seconds.into())
+        // Who asks for more than there is must ask for less, or the operator for a higher limit.
+        let (retry_ms, message) = match retry_ms {
+            Some(retry_ms) => (retry_ms, message),
+            None => (NEVER_MS, format!("{message}; this request alone is more")),
+        };
+        Self::new(Code::LimitReached, message).param(param).retry_after_ms(retry_ms)
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -198,9 +209,7 @@ impl From<store::Error> for Error {
             Store::Limit(exceeded) => Self::limit(exceeded),
             Store::FilesFull { allowed, retry_ms } => {
                 let message = format!("your tenant's files may have {allowed} bytes together");
-                Self::new(Code::LimitReached, message)
-                    .param("file")
-                    .header(RETRY_AFTER, retry_ms.div_ceil(1000).into())
+                Self::new(Code::LimitReached, message).param("file").retry_after_ms(retry_ms)
             }
             Store::InputGone => {
                 Self::invalid("image", "the image is not kept any more; send it again")

@@ -10,7 +10,7 @@ use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{State, Task};
-use rayreel_domain::tenant::{Tenancy, Terms, Usage};
+use rayreel_domain::tenant::{Minute, Tenancy, Terms, Usage};
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
@@ -30,8 +30,8 @@ pub(super) struct Memory {
     pub(super) workers: HashMap<WorkerName, Worker>,
     pub(super) queued: u64,
     pub(super) tenancy: Arc<Tenancy>,
-    /// For each tenant, [`Usage::rate_at_us`].
-    pub(super) rates: HashMap<NameId, u64>,
+    /// What each tenant with a rate has submitted lately.
+    pub(super) minutes: HashMap<NameId, Minute>,
 }
 
 #[derive(Debug, Default)]
@@ -309,7 +309,7 @@ impl Memory {
 
     /// Takes over what only memory knows, where it still fits: beats, and what workers are at.
     pub(super) fn adopt(&mut self, mut old: Memory) {
-        self.rates = std::mem::take(&mut old.rates);
+        self.minutes = std::mem::take(&mut old.minutes);
         for (name, worker) in &mut self.workers {
             if let Some(known) = old.workers.remove(name)
                 && known.incarnation == worker.incarnation
@@ -400,7 +400,6 @@ impl Memory {
             queued: self.accounts(tenant).map(Account::queued).sum(),
             queued_ms: self.accounts(tenant).map(Account::queued_ms).sum(),
             day_ms: self.accounts(tenant).filter(|a| a.day == today).map(|a| a.day_ms).sum(),
-            rate_at_us: self.rates.get(&tenant).copied().unwrap_or(0),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The submit: what is new, what was there already, and what is too much.
 
 use rayreel_domain::task::Task;
-use rayreel_domain::tenant;
+use rayreel_domain::tenant::{self, Minute};
 use rusqlite::{OptionalExtension, params};
 
 use super::memory::{Place, Queue, Slot, format_number, millis, parse, signed};
@@ -57,15 +57,24 @@ impl Tx<'_> {
             return Ok(());
         }
         let (mono, wall) = (millis(self.ctx.clock.monotonic()), self.now().0);
-        let usage = {
+        {
             let memory = self.memory();
             let known = memory.tenant_id(tenant);
-            known.map(|tenant| memory.usage(tenant, wall / DAY_MS)).unwrap_or_default()
-        };
-        let rate_at_us = tenant::admit(&terms, &usage, tasks, work_ms, mono, wall);
-        let rate_at_us = rate_at_us.map_err(Error::Limit)?;
-        let tenant = self.name(tenant.as_str())?;
-        self.memory().rates.insert(tenant, rate_at_us);
+            let usage = known.map(|tenant| memory.usage(tenant, wall / DAY_MS));
+            let minute = known.and_then(|tenant| memory.minutes.get(&tenant));
+            tenant::admit(
+                &terms,
+                &usage.unwrap_or_default(),
+                minute.unwrap_or(&Minute::default()),
+                (tasks, work_ms),
+                (mono, wall),
+            )
+            .map_err(Error::Limit)?;
+        }
+        if terms.per_minute.is_some() {
+            let tenant = self.name(tenant.as_str())?;
+            self.memory().minutes.entry(tenant).or_default().add(tasks, mono);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use rayreel_domain::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerN
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule;
 use rayreel_domain::task::{Effect, End, Refusal, State, Task};
+use rayreel_domain::tenant::Minute;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rayreel_server::clock::Clock;
@@ -39,8 +40,8 @@ pub(super) struct Model {
     floors: BTreeMap<PoolName, u64>,
     /// GPU-milliseconds charged on the day of the newest charge.
     used: BTreeMap<(PoolName, TenantName), (u64, u64)>,
-    /// When the next submit is due, by each tenant's rate.
-    rates: BTreeMap<TenantName, u64>,
+    /// What each tenant has submitted lately.
+    minutes: BTreeMap<TenantName, Minute>,
     pub(super) workers: BTreeMap<WorkerName, Worker>,
     pub(super) leases: BTreeMap<TaskId, Held>,
     garbage: Vec<(String, Timestamp)>,
@@ -131,7 +132,7 @@ impl Model {
             virtual_ms: BTreeMap::new(),
             floors: BTreeMap::new(),
             used: BTreeMap::new(),
-            rates: BTreeMap::new(),
+            minutes: BTreeMap::new(),
             workers: BTreeMap::new(),
             leases: BTreeMap::new(),
             garbage: Vec::new(),
@@ -428,7 +429,7 @@ impl Model {
 
     /// What a stop of the server forgets: beats, and what workers were at.
     pub(super) fn restart(&mut self) {
-        self.rates.clear();
+        self.minutes.clear();
         let (now, wall) = (self.now(), self.wall());
         for held in self.leases.values_mut() {
             let task = self.tasks.iter().find(|e| e.task.id == held.fence.task).expect("leased");

@@ -30,8 +30,9 @@ impl Model {
         let usage = self.usage(first);
         let (count, work) = (tasks.len() as u64, tasks.iter().map(|t| t.estimate_ms).sum());
         let (mono, wall) = (self.now().as_millis() as u64, self.wall().0);
-        let rate = tenant::admit(&terms, &usage, count, work, mono, wall).map_err(Error::Limit)?;
-        self.rates.insert(first.tenant.clone(), rate);
+        let minute = self.minutes.entry(first.tenant.clone()).or_default();
+        tenant::admit(&terms, &usage, minute, (count, work), (mono, wall)).map_err(Error::Limit)?;
+        minute.add(count, mono);
         Ok(tasks.iter().map(|task| self.insert(task)).collect())
     }
 
@@ -49,7 +50,6 @@ impl Model {
             queued: queued().count() as u64,
             queued_ms: queued().map(|e| e.task.estimate_ms).sum(),
             day_ms: used.map(|(_, (_, ms))| ms).sum(),
-            rate_at_us: self.rates.get(&task.tenant).copied().unwrap_or(0),
         }
     }
 
