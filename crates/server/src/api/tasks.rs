@@ -79,11 +79,15 @@ pub(super) async fn submit(
 ) -> Result<Response, Error> {
     let (parts, mut asked, sent) = read(&api, request).await?;
     query::none(&parts.uri)?;
-    let idempotency = idempotency(&parts.headers, &asked)?;
-    let named = asked.image.take().map(Source::Named);
-    let image = sent.map(Source::Sent).or(named);
-    let submission = Submission { asked: &asked, image, idempotency, remixed: None };
-    let mut views = accept(&api, tenant.clone(), &base, submission).await?;
+    let mut views = match keyed(&api, &tenant, &parts.headers, &asked).await? {
+        Keyed::Before(views) => views,
+        Keyed::New(idempotency) => {
+            let named = asked.image.take().map(Source::Named);
+            let image = sent.map(Source::Sent).or(named);
+            let submission = Submission { asked: &asked, image, idempotency, remixed: None };
+            accept(&api, tenant.clone(), &base, submission).await?
+        }
+    };
     let several = asked.n.is_some_and(|n| n > 1);
     let Some(seconds) = wait::asked(&parts.headers) else {
         return answer(&api, StatusCode::ACCEPTED, &views, several, &base);
@@ -242,12 +246,30 @@ async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Option<
     Ok((parts, asked, sent))
 }
 
-/// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
-/// that neither spaces nor the order of its fields matter.
-pub(super) fn idempotency(
+/// What a submit's idempotency key tells of it.
+pub(super) enum Keyed {
+    /// It was made before, and these are its tasks. What it names is neither fetched nor read again.
+    Before(Vec<View>),
+    /// It is new, or has no key. Of several that come at once, the store decides which is the first.
+    New(Option<Idempotency>),
+}
+
+/// Finds out whether a submit was made before. `asked` is all that it asks for, as the caller wrote
+/// it: names of images, not what they lead to.
+pub(super) async fn keyed(
+    api: &Api,
+    tenant: &TenantName,
     headers: &HeaderMap,
     asked: &impl Serialize,
-) -> Result<Option<Idempotency>, Error> {
+) -> Result<Keyed, Error> {
+    let Some(key) = idempotency(headers, asked)? else { return Ok(Keyed::New(None)) };
+    let before = api.app.components.store.repeated(tenant, &key).await?;
+    Ok(before.map_or(Keyed::New(Some(key)), Keyed::Before))
+}
+
+/// The caller's key with the hash of what it asks for. The body is hashed as it was understood, so
+/// that neither spaces nor the order of its fields matter, nor the boundaries of a form.
+fn idempotency(headers: &HeaderMap, asked: &impl Serialize) -> Result<Option<Idempotency>, Error> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
     let visible = key.as_bytes().iter().all(u8::is_ascii_graphic);

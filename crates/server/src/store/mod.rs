@@ -25,7 +25,7 @@ use rayreel_domain::id::{FileId, ModelName, PoolName, TaskId, TenantName, Worker
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
-use rayreel_domain::task::{End, State, Task};
+use rayreel_domain::task::{End, Idempotency, State, Task};
 use rayreel_domain::tenant::Exceeded;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
@@ -51,6 +51,14 @@ pub trait Store: Send + Sync + 'static {
     /// Adds several tasks of one tenant, all or none. The first one, which names its siblings,
     /// bears the idempotency key; repeated, the call finds those of them that still are.
     async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error>;
+
+    /// The tasks that were submitted under this key within a day, if there are any; refuses the key
+    /// if it was another request. A submit decides once more: two may come at the same moment.
+    async fn repeated(
+        &self,
+        tenant: &TenantName,
+        asked: &Idempotency,
+    ) -> Result<Option<Vec<View>>, Error>;
 
     /// Gives the worker its next task, or says why not.
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error>;

@@ -18,7 +18,7 @@ use rayreel_domain::wire::generate::GenerateBody;
 use super::base::Base;
 use super::error::Error;
 use super::input::Source;
-use super::tasks::Submission;
+use super::tasks::{Keyed, Submission};
 use super::{Api, Tenant, body, query, tasks};
 
 /// Longest piece of a request that a message quotes, in characters.
@@ -54,7 +54,10 @@ pub(super) async fn generate(
     let (parts, asked) =
         body::json::<GenerateBody>(request, api.app.settings.max_body_bytes).await?;
     query::none(&parts.uri)?;
-    let idempotency = tasks::idempotency(&parts.headers, &asked)?;
+    let idempotency = match tasks::keyed(&api, &tenant, &parts.headers, &asked).await? {
+        Keyed::Before(views) => return tasks::answer(&api, StatusCode::OK, &views, false, &base),
+        Keyed::New(idempotency) => idempotency,
+    };
     let model = model(&api, &asked)?;
     let body = SubmitBody {
         model: model.map(|model| model.name.to_string()),

@@ -22,7 +22,7 @@ use super::super::error::Error;
 use super::super::form::{self, Form};
 use super::super::input::Source;
 use super::super::openapi::File;
-use super::super::tasks::Submission;
+use super::super::tasks::{Keyed, Submission};
 use super::super::{Api, Id, Tenant, body, content, json, query, tasks};
 use super::{native, spelt};
 use crate::artifacts::{self, Key};
@@ -65,7 +65,10 @@ pub(in crate::api) async fn create(
     query::none(&parts.uri)?;
     // The file is a part of what is asked for.
     let canonical = (&asked, sent.as_ref().map(|bytes| artifacts::sha256(bytes)));
-    let idempotency = tasks::idempotency(&parts.headers, &canonical)?;
+    let idempotency = match tasks::keyed(&api, &tenant, &parts.headers, &canonical).await? {
+        Keyed::Before(views) => return answer(&api, only(views)?),
+        Keyed::New(idempotency) => idempotency,
+    };
     let image = match (sent, asked.input_reference.take()) {
         (Some(bytes), _) => Some(Source::Sent(bytes)),
         (None, Some(reference)) => Some(named(reference)?),
@@ -304,13 +307,17 @@ pub(in crate::api) async fn remix(
     let limit = api.app.settings.max_body_bytes;
     let (parts, asked) = body::json::<RemixVideo>(request, limit).await?;
     query::none(&parts.uri)?;
+    // A repetition finds its video, whatever has become of the source.
+    let idempotency = match tasks::keyed(&api, &tenant, &parts.headers, &(id, &asked)).await? {
+        Keyed::Before(views) => return answer(&api, only(views)?),
+        Keyed::New(idempotency) => idempotency,
+    };
     let source = find(&api, &tenant, id).await?.task;
     if source.state != TaskState::Succeeded {
         let message =
             format!("only a completed video can be remixed; this one is {}", source.state);
         return Err(Error::invalid("id", message));
     }
-    let idempotency = tasks::idempotency(&parts.headers, &(id, &asked))?;
     let image = image_of(&api, &source).await?;
     let native = asked.native(&source);
     let remixed = Some(&*source);

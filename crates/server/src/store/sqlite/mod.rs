@@ -31,7 +31,7 @@ use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
 use rayreel_domain::schedule::Locality;
-use rayreel_domain::task::{End, Rules, Task};
+use rayreel_domain::task::{End, Idempotency, Rules, Task};
 use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
@@ -161,6 +161,14 @@ impl Store for SqliteStore {
     async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error> {
         let tasks = tasks.into_iter().map(|task| (ops::body(&task), task)).collect();
         self.writer.call(move |tx| tx.submit_all(tasks)).await
+    }
+
+    async fn repeated(
+        &self,
+        tenant: &TenantName,
+        asked: &Idempotency,
+    ) -> Result<Option<Vec<View>>, Error> {
+        self.readers.repeated(tenant, asked, self.ctx.clock.wall())
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {

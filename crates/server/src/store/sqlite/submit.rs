@@ -1,13 +1,18 @@
 //! The submit: what is new, what was there already, and what is too much.
 
-use rayreel_domain::task::Task;
-use rayreel_domain::tenant::{self, Minute};
-use rusqlite::{OptionalExtension, params};
+use std::sync::Arc;
 
-use super::memory::{Place, Queue, Slot, format_number, millis, parse, signed};
+use rayreel_domain::id::{TaskId, TenantName};
+use rayreel_domain::task::{Idempotency, Task};
+use rayreel_domain::tenant::{self, Minute};
+use rayreel_domain::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::memory::{NameId, Place, Queue, Slot, format_number, millis, parse, signed};
 use super::ops::{DAY_MS, Done, KEY_MS, task_and_place};
+use super::read::{self, Readers};
 use super::writer::Tx;
-use super::{Error, Submitted, read};
+use super::{Error, Submitted, View};
 
 impl Tx<'_> {
     /// Adds a task with its stored form.
@@ -164,25 +169,62 @@ impl Tx<'_> {
                 None
             }
             Some((old, place)) => Some(self.found(old, &place)?),
-            None => self
-                .db
-                .prepare_cached(
-                    "SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3",
-                )?
-                .query_row(params![tenant, asked.key, signed(task.created_at.0)], |row| {
-                    let task = parse(row.get_ref(0)?.as_bytes()?)?;
-                    Ok(Submitted { task, existed: true, position: None })
-                })
-                .optional()?,
+            None => deleted_under(self.db, tenant, &asked.key, task.created_at)?
+                .map(|task| Submitted { task, existed: true, position: None }),
         };
         match found {
-            Some(found)
-                if found.task.idempotency.as_ref().is_some_and(|i| i.request == asked.request) =>
-            {
-                Ok(Some(found))
-            }
+            Some(found) if asks(&found.task, asked) => Ok(Some(found)),
             Some(_) => Err(Error::IdempotencyMismatch.into()),
             None => Ok(None),
         }
     }
+}
+
+impl Readers {
+    pub(super) fn repeated(
+        &self,
+        tenant: &TenantName,
+        asked: &Idempotency,
+        now: Timestamp,
+    ) -> Result<Option<Vec<View>>, Error> {
+        let Some(tenant) = self.memory().tenant_id(tenant) else { return Ok(None) };
+        let id = self.with(|db| {
+            db.prepare_cached("SELECT id FROM tasks WHERE tenant = ?1 AND key = ?2")?
+                .query_row(params![tenant, asked.key], |row| row.get(0).map(TaskId::from_bytes))
+                .optional()
+        })?;
+        let first =
+            match id.map(|id| self.get(id)).transpose()?.flatten() {
+                Some(old) if now.ms_since(old.task.created_at) >= KEY_MS => None,
+                Some(found) => Some(found),
+                // Not there, or deleted in this moment.
+                None => self.with(|db| deleted_under(db, tenant, &asked.key, now))?.map(|task| {
+                    View { task: Arc::new(task), progress: None, position: None, delivery: None }
+                }),
+            };
+        let Some(first) = first else { return Ok(None) };
+        if !asks(&first.task, asked) {
+            return Err(Error::IdempotencyMismatch);
+        }
+        let others = first.task.siblings.iter().filter_map(|id| self.get(*id).transpose());
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        Ok(Some([first].into_iter().chain(others).collect()))
+    }
+}
+
+/// The task that was submitted under a key that still counts, and was deleted.
+fn deleted_under(
+    db: &Connection,
+    tenant: NameId,
+    key: &str,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Task>> {
+    db.prepare_cached("SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3")?
+        .query_row(params![tenant, key, signed(now.0)], |row| parse(row.get_ref(0)?.as_bytes()?))
+        .optional()
+}
+
+/// Did the task come of the same request?
+fn asks(task: &Task, asked: &Idempotency) -> bool {
+    task.idempotency.as_ref().is_some_and(|known| known.request == asked.request)
 }

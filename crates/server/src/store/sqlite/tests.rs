@@ -272,9 +272,18 @@ async fn use_inputs(watched: &Watched) {
         let query = FileQuery { tenant: anna.clone(), purpose, after, ascending, limit: 1 };
         store.files(&query).await.expect("listed");
     }
-    let task = watched.submit(|record| record.request.image = Some(input)).await;
+    let asked = Idempotency { key: "image".into(), request: "r".into() };
+    assert!(store.repeated(&anna, &asked).await.expect("answered").is_none());
+    let key = Some(asked.clone());
+    let task = watched.submit(|record| {
+        record.request.image = Some(input);
+        record.idempotency = key;
+    });
+    let task = task.await;
+    assert!(store.repeated(&anna, &asked).await.expect("answered").is_some());
     store.cancel(&anna, task.id).await.expect("cancelled");
     store.delete(&anna, task.id).await.expect("deleted");
+    assert!(store.repeated(&anna, &asked).await.expect("answered").is_some());
     assert!(store.delete_file(&anna, file.id).await.expect("deleted"));
     store.put_file(file.clone(), 1 << 20).await.expect("put");
     for _ in 0..2 {

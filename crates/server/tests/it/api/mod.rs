@@ -19,6 +19,7 @@ mod outage;
 mod probes;
 mod reference;
 mod refusals;
+mod repeats;
 mod retention;
 mod several;
 mod tasks;

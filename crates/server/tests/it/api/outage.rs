@@ -8,7 +8,7 @@ use rayreel_domain::id::{FileId, TaskId, TenantName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
-use rayreel_domain::task::{End, Task};
+use rayreel_domain::task::{End, Idempotency, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::api::TaskBody;
@@ -81,6 +81,7 @@ macro_rules! faulty {
 
 faulty! {
     async fn submit_all(&self, tasks: Vec<Task>) -> Vec<Submitted>;
+    async fn repeated(&self, tenant: &TenantName, asked: &Idempotency) -> Option<Vec<View>>;
     async fn claim(&self, claim: Claim) -> Claimed;
     async fn beat(&self, by: &Identity, fence: Fence, progress: Option<Progress>) -> Beaten;
     async fn held(&self, fence: Fence) -> Beaten;

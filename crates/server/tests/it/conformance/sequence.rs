@@ -278,6 +278,11 @@ impl Run {
         let others: Vec<Task> = (1..submit.count).map(|_| task(false, Vec::new())).collect();
         let first = task(true, others.iter().map(|task| task.id).collect());
         let tasks: Vec<Task> = [first].into_iter().chain(others).collect();
+        let asked = tasks[0].idempotency.clone();
+        let before = match &asked {
+            Some(asked) => self.store().repeated(&tasks[0].tenant, asked).await,
+            None => Ok(None),
+        };
         let told = match &tasks[..] {
             [task] => self.store().submit(task.clone()).await.map(|told| vec![told]),
             _ => self.store().submit_all(tasks.clone()).await,
@@ -285,6 +290,18 @@ impl Run {
         let told: Result<Vec<_>, _> = told.map(|told| {
             told.into_iter().map(|told| (told.task, told.existed, told.position)).collect()
         });
+        // A submit that was made before is known before it is made again.
+        let found = before.map(|views| {
+            let views = views.into_iter().flatten();
+            views.map(|view| ((*view.task).clone(), true, view.position)).collect::<Vec<_>>()
+        });
+        match &told {
+            Ok(told) if told[0].1 => prop_assert_eq!(&found, &Ok(told.clone())),
+            Err(Error::IdempotencyMismatch) => {
+                prop_assert_eq!(found, Err(Error::IdempotencyMismatch));
+            }
+            _ => prop_assert_eq!(found, Ok(Vec::new())),
+        }
         if told.as_ref().is_ok_and(|told| !told[0].1) {
             self.known.extend(tasks.iter().map(|task| (task.tenant.clone(), task.id)));
         }
