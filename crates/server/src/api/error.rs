@@ -202,6 +202,11 @@ impl From<store::Error> for Error {
                 "this idempotency key was used with another request",
             )
             .param("Idempotency-Key"),
+            Store::Deleted { task } => Self::new(
+                Code::TaskDeleted,
+                format!("this idempotency key made {task}, which has been deleted"),
+            )
+            .param("Idempotency-Key"),
             Store::DeadlinePassed { now } => request::past_deadline(now).into(),
             Store::QueueFull { queued } => {
                 Self::new(Code::QueueFull, format!("the queue is full: {queued} tasks wait"))

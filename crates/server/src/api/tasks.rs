@@ -64,7 +64,7 @@ const LATEST: u64 = 253_402_300_799;
                 ("x-rayreel-test-pattern" = String, description = "`true` if the model is the built-in test card: the result is a synthetic pattern."),
             )),
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
-        (status = 409, description = "`idempotency_mismatch`: the key was used with another request.", body = ErrorBody),
+        (status = 409, description = "`idempotency_mismatch`: the key was used with another request. `task_deleted`: what it made is gone.", body = ErrorBody),
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),

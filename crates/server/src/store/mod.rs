@@ -49,7 +49,8 @@ pub trait Store: Send + Sync + 'static {
     async fn submit(&self, task: Task) -> Result<Submitted, Error>;
 
     /// Adds several tasks of one tenant, all or none. The first one, which names its siblings,
-    /// bears the idempotency key; repeated, the call finds those of them that still are.
+    /// bears the idempotency key; repeated, the call finds those of them that still are, and is
+    /// refused when none is.
     async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error>;
 
     /// The tasks that were submitted under this key within a day, if there are any; refuses the key
@@ -188,6 +189,9 @@ pub enum Error {
     StaleWorker,
     #[error("the idempotency key was used with another request")]
     IdempotencyMismatch,
+    /// What was submitted under the key has been deleted.
+    #[error("{task} was submitted under the idempotency key, and deleted")]
+    Deleted { task: TaskId },
     #[error("the deadline of a new task has passed")]
     DeadlinePassed { now: Timestamp },
     #[error("the queue is full: {queued} tasks")]

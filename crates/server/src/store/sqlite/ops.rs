@@ -103,13 +103,7 @@ impl Tx<'_> {
 
     fn delete(&mut self, task: &Task, place: &Place) -> Done<()> {
         let now = self.now();
-        // Its key still counts, unless a newer task has it already.
-        self.db
-            .prepare_cached(
-                "INSERT OR REPLACE INTO tombstones (tenant, key, until, body)
-                 SELECT tenant, key, ?2, body FROM tasks WHERE seq = ?1 AND key IS NOT NULL",
-            )?
-            .execute(params![place.seq, signed(task.created_at.plus_ms(KEY_MS).0)])?;
+        self.bury(task, place.seq)?;
         self.rewritten.push(task.id);
         self.release_input(task)?;
         self.forget_delivery(task)?;

@@ -1,12 +1,11 @@
 //! The submit: what is new, what was there already, and what is too much.
 
-use std::sync::Arc;
-
 use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::task::{Idempotency, Task};
 use rayreel_domain::tenant::{self, Minute};
 use rayreel_domain::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 use super::memory::{NameId, Place, Queue, Slot, format_number, millis, parse, signed};
 use super::ops::{DAY_MS, Done, KEY_MS, task_and_place};
@@ -17,8 +16,10 @@ use super::{Error, Submitted, View};
 impl Tx<'_> {
     /// Adds a task with its stored form.
     pub(super) fn submit(&mut self, (body, task): (Vec<u8>, Task)) -> Done<Submitted> {
-        if let Some(found) = self.same_key(&task)? {
-            return Ok(found);
+        match self.same_key(&task)? {
+            Some(Known::Task(task, place)) => return self.found(*task, &place),
+            Some(Known::Deleted(grave)) => return Err(Error::Deleted { task: grave.id }.into()),
+            None => {}
         }
         self.admit(&task, 1, task.estimate_ms)?;
         self.insert(task, &body)
@@ -27,14 +28,17 @@ impl Tx<'_> {
     /// Adds tasks of one tenant, or finds those that were submitted under the first one's key.
     pub(super) fn submit_all(&mut self, tasks: Vec<(Vec<u8>, Task)>) -> Done<Vec<Submitted>> {
         let Some((_, first)) = tasks.first() else { return Ok(Vec::new()) };
-        if let Some(found) = self.same_key(first)? {
-            let siblings = found.task.siblings.clone();
-            let mut all = vec![found];
+        if let Some(known) = self.same_key(first)? {
+            let (id, siblings) = known.family();
+            let mut all = Vec::new();
+            if let Known::Task(task, place) = known {
+                all.push(self.found(*task, &place)?);
+            }
             for id in siblings {
                 let Some((task, place)) = self.load(id)? else { continue };
                 all.push(self.found(task, &place)?);
             }
-            return Ok(all);
+            return if all.is_empty() { Err(Error::Deleted { task: id }.into()) } else { Ok(all) };
         }
         let work_ms = tasks.iter().map(|(_, task)| task.estimate_ms).sum();
         self.admit(first, tasks.len() as u64, work_ms)?;
@@ -149,8 +153,8 @@ impl Tx<'_> {
         Ok(Submitted { task, existed: false, position: Some(position) })
     }
 
-    /// The task that was submitted under the same key within a day.
-    fn same_key(&mut self, task: &Task) -> Done<Option<Submitted>> {
+    /// What was submitted under the same key within a day.
+    fn same_key(&mut self, task: &Task) -> Done<Option<Known>> {
         let Some(asked) = &task.idempotency else { return Ok(None) };
         let Some(tenant) = self.memory().tenant_id(&task.tenant) else { return Ok(None) };
         let stored = self
@@ -161,22 +165,37 @@ impl Tx<'_> {
             )?
             .query_row(params![tenant, asked.key], task_and_place)
             .optional()?;
-        let found = match stored {
+        let known = match stored {
             Some((old, place)) if task.created_at.ms_since(old.created_at) >= KEY_MS => {
                 self.db
                     .prepare_cached("UPDATE tasks SET key = NULL WHERE seq = ?1")?
                     .execute([place.seq])?;
                 None
             }
-            Some((old, place)) => Some(self.found(old, &place)?),
-            None => deleted_under(self.db, tenant, &asked.key, task.created_at)?
-                .map(|task| Submitted { task, existed: true, position: None }),
+            Some((old, place)) => Some(Known::Task(Box::new(old), place)),
+            None => grave(self.db, tenant, &asked.key, task.created_at)?.map(Known::Deleted),
         };
-        match found {
-            Some(found) if asks(&found.task, asked) => Ok(Some(found)),
-            Some(_) => Err(Error::IdempotencyMismatch.into()),
-            None => Ok(None),
+        match known {
+            Some(known) if known.asked() != Some(&asked.request) => {
+                Err(Error::IdempotencyMismatch.into())
+            }
+            known => Ok(known),
         }
+    }
+
+    /// Remembers the key of a task that is deleted, unless a newer task has it already. What was
+    /// asked for is not kept.
+    pub(super) fn bury(&mut self, task: &Task, seq: i64) -> rusqlite::Result<()> {
+        let Some(idempotency) = task.idempotency.clone() else { return Ok(()) };
+        let grave = Grave { id: task.id, idempotency, siblings: task.siblings.clone() };
+        let body = serde_json::to_vec(&grave).expect("ids and strings");
+        self.db
+            .prepare_cached(
+                "INSERT OR REPLACE INTO tombstones (tenant, key, until, body)
+                 SELECT tenant, key, ?2, ?3 FROM tasks WHERE seq = ?1 AND key IS NOT NULL",
+            )?
+            .execute(params![seq, signed(task.created_at.plus_ms(KEY_MS).0), body])
+            .map(drop)
     }
 }
 
@@ -193,38 +212,71 @@ impl Readers {
                 .query_row(params![tenant, asked.key], |row| row.get(0).map(TaskId::from_bytes))
                 .optional()
         })?;
-        let first =
-            match id.map(|id| self.get(id)).transpose()?.flatten() {
-                Some(old) if now.ms_since(old.task.created_at) >= KEY_MS => None,
-                Some(found) => Some(found),
-                // Not there, or deleted in this moment.
-                None => self.with(|db| deleted_under(db, tenant, &asked.key, now))?.map(|task| {
-                    View { task: Arc::new(task), progress: None, position: None, delivery: None }
-                }),
-            };
-        let Some(first) = first else { return Ok(None) };
-        if !asks(&first.task, asked) {
+        let first = id.map(|id| self.get(id)).transpose()?.flatten();
+        let (request, id, siblings) = match &first {
+            Some(old) if now.ms_since(old.task.created_at) >= KEY_MS => return Ok(None),
+            Some(View { task, .. }) => {
+                let request = task.idempotency.as_ref().map(|known| known.request.clone());
+                (request, task.id, task.siblings.clone())
+            }
+            // Not there, or deleted in this moment.
+            None => match self.with(|db| grave(db, tenant, &asked.key, now))? {
+                None => return Ok(None),
+                Some(grave) => (Some(grave.idempotency.request), grave.id, grave.siblings),
+            },
+        };
+        if request.as_ref() != Some(&asked.request) {
             return Err(Error::IdempotencyMismatch);
         }
-        let others = first.task.siblings.iter().filter_map(|id| self.get(*id).transpose());
+        let others = siblings.iter().filter_map(|id| self.get(*id).transpose());
         let others = others.collect::<Result<Vec<_>, _>>()?;
-        Ok(Some([first].into_iter().chain(others).collect()))
+        let all: Vec<View> = first.into_iter().chain(others).collect();
+        if all.is_empty() { Err(Error::Deleted { task: id }) } else { Ok(Some(all)) }
     }
 }
 
-/// The task that was submitted under a key that still counts, and was deleted.
-fn deleted_under(
+/// What was submitted under a key.
+enum Known {
+    Task(Box<Task>, Place),
+    Deleted(Grave),
+}
+
+impl Known {
+    /// Hash of the request.
+    fn asked(&self) -> Option<&String> {
+        match self {
+            Self::Task(task, _) => task.idempotency.as_ref().map(|known| &known.request),
+            Self::Deleted(grave) => Some(&grave.idempotency.request),
+        }
+    }
+
+    /// The first task, and those that were submitted with it.
+    fn family(&self) -> (TaskId, Vec<TaskId>) {
+        match self {
+            Self::Task(task, _) => (task.id, task.siblings.clone()),
+            Self::Deleted(grave) => (grave.id, grave.siblings.clone()),
+        }
+    }
+}
+
+/// What is left of a deleted task while its key counts. Named as in the task, which stood here
+/// whole in older versions.
+#[derive(Serialize, Deserialize)]
+struct Grave {
+    id: TaskId,
+    idempotency: Idempotency,
+    #[serde(default)]
+    siblings: Vec<TaskId>,
+}
+
+/// The deleted task whose key still counts.
+fn grave(
     db: &Connection,
     tenant: NameId,
     key: &str,
     now: Timestamp,
-) -> rusqlite::Result<Option<Task>> {
+) -> rusqlite::Result<Option<Grave>> {
     db.prepare_cached("SELECT body FROM tombstones WHERE tenant = ?1 AND key = ?2 AND until > ?3")?
         .query_row(params![tenant, key, signed(now.0)], |row| parse(row.get_ref(0)?.as_bytes()?))
         .optional()
-}
-
-/// Did the task come of the same request?
-fn asks(task: &Task, asked: &Idempotency) -> bool {
-    task.idempotency.as_ref().is_some_and(|known| known.request == asked.request)
 }

@@ -211,7 +211,8 @@ async fn use_everything(watched: &Watched) {
     store.cancel(&anna, task.id).await.expect("cancelled");
     store.delete(&anna, task.id).await.expect("deleted");
     store.delete(&anna, first.id).await.expect("deleted");
-    watched.submit(keyed).await;
+    let gone = store.submit(watched.task(keyed)).await;
+    assert_eq!(gone.map(|_| ()), Err(Error::Deleted { task: first.id }));
     watched.clock.advance(std::time::Duration::from_secs(100_000));
     watched.submit(keyed).await;
     store.advance().await.expect("advanced");
@@ -283,7 +284,8 @@ async fn use_inputs(watched: &Watched) {
     assert!(store.repeated(&anna, &asked).await.expect("answered").is_some());
     store.cancel(&anna, task.id).await.expect("cancelled");
     store.delete(&anna, task.id).await.expect("deleted");
-    assert!(store.repeated(&anna, &asked).await.expect("answered").is_some());
+    let gone = store.repeated(&anna, &asked).await;
+    assert_eq!(gone.map(|_| ()), Err(Error::Deleted { task: task.id }));
     assert!(store.delete_file(&anna, file.id).await.expect("deleted"));
     store.put_file(file.clone(), 1 << 20).await.expect("put");
     for _ in 0..2 {

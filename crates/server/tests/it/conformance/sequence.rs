@@ -297,8 +297,8 @@ impl Run {
         });
         match &told {
             Ok(told) if told[0].1 => prop_assert_eq!(&found, &Ok(told.clone())),
-            Err(Error::IdempotencyMismatch) => {
-                prop_assert_eq!(found, Err(Error::IdempotencyMismatch));
+            Err(error @ (Error::IdempotencyMismatch | Error::Deleted { .. })) => {
+                prop_assert_eq!(found, Err(error.clone()));
             }
             _ => prop_assert_eq!(found, Ok(Vec::new())),
         }

@@ -12,15 +12,16 @@ type Submitted = (Task, bool, Option<u64>);
 impl Model {
     pub(in super::super) fn submit(&mut self, tasks: &[Task]) -> Result<Vec<Submitted>, Error> {
         let first = &tasks[0];
-        if let Some((found, position)) = self.same_key(first)? {
-            let siblings = found.siblings.clone();
-            let mut all = vec![(found, true, position)];
-            if tasks.len() > 1 {
-                let still = siblings.iter().filter_map(|id| self.entry(*id));
-                let entries = still.map(|index| &self.tasks[index]);
-                all.extend(entries.map(|e| (e.task.clone(), true, self.position(e))));
-            }
-            return Ok(all);
+        if let Some(found) = self.same_key(first)? {
+            let ids = [found.id].into_iter().chain(found.siblings.clone());
+            let entries = ids.filter_map(|id| Some(&self.tasks[self.entry(id)?]));
+            let still = entries.map(|e| (e.task.clone(), true, self.position(e)));
+            let still: Vec<Submitted> = still.collect();
+            return if still.is_empty() {
+                Err(Error::Deleted { task: found.id })
+            } else {
+                Ok(still)
+            };
         }
         let queued = self.tasks.iter().filter(|e| e.task.state == State::Queued).count() as u64;
         if queued + tasks.len() as u64 > self.setup.max_queued {
@@ -53,8 +54,8 @@ impl Model {
         }
     }
 
-    /// The task that was submitted under the same key within a day, and its position.
-    fn same_key(&mut self, task: &Task) -> Result<Option<(Task, Option<u64>)>, Error> {
+    /// The task that was submitted under the same key within a day, though it was deleted.
+    fn same_key(&mut self, task: &Task) -> Result<Option<Task>, Error> {
         let Some(asked) = &task.idempotency else { return Ok(None) };
         let key = (task.tenant.clone(), asked.key.clone());
         let same = |other: &Task| {
@@ -63,8 +64,7 @@ impl Model {
         let holder = self.tasks.iter().position(|entry| entry.keyed && same(&entry.task));
         let found = match holder {
             Some(index) if task.created_at.ms_since(self.tasks[index].task.created_at) < DAY_MS => {
-                let entry = &self.tasks[index];
-                Some((entry.task.clone(), self.position(entry)))
+                Some(self.tasks[index].task.clone())
             }
             Some(index) => {
                 self.tasks[index].keyed = false;
@@ -74,11 +74,10 @@ impl Model {
                 .tombstones
                 .get(&key)
                 .filter(|(until, _)| *until > task.created_at)
-                .map(|(_, task)| (task.clone(), None)),
+                .map(|(_, task)| task.clone()),
         };
-        let mismatch = |(found, _): &(Task, Option<u64>)| {
-            found.idempotency.as_ref().is_none_or(|i| i.request != asked.request)
-        };
+        let mismatch =
+            |found: &Task| found.idempotency.as_ref().is_none_or(|i| i.request != asked.request);
         if found.as_ref().is_some_and(mismatch) {
             return Err(Error::IdempotencyMismatch);
         }
