@@ -284,9 +284,12 @@ pub(crate) struct Request {
     /// What not to show
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
-    /// First frame: a PNG or JPEG file
+    /// First frame: a PNG, JPEG or WebP file
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// Last frame, of models that take one
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub last_image: Option<PathBuf>,
     /// Width and height in pixels, such as 832x480
     #[arg(long, value_name = "WxH")]
     pub size: Option<Size>,

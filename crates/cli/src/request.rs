@@ -22,7 +22,8 @@ pub(crate) fn body(request: &Request, named: Option<Format>) -> Result<SubmitBod
         model: request.model.clone(),
         prompt: Some(request.prompt.clone()),
         negative_prompt: request.negative_prompt.clone(),
-        image: request.image.as_deref().map(image).transpose()?,
+        image: request.image.as_deref().map(|path| FIRST.read(path)).transpose()?,
+        last_image: request.last_image.as_deref().map(|path| LAST.read(path)).transpose()?,
         size: request.size.map(|size| size.to_string()),
         frames: request.frames,
         seconds: request.seconds,
@@ -36,27 +37,40 @@ pub(crate) fn body(request: &Request, named: Option<Format>) -> Result<SubmitBod
     })
 }
 
-/// A picture as a data URI.
-fn image(path: &Path) -> Result<String, Failure> {
-    let fail = |why: &str| {
-        Failure::value("image", format!("{} can't be the first frame: {why}", path.display()))
-            .helped("Give --image a PNG or JPEG file.")
-    };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_IMAGE + 1).read_to_end(&mut bytes))
-        .map_err(|error| fail(&home::reason(&error)))?;
-    if bytes.len() as u64 > MAX_IMAGE {
-        return Err(fail("it has more than 64 MB"));
+/// A frame that a picture can be.
+struct Frame {
+    field: &'static str,
+    flag: &'static str,
+    name: &'static str,
+}
+
+const FIRST: Frame = Frame { field: "image", flag: "--image", name: "first" };
+const LAST: Frame = Frame { field: "last_image", flag: "--last-image", name: "last" };
+
+impl Frame {
+    /// A picture as a data URI.
+    fn read(&self, path: &Path) -> Result<String, Failure> {
+        let Self { field, flag, name } = self;
+        let fail = |why: &str| {
+            let path = path.display();
+            Failure::value(field, format!("{path} can't be the {name} frame: {why}"))
+                .helped(format!("Give {flag} a PNG, JPEG or WebP file."))
+        };
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_IMAGE + 1).read_to_end(&mut bytes))
+            .map_err(|error| fail(&home::reason(&error)))?;
+        if bytes.len() as u64 > MAX_IMAGE {
+            return Err(fail("it has more than 64 MB"));
+        }
+        let media_type = match bytes.as_slice() {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => "image/png",
+            [0xff, 0xd8, 0xff, ..] => "image/jpeg",
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "image/webp",
+            _ => return Err(fail("it is no PNG, JPEG or WebP file")),
+        };
+        Ok(format!("data:{media_type};base64,{}", STANDARD.encode(bytes)))
     }
-    let media_type = if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        "image/png"
-    } else if bytes.starts_with(b"\xff\xd8\xff") {
-        "image/jpeg"
-    } else {
-        return Err(fail("it is neither a PNG nor a JPEG file"));
-    };
-    Ok(format!("data:{media_type};base64,{}", STANDARD.encode(bytes)))
 }
 
 #[cfg(test)]
@@ -100,6 +114,11 @@ mod tests {
         std::fs::write(&path, b"\xff\xd8\xff\xe0").expect("written");
         let sent = body(&request(&["x", "--image", word]), None).expect("right").image;
         assert_eq!(sent.as_deref(), Some("data:image/jpeg;base64,/9j/4A=="));
+
+        std::fs::write(&path, b"RIFF\x04\0\0\0WEBP").expect("written");
+        let both = body(&request(&["x", "--image", word, "--last-image", word]), None);
+        let last = both.expect("right").last_image;
+        assert_eq!(last.as_deref(), Some("data:image/webp;base64,UklGRgQAAABXRUJQ"));
 
         std::fs::write(&path, b"GIF89a").expect("written");
         let failure = body(&request(&["x", "--image", word]), None).expect_err("wrong");

@@ -28,7 +28,7 @@ macro_rules! golden_files {
 
 golden_files! { TO_ENGINE, files_to(ToEngine):
     ToEngine::Load(_) => ["load"],
-    ToEngine::Generate(_) => ["generate"],
+    ToEngine::Generate(_) => ["generate", "generate_last_image"],
     ToEngine::Cancel { .. } => ["cancel"],
     ToEngine::Exit => ["exit"],
 }
@@ -97,9 +97,13 @@ fn optional_fields_are_shown() {
     #[rustfmt::skip]
     let EngineRequest {
         prompt: _, negative_prompt, width: _, height: _, frames: _, fps: _, steps: _, guidance,
-        seed: _, format: _, image,
+        seed: _, format: _, image, last_image,
     } = request;
     assert!(!negative_prompt.is_empty() && guidance.is_some() && image.is_some());
+    // Engines that were written before it have never seen it.
+    assert!(last_image.is_none());
+    let (ToEngine::Generate(generate), _) = read("generate_last_image") else { panic!("generate") };
+    assert!(generate.request.image.is_some() && generate.request.last_image.is_some());
 
     let (FromEngine::Done(done), _) = read("done") else { panic!("done") };
     let Done { id: _, files, metrics, test_pattern } = done;

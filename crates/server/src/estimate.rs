@@ -210,6 +210,7 @@ fn default_work(model: &Model) -> f64 {
         seed: 0,
         format: Default::default(),
         image: None,
+        last_image: None,
         metadata: Default::default(),
     };
     request.work() as f64
@@ -269,6 +270,7 @@ mod tests {
             seed: 0,
             format: Default::default(),
             image: None,
+            last_image: None,
             metadata: Default::default(),
         }
     }

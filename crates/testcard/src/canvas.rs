@@ -78,6 +78,14 @@ impl Canvas {
         self.pixels.copy_from_slice(&other.pixels);
     }
 
+    /// Lays `over`, which has the same size, over the whole; `alpha` 0 leaves it as it is, 255 hides
+    /// it.
+    pub(crate) fn blend(&mut self, over: &Canvas, alpha: u8) {
+        for (pixel, over) in self.pixels.iter_mut().zip(&over.pixels) {
+            *pixel = mix(*pixel, *over, alpha);
+        }
+    }
+
     /// The pixels of row `y` between two columns, as far as they are inside.
     fn row(&mut self, y: i32, from: i32, to: i32) -> &mut [Color] {
         if y < 0 || y >= self.height as i32 {

@@ -27,6 +27,8 @@ pub(crate) struct Card {
     font: Font,
     /// Everything that doesn't move; what moves is drawn over it.
     backdrop: Canvas,
+    /// What it has become in the last frame.
+    last: Option<Canvas>,
     label: Label,
     counter: Option<Counter>,
     /// The track along the lower edge on which the frames pass.
@@ -51,31 +53,24 @@ struct Counter {
 }
 
 impl Card {
-    /// Lays out a card, with `image` in place of the bars if there is one.
-    pub(crate) fn new(request: &EngineRequest, image: Option<&Canvas>) -> Card {
-        let (width, height) = (request.width as usize, request.height as usize);
+    /// Lays out a card, with `image` in place of the bars if there is one, which turns into
+    /// `last_image` from the first frame to the last.
+    pub(crate) fn new(
+        request: &EngineRequest,
+        image: Option<&Canvas>,
+        last_image: Option<&Canvas>,
+    ) -> Card {
         let mut font = Font::new();
-        let layout = Layout::new(width as i32, height as i32, image.is_some());
-        let mut backdrop = match image {
-            Some(image) => {
-                let mut backdrop = still::cover(image, width, height);
-                backdrop.tint(layout.panel, INK, 215);
-                backdrop
-            }
-            None => {
-                let mut backdrop = Canvas::new(width, height);
-                backdrop.fill(layout.panel, INK);
-                draw_bars(&mut backdrop, &layout);
-                draw_reticle(&mut backdrop, &layout);
-                backdrop
-            }
-        };
-        let (counter, prompt_area) = draw_figures(&mut backdrop, &mut font, &layout, request);
-        draw_prompt(&mut backdrop, &mut font, &layout, prompt_area, &request.prompt);
+        let (width, height) = (request.width as i32, request.height as i32);
+        let layout = Layout::new(width, height, image.is_some());
+        let (backdrop, counter) = draw_backdrop(&mut font, &layout, request, image);
+        let last =
+            last_image.map(|image| draw_backdrop(&mut font, &layout, request, Some(image)).0);
         Card {
             label: Label::new(&mut font, &layout),
             font,
             backdrop,
+            last,
             counter,
             progress: layout.progress,
             motion: Motion::new(request, layout.stage),
@@ -87,6 +82,10 @@ impl Card {
     /// Draws frame `index`, the first of which is 0, on a canvas of the card's size.
     pub(crate) fn paint(&mut self, index: u32, canvas: &mut Canvas) {
         canvas.copy_from(&self.backdrop);
+        if let Some(last) = &self.last {
+            let way = (self.frames - 1).max(1);
+            canvas.blend(last, (index * 255 / way) as u8);
+        }
         self.motion.draw(canvas, index as f32 / self.frames as f32);
         self.label.draw(canvas, &mut self.font);
         if let Some(counter) = &self.counter {
@@ -97,6 +96,33 @@ impl Card {
         passed.width = passed.width * (index as i32 + 1) / self.frames as i32;
         canvas.fill(passed, self.motion.color());
     }
+}
+
+/// Draws what doesn't move, and finds the counter's place on it.
+fn draw_backdrop(
+    font: &mut Font,
+    layout: &Layout,
+    request: &EngineRequest,
+    image: Option<&Canvas>,
+) -> (Canvas, Option<Counter>) {
+    let (width, height) = (request.width as usize, request.height as usize);
+    let mut backdrop = match image {
+        Some(image) => {
+            let mut backdrop = still::cover(image, width, height);
+            backdrop.tint(layout.panel, INK, 215);
+            backdrop
+        }
+        None => {
+            let mut backdrop = Canvas::new(width, height);
+            backdrop.fill(layout.panel, INK);
+            draw_bars(&mut backdrop, layout);
+            draw_reticle(&mut backdrop, layout);
+            backdrop
+        }
+    };
+    let (counter, prompt_area) = draw_figures(&mut backdrop, font, layout, request);
+    draw_prompt(&mut backdrop, font, layout, prompt_area, &request.prompt);
+    (backdrop, counter)
 }
 
 /// Where the parts of a card are.
@@ -343,6 +369,7 @@ mod tests {
             seed: 42,
             format: Format::Mp4,
             image: None,
+            last_image: None,
         }
     }
 
@@ -358,7 +385,7 @@ mod tests {
         ] {
             let image = Canvas::new(8, 8);
             for image in [None, Some(&image)] {
-                let label = Card::new(&request(width, height), image).label;
+                let label = Card::new(&request(width, height), image, None).label;
                 assert_eq!(label.text, text, "{width}x{height}");
                 let Rect { x, y, width: w, height: h } = label.area;
                 assert!(x >= 0 && y >= 0 && x + w <= width as i32 && y + h <= height as i32);
@@ -368,7 +395,7 @@ mod tests {
 
     #[test]
     fn the_counter_tells_frame_and_time() {
-        let mut card = Card::new(&request(832, 480), None);
+        let mut card = Card::new(&request(832, 480), None, None);
         let counter = card.counter.take().expect("a counter");
         assert_eq!((counter.wording)(12, 49, 16), "frame 012/049  00:00.750");
         assert_eq!(timecode(320, 1), "05:20.000");

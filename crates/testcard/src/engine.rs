@@ -191,16 +191,9 @@ impl<W: Write> Engine<W> {
         };
         check(request).map_err(Failure::Invalid)?;
         files.check().map_err(Failure::Failed)?;
-        let card = match &request.image {
-            Some(path) => {
-                let image = still::read(Path::new(path));
-                Card::new(
-                    request,
-                    Some(&image.map_err(|error| Failure::Invalid(error.to_string()))?),
-                )
-            }
-            None => Card::new(request, None),
-        };
+        let image = picture("image", request.image.as_ref())?;
+        let last_image = picture("last_image", request.last_image.as_ref())?;
+        let card = Card::new(request, image.as_ref(), last_image.as_ref());
 
         let started = Instant::now();
         self.denoise(id, request.steps, Duration::from_millis(step_ms))?;
@@ -309,6 +302,12 @@ impl<W: Write> Engine<W> {
     }
 }
 
+/// Reads the image that a field of the request names.
+fn picture(field: &str, path: Option<&String>) -> Result<Option<Canvas>, Failure> {
+    let read = path.map(|path| still::read(Path::new(path))).transpose();
+    read.map_err(|error| Failure::Invalid(format!("{field} {error}")))
+}
+
 /// Checks again what the server has checked: an engine doesn't rely on its callers.
 fn check(request: &EngineRequest) -> Result<(), String> {
     let &EngineRequest { width, height, frames, fps, steps, .. } = request;
@@ -331,6 +330,9 @@ fn check(request: &EngineRequest) -> Result<(), String> {
     }
     if frames % 4 != 1 {
         return Err(format!("frames is 4n+1, not {frames}"));
+    }
+    if request.last_image.is_some() && (request.image.is_none() || frames == 1) {
+        return Err("last_image needs an image, and more than 1 frame".to_owned());
     }
     if request.format == Format::Png && frames != 1 {
         return Err(format!("frames of a still is 1, not {frames}"));

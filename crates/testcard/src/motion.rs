@@ -158,6 +158,7 @@ mod tests {
             seed,
             format: Format::Mp4,
             image: None,
+            last_image: None,
         };
         Motion::new(&request, stage)
     }

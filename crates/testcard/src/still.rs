@@ -26,21 +26,19 @@ const MAX_SIDE: usize = 16_384;
 /// Why a picture can't be used; the message is for the request's author.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    #[error("image can't be read: {0}")]
+    #[error("can't be read: {0}")]
     Io(#[from] std::io::Error),
-    #[error("image is over {} MiB", MAX_FILE >> 20)]
+    #[error("is over {} MiB", MAX_FILE >> 20)]
     TooManyBytes,
-    #[error("image is neither a PNG nor a JPEG file")]
+    #[error("is neither a PNG nor a JPEG file")]
     UnknownFormat,
-    #[error(
-        "image of {0} by {1} pixels is too large: at most {MAX_PIXELS} pixels, {MAX_SIDE} a side"
-    )]
+    #[error("of {0} by {1} pixels is too large: at most {MAX_PIXELS} pixels, {MAX_SIDE} a side")]
     TooManyPixels(usize, usize),
-    #[error("image can't be decoded: {0}")]
+    #[error("can't be decoded: {0}")]
     Png(#[from] png::DecodingError),
-    #[error("image can't be decoded: {0}")]
+    #[error("can't be decoded: {0}")]
     Jpeg(#[from] zune_jpeg::errors::DecodeErrors),
-    #[error("image can't be decoded: it is not 8 bits RGB or grey after conversion")]
+    #[error("can't be decoded: it is not 8 bits RGB or grey after conversion")]
     UnexpectedPixels,
 }
 

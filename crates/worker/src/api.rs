@@ -21,6 +21,13 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::Outage;
 use crate::{Options, http};
 
+/// Which image of a task is meant.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Frame {
+    First,
+    Last,
+}
+
 /// How long a call that does not wait for anything may take.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
@@ -231,11 +238,20 @@ impl Server {
         }
     }
 
-    /// The image that a task starts from, as a stream.
-    pub(crate) async fn input(&self, fence: Fence, limit: Duration) -> Result<Response, Error> {
+    /// An image of a task, the first frame or the last, as a stream.
+    pub(crate) async fn input(
+        &self,
+        fence: Fence,
+        frame: Frame,
+        limit: Duration,
+    ) -> Result<Response, Error> {
         let Fence { task, attempt, nonce } = fence;
         let endpoint = self.link.endpoint();
-        let url = format!("{}/v1/worker/inputs/{task}/{attempt}/{nonce}", endpoint.base);
+        let last = match frame {
+            Frame::First => "",
+            Frame::Last => "/last",
+        };
+        let url = format!("{}/v1/worker/inputs/{task}/{attempt}/{nonce}{last}", endpoint.base);
         let sent = self.send(self.http.get(url).timeout(limit), &endpoint).await;
         self.learn(sent)
     }

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Signals;
-use crate::api::{self, Server};
+use crate::api::{self, Frame, Server};
 use crate::backoff::Outage;
 use crate::claim::Worker;
 use crate::engine::Host;
@@ -321,19 +321,20 @@ async fn make(
 ) -> Result<Product, Stop> {
     let Worker { host, server, scratch, .. } = worker;
     let Assignment { fence, request, model, .. } = assignment;
-    let image = match &request.image {
-        Some(input) => {
-            hold.progress(Progress { stage: "fetch".into(), step: 0, steps: 1 });
-            Some(fetch(server, *fence, input, desk, scratch).await?)
-        }
-        None => None,
-    };
+    let mut images = [None, None];
+    let asked = [(Frame::First, &request.image), (Frame::Last, &request.last_image)];
+    for (place, (frame, input)) in images.iter_mut().zip(asked) {
+        let Some(input) = input else { continue };
+        hold.progress(Progress { stage: "fetch".into(), step: 0, steps: 1 });
+        let path = fetch(server, *fence, frame, input, desk, scratch).await?;
+        *place = Some(path.to_string_lossy().into_owned());
+    }
     if host.loaded().as_ref() != Some(&model.name) {
         hold.progress(Progress { stage: "load".into(), step: 0, steps: 1 });
     }
     let id = format!("{}/{}", fence.task, fence.attempt);
-    let image = image.map(|path| path.to_string_lossy().into_owned());
-    let request = request.for_engine(image);
+    let [image, last_image] = images;
+    let request = request.for_engine(image, last_image);
     let made = generate(host, model, desk, id, request, |progress| hold.progress(progress)).await;
     made.map_err(|failure| match scratch.check_room() {
         // An engine that finds no room for its files fails in one way or another.
@@ -382,21 +383,26 @@ async fn generate(
     Ok(Product { files, metrics, test_pattern: done.test_pattern })
 }
 
-/// Fetches the image that a task starts from. Gives up only on a refusal or a damaged file: the
+/// Fetches an image of a task. Gives up only on a refusal or a damaged file: the
 /// keeper decides how long to hold on to the attempt.
 async fn fetch(
     server: &Server,
     fence: Fence,
+    frame: Frame,
     input: &Input,
     desk: &Desk,
     scratch: &Scratch,
 ) -> Result<PathBuf, Stop> {
     let extension = if input.media_type == "image/png" { "png" } else { "jpg" };
-    let path = desk.beside(&format!("input.{extension}"));
+    let name = match frame {
+        Frame::First => "input",
+        Frame::Last => "last",
+    };
+    let path = desk.beside(&format!("{name}.{extension}"));
     let mut outage = Outage::new("inputs");
     let mut tries = 0;
     loop {
-        let damage = match download(server, fence, input, &path).await {
+        let damage = match download(server, fence, frame, input, &path).await {
             Ok(None) => {
                 outage.over();
                 return Ok(path);
@@ -436,10 +442,11 @@ impl From<reqwest::Error> for Download {
 async fn download(
     server: &Server,
     fence: Fence,
+    frame: Frame,
     input: &Input,
     path: &Path,
 ) -> Result<Option<String>, Download> {
-    let mut response = server.input(fence, INPUT).await.map_err(Download::Call)?;
+    let mut response = server.input(fence, frame, INPUT).await.map_err(Download::Call)?;
     let mut file = File::create(path).map_err(Download::Disk)?;
     let mut hash = Sha256::new();
     let mut bytes = 0;
@@ -473,6 +480,7 @@ pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelS
         seed: 1,
         format: Format::Mp4,
         image: None,
+        last_image: None,
     };
     let test = async {
         let desk = scratch

@@ -125,6 +125,43 @@ fn a_png_is_a_still_and_can_be_the_first_frame_of_a_video() {
     assert_eq!(probe(&house.directory().join("run.mp4"))["nb_read_frames"], "5");
 }
 
+/// The mean brightness of each frame's upper half, by ffmpeg.
+fn brightness(path: &Path) -> Vec<u8> {
+    let output = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(path)
+        .args(["-vf", "crop=iw:ih/2:0:0,scale=1:1:flags=area,format=gray"])
+        .args(["-f", "rawvideo", "-"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("ffmpeg is installed");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+#[test]
+fn a_video_goes_from_a_first_image_to_a_last_one() {
+    let house = Server::prepare("");
+    for (name, color) in [("dark.png", "0x202020"), ("bright.jpg", "0xd8d8d8")] {
+        let made = std::process::Command::new("ffmpeg")
+            .args(["-v", "error", "-f", "lavfi", "-i", &format!("color={color}:size=96x64")])
+            .args(["-frames:v", "1"])
+            .arg(house.directory().join(name))
+            .status();
+        assert!(made.expect("ffmpeg is installed").success());
+    }
+    let words = ["--json", "generate", "day breaks", "--image", "dark.png", "--last-image"];
+    let more =
+        ["bright.jpg", "--size", "192x128", "--frames", "9", "--steps", "1", "-o", "day.mp4"];
+    let task = house.run(&[&words[..], &more[..]].concat()).ok().json();
+    assert_eq!(task["request"]["image"], true);
+    assert_eq!(task["request"]["last_image"], true);
+    let seen = brightness(&house.directory().join("day.mp4"));
+    assert_eq!(seen.len(), 9);
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert!(seen[8] - seen[0] > 80, "{seen:?}");
+}
+
 #[test]
 fn seconds_become_the_nearest_number_of_frames_that_is_allowed() {
     let house = Server::prepare("");

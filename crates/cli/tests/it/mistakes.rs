@@ -113,7 +113,7 @@ fn files_that_can_not_be_used_are_refused_before_anything_is_submitted() {
         ("submit x --image folder", "folder can't be the first frame: it is a directory"),
         (
             "generate x --image notes.txt",
-            "notes.txt can't be the first frame: it is neither a PNG nor a JPEG file",
+            "notes.txt can't be the first frame: it is no PNG, JPEG or WebP file",
         ),
     ] {
         let (status, said) = refused(&place, words);

@@ -162,13 +162,66 @@ impl Default for Defaults {
     }
 }
 
+/// The images that a model takes with a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ModelImages))]
+pub enum Images {
+    /// None: it makes videos of text alone.
+    None,
+    /// `image`, the first frame.
+    #[default]
+    First,
+    /// `image`, and with it `last_image`, the last frame.
+    FirstLast,
+}
+
 /// A model as the API knows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     pub name: ModelName,
     pub pool: PoolName,
+    pub images: Images,
     pub limits: Limits,
     pub defaults: Defaults,
+}
+
+impl ModelSpec {
+    /// Checks that the model takes the images that come with a request, which is valid otherwise.
+    pub fn check_images(
+        &self,
+        request: &Request,
+        image: bool,
+        last_image: bool,
+    ) -> Result<(), Invalid> {
+        let Self { name, images, .. } = self;
+        if image && *images == Images::None {
+            let message = format!("`image`: the model `{name}` takes no image; leave it out");
+            return Err(invalid("image", message));
+        }
+        if !last_image {
+            return Ok(());
+        }
+        if *images != Images::FirstLast {
+            let message = format!(
+                "`last_image`: the model `{name}` can't be given its last frame; leave it out"
+            );
+            return Err(invalid("last_image", message));
+        }
+        if !image {
+            return Err(Invalid {
+                code: Code::MissingField,
+                param: "image",
+                message: "`last_image` needs the first frame beside it: give `image` as well"
+                    .to_string(),
+            });
+        }
+        if request.frames == 1 {
+            let message = "`last_image`: what is asked for has 1 frame, which `image` is already";
+            return Err(invalid("last_image", message));
+        }
+        Ok(())
+    }
 }
 
 /// An input file, already stored.
@@ -205,8 +258,12 @@ pub struct Request {
     pub guidance: Option<f64>,
     pub seed: u64,
     pub format: Format,
+    /// First frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Input>,
+    /// Last frame.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<Input>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }
@@ -248,7 +305,7 @@ impl Request {
     }
 
     /// Checks a request against its model and fills in the defaults; `seed` is used if none was
-    /// asked for. The image is the caller's to decode and store.
+    /// asked for. The images are the caller's to decode and store.
     pub fn resolve(body: &SubmitBody, model: &ModelSpec, seed: u64) -> Result<Self, Invalid> {
         let (limits, defaults) = (&model.limits, &model.defaults);
         let prompt = match &body.prompt {
@@ -300,12 +357,13 @@ impl Request {
             seed,
             format,
             image: None,
+            last_image: None,
             metadata,
         })
     }
 
-    /// What the engine is told; `image` is the path at which the worker has put the input.
-    pub fn for_engine(&self, image: Option<String>) -> EngineRequest {
+    /// What the engine is told; the images are the paths at which the worker has put them.
+    pub fn for_engine(&self, image: Option<String>, last_image: Option<String>) -> EngineRequest {
         EngineRequest {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
@@ -318,6 +376,7 @@ impl Request {
             seed: self.seed,
             format: self.format,
             image,
+            last_image,
         }
     }
 

@@ -5,6 +5,7 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "testcard".parse().expect("a name"),
         pool: "local".parse().expect("a name"),
+        images: Images::First,
         limits: Limits::default(),
         defaults: Defaults::default(),
     }
@@ -220,4 +221,29 @@ proptest! {
             Err(error) => prop_assert_eq!(error.param, "seconds"),
         }
     }
+}
+
+#[test]
+fn a_model_says_which_images_it_takes() {
+    let check = |images, frames: u32, image, last_image| {
+        let request = resolve(serde_json::json!({"prompt": "p", "frames": frames})).expect("valid");
+        let model = ModelSpec { images, ..model() };
+        let checked = model.check_images(&request, image, last_image);
+        checked.map_err(|invalid| (invalid.code, invalid.param))
+    };
+    let (all, wrong) = ([Images::None, Images::First, Images::FirstLast], Code::InvalidValue);
+    for images in all {
+        assert_eq!(check(images, 5, false, false), Ok(()));
+        let takes = images != Images::None;
+        assert_eq!(
+            check(images, 5, true, false),
+            if takes { Ok(()) } else { Err((wrong, "image")) }
+        );
+    }
+    assert_eq!(check(Images::FirstLast, 5, true, true), Ok(()));
+    assert_eq!(check(Images::FirstLast, 1, true, true), Err((wrong, "last_image")));
+    let alone = check(Images::FirstLast, 5, false, true);
+    assert_eq!(alone, Err((Code::MissingField, "image")));
+    assert_eq!(check(Images::First, 5, true, true), Err((wrong, "last_image")));
+    assert_eq!(check(Images::None, 5, false, true), Err((wrong, "last_image")));
 }

@@ -30,6 +30,7 @@ fn queued() -> Task {
             seed: 1,
             format: Format::Mp4,
             image: None,
+            last_image: None,
             metadata: BTreeMap::new(),
         },
         priority: Priority::default(),

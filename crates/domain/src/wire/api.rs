@@ -41,6 +41,10 @@ pub struct SubmitBody {
     /// the id of an uploaded file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Last frame, in the same ways; only beside `image`, and of models that take it (`images` in
+    /// `/v1/models`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<String>,
     /// Pixels, `832x480` or `832*480`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
@@ -186,6 +190,9 @@ pub struct RequestBody {
     pub format: Format,
     /// True if an image came with the request.
     pub image: bool,
+    /// True if a last frame came with it, too.
+    #[serde(default)]
+    pub last_image: bool,
     pub priority: u8,
     pub deadline: Option<u64>,
     pub metadata: BTreeMap<String, String>,
@@ -393,6 +400,7 @@ impl TaskBody {
                 seed: request.seed,
                 format: request.format,
                 image: request.image.is_some(),
+                last_image: request.last_image.is_some(),
                 priority: task.priority.get(),
                 deadline: task.deadline.map(|t| t.unix_seconds()),
                 metadata: request.metadata.clone(),

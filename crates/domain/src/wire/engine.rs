@@ -86,6 +86,10 @@ pub struct EngineRequest {
     /// First frame: a path, absolute, to a PNG or JPEG file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Last frame, in the same way; never without `image`. Only models whose configuration says
+    /// `images = "first-last"` are sent it: engines that do not know it never see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_image: Option<String>,
 }
 
 /// What kind of file is asked for.

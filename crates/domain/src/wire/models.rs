@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Defaults, Limits};
+use crate::request::{Defaults, Images, Limits};
 
 /// A model that requests may name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct ModelBody {
     pub default: bool,
     /// True if no model runs: it draws a synthetic test pattern.
     pub test_pattern: bool,
+    /// The images that it takes with a request.
+    pub images: Images,
     /// What may be asked of it.
     pub limits: Limits,
     /// What is taken where a request is silent.

@@ -2,8 +2,9 @@
 //!
 //! All calls are POST with a JSON body under `/v1/worker/`, with a worker token, and idempotent for
 //! the same fence; but for `GET /v1/worker/inputs/{task}/{attempt}/{nonce}`, which gives the image
-//! of a request that has one, and the PUTs of [`UploadTarget`]. A fence that is no longer live gets 409 `stale_lease`; a registration that was
-//! replaced gets 409 `stale_worker`.
+//! of a request that has one, the same with `/last` behind it, which gives its last frame, and the
+//! PUTs of [`UploadTarget`]. A fence that is no longer live gets 409 `stale_lease`; a registration
+//! that was replaced gets 409 `stale_worker`.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;

@@ -347,8 +347,11 @@ pub(super) fn pattern(path: &str) -> &'static str {
     if path.starts_with("/v1/worker/uploads/") {
         return "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}";
     }
-    if path.starts_with("/v1/worker/inputs/") {
-        return "/v1/worker/inputs/{task}/{attempt}/{nonce}";
+    if let Some(attempt) = path.strip_prefix("/v1/worker/inputs/") {
+        return match attempt.ends_with("/last") {
+            true => "/v1/worker/inputs/{task}/{attempt}/{nonce}/last",
+            false => "/v1/worker/inputs/{task}/{attempt}/{nonce}",
+        };
     }
     WHOLE.iter().copied().find(|whole| *whole == path).unwrap_or("other")
 }

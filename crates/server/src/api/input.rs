@@ -1,4 +1,4 @@
-//! The image of a request: from wherever it comes, a PNG of its tenant's.
+//! The images of a request: from wherever they come, PNGs of its tenant's.
 
 use axum::body::Bytes;
 use base64::Engine;
@@ -30,6 +30,13 @@ pub(super) enum Source {
     Sent(Bytes),
     /// What the tenant has sent before.
     Kept(Input),
+}
+
+/// The images of a submit.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    pub(super) image: Option<Source>,
+    pub(super) last_image: Option<Source>,
 }
 
 /// Bounds what images take at once, all callers together.

@@ -125,6 +125,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}", put(uploads::upload))
         .route("/v1/worker/commit", post(uploads::commit))
         .route("/v1/worker/inputs/{task}/{attempt}/{nonce}", get(uploads::input))
+        .route("/v1/worker/inputs/{task}/{attempt}/{nonce}/last", get(uploads::last_input))
         .fallback(async || Error::new(Code::RouteNotFound, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             Error::new(Code::MethodNotAllowed, "this path does not have that method; see `Allow`")

@@ -93,6 +93,7 @@ impl Api {
             aliases: aliases.iter().map(ToString::to_string).collect(),
             default: spec.name == settings.default_model,
             test_pattern: model.is_some_and(|model| model.is_test_pattern()),
+            images: spec.images,
             limits: spec.limits.clone(),
             defaults: spec.defaults.clone(),
         }

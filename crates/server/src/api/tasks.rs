@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use super::base::Base;
 use super::error::Error;
 use super::form::{self, Form};
-use super::input::Source;
+use super::input::{Source, Sources};
 use super::openapi::Only;
 use super::{Api, Id, Tenant, body, json, query, wait};
 use crate::artifacts;
@@ -48,7 +48,7 @@ const LATEST: u64 = 253_402_300_799;
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most `max_wait_seconds`; `wait` alone is 60."),
     ),
-    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` may be a file and `metadata[key]` is an entry.",
+    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` and `last_image` may be files and `metadata[key]` is an entry.",
         content(
             (SubmitBody = "application/json", examples(
                 ("text" = (summary = "a video of a text", value = json!({"prompt": "a red fox running through snow", "size": "832x480", "seconds": 3, "seed": 42}))),
@@ -82,9 +82,11 @@ pub(super) async fn submit(
     let mut views = match keyed(&api, &tenant, &parts.headers, &asked).await? {
         Keyed::Before(views) => views,
         Keyed::New(idempotency) => {
-            let named = asked.image.take().map(Source::Named);
-            let image = sent.map(Source::Sent).or(named);
-            let submission = Submission { asked: &asked, image, idempotency, remixed: None };
+            let images = Sources {
+                image: sent.image.or(asked.image.take().map(Source::Named)),
+                last_image: sent.last_image.or(asked.last_image.take().map(Source::Named)),
+            };
+            let submission = Submission { asked: &asked, images, idempotency, remixed: None };
             accept(&api, tenant.clone(), &base, submission).await?
         }
     };
@@ -140,7 +142,7 @@ pub(super) fn answer(
 /// What a submit asks for, whichever shape it came in.
 pub(super) struct Submission<'a> {
     pub(super) asked: &'a SubmitBody,
-    pub(super) image: Option<Source>,
+    pub(super) images: Sources,
     pub(super) idempotency: Option<Idempotency>,
     /// The task whose request it repeats with another prompt.
     pub(super) remixed: Option<&'a Task>,
@@ -154,22 +156,29 @@ pub(super) async fn accept(
     base: &Base,
     submission: Submission<'_>,
 ) -> Result<Vec<View>, Error> {
-    let Submission { asked, image, mut idempotency, remixed } = submission;
+    let Submission { asked, images, mut idempotency, remixed } = submission;
     let app = &api.app;
     let components = &app.components;
     let model = api.model(asked.model.as_deref())?;
     let now = components.clock.wall();
     let mut requests = Generation::resolve_all(asked, model, components.random.number())?;
+    if let Some(request) = requests.first() {
+        model.check_images(request, images.image.is_some(), images.last_image.is_some())?;
+    }
     let deadline = request::deadline(asked)?;
     // With a key it may be a repetition of a submit that was in time: the store finds out.
     if idempotency.is_none() && deadline.is_some_and(|at| at <= now) {
         return Err(request::past_deadline(now).into());
     }
     let webhook = asked.webhook.as_ref().map(|target| api.webhook(target, base)).transpose()?;
-    // First the image, then the tasks: one that a worker can claim has its input.
-    if let Some(source) = image {
+    // First the images, then the tasks: one that a worker can claim has its inputs.
+    if let Some(source) = images.image {
         let input = api.take_image(&tenant, "image", source).await?;
         requests.iter_mut().for_each(|request| request.image = Some(input.clone()));
+    }
+    if let Some(source) = images.last_image {
+        let input = api.take_image(&tenant, "last_image", source).await?;
+        requests.iter_mut().for_each(|request| request.last_image = Some(input.clone()));
     }
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
     let mut siblings = ids[1..].to_vec();
@@ -228,21 +237,23 @@ const NUMBERS: &[&str] = &[
     "height", "duration",
 ];
 
-/// Reads what is asked for, from JSON or from a form, and the image if the form brings it. It is
-/// named by its hash then, so that an idempotency key stands for the image as well.
-async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Option<Bytes>), Error> {
+/// Reads what is asked for, from JSON or from a form, and the images if the form brings them. They
+/// are named by their hashes then, so that an idempotency key stands for the images as well.
+async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Sources), Error> {
     let limit = api.app.settings.max_body_bytes;
     if !form::is_form(request.headers()) {
         let (parts, bytes) = body::whole(request, limit).await?;
         let asked = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
-        return Ok((parts, asked, None));
+        return Ok((parts, asked, Sources::default()));
     }
     let (parts, mut form) = Form::read(request, limit, NUMBERS).await?;
-    let sent = form.take_file("image").map(|file| file.bytes);
+    let image = form.take_file("image").map(|file| file.bytes);
+    let last_image = form.take_file("last_image").map(|file| file.bytes);
     let mut asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;
-    if let Some(bytes) = &sent {
-        asked.image = Some(artifacts::sha256(bytes));
-    }
+    let hash = |bytes: &Bytes| artifacts::sha256(bytes);
+    asked.image = image.as_ref().map(hash).or(asked.image);
+    asked.last_image = last_image.as_ref().map(hash).or(asked.last_image);
+    let sent = Sources { image: image.map(Source::Sent), last_image: last_image.map(Source::Sent) };
     Ok((parts, asked, sent))
 }
 

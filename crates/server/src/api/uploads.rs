@@ -11,6 +11,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode, Uri};
 use rayreel_domain::Code;
 use rayreel_domain::lease::Fence;
+use rayreel_domain::request::Input;
 use rayreel_domain::task::{self, End, Outcome, Output, Task};
 use rayreel_domain::wire::engine::Role;
 use rayreel_domain::wire::worker::{Commit, UploadTarget, UploadTargets, Uploads};
@@ -157,17 +158,36 @@ pub(super) async fn commit(
     worker::done()
 }
 
+/// What names an attempt in a path.
+type AttemptPath = Result<Path<(String, String, String)>, PathRejection>;
+
 /// Gives the holder of an attempt the image of its request.
 pub(super) async fn input(
     State(api): State<Arc<Api>>,
-    path: Result<Path<(String, String, String)>, PathRejection>,
+    path: AttemptPath,
 ) -> Result<Response, Error> {
-    let components = &api.app.components;
+    let task = leased(&api, path).await?;
+    give(&api, task.request.image.as_ref(), Key::input(&task)).await
+}
+
+/// Gives the holder of an attempt the last frame of its request.
+pub(super) async fn last_input(
+    State(api): State<Arc<Api>>,
+    path: AttemptPath,
+) -> Result<Response, Error> {
+    let task = leased(&api, path).await?;
+    give(&api, task.request.last_image.as_ref(), Key::last_input(&task)).await
+}
+
+async fn leased(api: &Api, path: AttemptPath) -> Result<Task, Error> {
     let Path((task, attempt, nonce)) = path.map_err(|_| no_attempt())?;
-    let fence = fence(&task, &attempt, &nonce)?;
-    let task = components.store.leased(fence).await?;
-    let (Some(input), Some(key)) = (&task.request.image, Key::input(&task)) else {
-        return Err(Error::new(Code::RouteNotFound, "the task has no input"));
+    Ok(api.app.components.store.leased(fence(&task, &attempt, &nonce)?).await?)
+}
+
+async fn give(api: &Api, input: Option<&Input>, key: Option<Key>) -> Result<Response, Error> {
+    let components = &api.app.components;
+    let (Some(input), Some(key)) = (input, key) else {
+        return Err(Error::new(Code::RouteNotFound, "the task has no such input"));
     };
     let stream = components.artifacts.get(&key, 0..input.bytes).await?;
     let mut response = Response::new(Body::from_stream(stream));

@@ -94,6 +94,11 @@ impl Key {
         Some(Self::content(&task.tenant, input).unwrap_or_else(own))
     }
 
+    /// The last frame of a task's request.
+    pub fn last_input(task: &Task) -> Option<Self> {
+        Self::content(&task.tenant, task.request.last_image.as_ref()?)
+    }
+
     /// An output of an attempt; none if `sha256` is not a checksum in lower-case hexadecimal.
     pub fn output(fence: &Fence, index: u32, sha256: &str) -> Option<Self> {
         is_sha256(sha256).then(|| Self(Path::from(format!("{}/{index}-{sha256}", fence.folder()))))

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use etcetera::BaseStrategy;
 use rayreel_domain::lease::Terms;
-use rayreel_domain::request::{Defaults, Limits, ModelSpec};
+use rayreel_domain::request::{Defaults, Images, Limits, ModelSpec};
 use rayreel_domain::scale::Policy;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::Rules;
@@ -199,6 +199,8 @@ pub struct Model {
     pub estimate_seconds: Option<Seconds>,
     pub silence_seconds: Seconds,
     pub grace_seconds: Seconds,
+    #[serde(default)]
+    pub images: Images,
     #[serde(default)]
     pub settings: Map<String, Value>,
     pub limits: Limits,
@@ -544,6 +546,7 @@ impl Settings {
         Some(ModelSpec {
             name: name.clone(),
             pool: model.pool.clone(),
+            images: model.images,
             limits: model.limits.clone(),
             defaults: model.defaults.clone(),
         })

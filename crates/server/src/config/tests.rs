@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::lease::Terms;
-use rayreel_domain::request::{Defaults, Limits};
+use rayreel_domain::request::{Defaults, Images, Limits};
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::Rules;
 use rayreel_domain::wire::worker::EngineSetup;
@@ -654,6 +654,9 @@ fn a_model_takes_over_what_it_does_not_say_but_not_the_settings_of_the_engine() 
     assert_eq!(spec.pool, pool("local"));
     assert_eq!((spec.limits.multiple, spec.limits.max_frames), (32, 321));
     assert_eq!((spec.defaults.steps, spec.defaults.frames), (50, 49));
+    // What the test card takes says nothing of other engines.
+    assert_eq!(spec.images, Images::First);
+    assert_eq!(settings.models[&model("testcard")].images, Images::FirstLast);
     assert!(!settings.models[&name].is_test_pattern());
     assert!(settings.models[&model("testcard")].is_test_pattern());
 

@@ -171,6 +171,7 @@ fn video() -> EngineRequest {
         seed: 42,
         format: Format::Mp4,
         image: None,
+        last_image: None,
     }
 }
 

@@ -230,6 +230,64 @@ fn an_image_takes_the_place_of_the_bars() {
     assert_ne!(picture(still()).pixel(4, 100), [0, 0, 254]);
 }
 
+/// The brightness of the upper part of each frame: that of half of its pixels is below it. What
+/// moves there, and the label, are less than half.
+fn brightness(video: &[u8]) -> Vec<u8> {
+    let mut decoder = Decoder::new().expect("a decoder");
+    let frames = Mp4(video).stream();
+    let brightness = frames.iter().map(|frame| {
+        let picture = decoder.decode(frame).expect("a frame that decodes").expect("a picture");
+        let (stride, (width, height)) = (picture.strides().0, picture.dimensions());
+        let rows = picture.y().chunks(stride).take(height * 6 / 10);
+        let mut lumas: Vec<u8> = rows.flat_map(|row| row[..width].to_vec()).collect();
+        lumas.sort_unstable();
+        lumas[lumas.len() / 2]
+    });
+    brightness.collect()
+}
+
+#[test]
+fn the_first_image_turns_into_the_last_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (dark, bright) = (directory.path().join("dark.png"), directory.path().join("bright.png"));
+    halves(&dark, 64, 48, [40; 3], [40; 3]);
+    halves(&bright, 90, 30, [200; 3], [200; 3]);
+    let path = |path: &Path| path.to_str().map(String::from);
+    let request =
+        EngineRequest { image: path(&dark), last_image: path(&bright), frames: 9, ..video() };
+    let seen = brightness(&generate(request.clone()).1[0]);
+    // Studio range: 16 is black, 235 white.
+    let luma = |level: f64| 16.0 + level * 219.0 / 255.0;
+    for (index, seen) in (0..9).zip(&seen) {
+        let expected = luma(40.0 + 160.0 * f64::from(index) / 8.0);
+        assert!((f64::from(*seen) - expected).abs() < 4.0, "frame {index}: {seen}, {expected}");
+    }
+    let still = brightness(&generate(EngineRequest { last_image: None, ..request }).1[0]);
+    assert!(still.iter().all(|seen| (f64::from(*seen) - luma(40.0)).abs() < 4.0), "{still:?}");
+}
+
+#[test]
+fn a_last_image_that_can_not_be_the_last_frame_makes_the_request_invalid() {
+    let directory = tempfile::tempdir().unwrap();
+    let outputs = tempfile::tempdir().unwrap();
+    let engine = Engine::loaded(0);
+    let path = directory.path().join("grey.png");
+    halves(&path, 64, 64, [90; 3], [90; 3]);
+    let grey = path.to_str().map(String::from);
+    let missing = directory.path().join("missing.png").to_str().map(String::from);
+    for (request, told) in [
+        (EngineRequest { last_image: grey.clone(), ..video() }, "needs an image"),
+        (EngineRequest { image: grey.clone(), last_image: grey.clone(), ..still() }, "1 frame"),
+        (EngineRequest { image: grey, last_image: missing, ..video() }, "last_image can't be read"),
+    ] {
+        engine.generate("one", outputs.path(), request);
+        let refused = engine.hear_error();
+        assert_eq!(refused.code, EngineErrorCode::InvalidRequest);
+        assert!(refused.message.contains(told), "{}", refused.message);
+        assert_eq!(files_in(outputs.path()), [""; 0]);
+    }
+}
+
 #[test]
 fn an_image_that_can_not_be_used_makes_the_request_invalid() {
     let directory = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use rayreel_domain::Fence;
@@ -85,6 +85,7 @@ pub(crate) struct Script {
     pub(crate) beat_ms: u64,
     pub(crate) token: String,
     pub(crate) inputs: HashMap<Fence, Vec<u8>>,
+    pub(crate) last_inputs: HashMap<Fence, Vec<u8>>,
     /// Upload targets are given as absolute addresses.
     pub(crate) signed_targets: bool,
 }
@@ -165,6 +166,7 @@ impl Peer {
             beat_ms: 20,
             token: TOKEN.into(),
             inputs: HashMap::new(),
+            last_inputs: HashMap::new(),
             signed_targets: false,
         };
         let reserved = bind("127.0.0.1:0".parse().unwrap());
@@ -275,6 +277,7 @@ fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/worker/{call}", post(answer))
         .route("/v1/worker/inputs/{task}/{attempt}/{nonce}", get(input))
+        .route("/v1/worker/inputs/{task}/{attempt}/{nonce}/last", get(input))
         .route("/files/{*path}", put(file))
         .with_state(shared)
 }
@@ -429,13 +432,19 @@ async fn file(
 async fn input(
     State(shared): State<Arc<Shared>>,
     Path((task, attempt, nonce)): Path<(String, u32, String)>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Response {
     if let Some(refused) = unauthorized(&shared, &headers) {
         return refused;
     }
     let fence = Fence { task: task.parse().unwrap(), attempt, nonce: nonce.parse().unwrap() };
-    let image = shared.lock().inputs.get(&fence).cloned();
+    let image = {
+        let script = shared.lock();
+        let last = uri.path().ends_with("/last");
+        let inputs = if last { &script.last_inputs } else { &script.inputs };
+        inputs.get(&fence).cloned()
+    };
     match note(&shared, "input", Call::Input, &()) {
         fine if fine.status() == StatusCode::OK => image.unwrap().into_response(),
         fault => fault,

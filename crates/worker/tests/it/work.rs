@@ -1,6 +1,7 @@
 //! A task's way through a worker when nothing goes wrong, and what the engine gets to see.
 
 use rayreel_domain::Code;
+use rayreel_domain::request::Input;
 use rayreel_domain::wire::worker::{Assignment, Claimed};
 use rayreel_worker::{Error, Exit};
 use serde_json::Value;
@@ -158,12 +159,12 @@ fn the_image_of_a_task_is_fetched_for_the_engine() {
 load = ready()
 while True:
     job = hear()
-    with open(job['request']['image']) as image:
-        done(job, job['request']['image'] + ':' + image.read())
+    paths = [job['request'][name] for name in ('image', 'last_image') if name in job['request']]
+    done(job, ','.join(path + ':' + open(path).read() for path in paths))
 ",
     );
     let mut task = rig.task(&model);
-    task.request.image = Some(rayreel_domain::request::Input {
+    task.request.image = Some(Input {
         place: None,
         sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into(),
         media_type: "image/png".into(),
@@ -177,6 +178,22 @@ while True:
     let made = String::from_utf8(rig.peer.see(|s| s.files()[0].to_vec())).unwrap();
     assert!(made.ends_with("/input.png:abc"), "{made}");
     assert!(!made.contains("/out/"), "it lies beside the engine's own files");
+
+    // The last frame lies beside the first.
+    let mut both = rig.task(&model);
+    both.request.image = task.request.image.clone();
+    both.request.last_image = task.request.image.clone().map(|input| Input {
+        sha256: "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34".into(),
+        ..input
+    });
+    rig.peer.set(|script| {
+        script.inputs.insert(both.fence, b"abc".to_vec());
+        script.last_inputs.insert(both.fence, b"def".to_vec());
+    });
+    rig.peer.assign(both);
+    rig.peer.wait_for("commit", 2);
+    let made = String::from_utf8(rig.peer.see(|s| s.files()[1].to_vec())).unwrap();
+    assert!(made.contains("/input.png:abc,") && made.ends_with("/last.png:def"), "{made}");
 
     // Damaged on its way, again and again.
     let mut damaged = rig.task(&model);

@@ -17,7 +17,7 @@ use rayreel_domain::wire::generate::GenerateBody;
 
 use super::base::Base;
 use super::error::Error;
-use super::input::Source;
+use super::input::{Source, Sources};
 use super::tasks::{Keyed, Submission};
 use super::{Api, Tenant, body, query, tasks};
 
@@ -69,7 +69,8 @@ pub(super) async fn generate(
         Some(image) => Some(source(&api, image).await?),
         None => None,
     };
-    let submission = Submission { asked: &body, image, idempotency, remixed: None };
+    let images = Sources { image, last_image: None };
+    let submission = Submission { asked: &body, images, idempotency, remixed: None };
     let views = tasks::accept(&api, tenant, &base, submission).await?;
     // What a service that answers with an object says by default, and such clients expect.
     tasks::answer(&api, StatusCode::OK, &views, false, &base)

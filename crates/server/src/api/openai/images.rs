@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 
 use super::super::base::Base;
 use super::super::error::Error;
+use super::super::input::Sources;
 use super::super::tasks::Submission;
 use super::super::{Api, Tenant, body, content, json, links, query, tasks, wait};
 use super::{native, spelt};
@@ -124,8 +125,8 @@ impl Awaited {
         base: Base,
         asked: SubmitBody,
     ) -> Result<Self, Error> {
-        let submission =
-            Submission { asked: &asked, image: None, idempotency: None, remixed: None };
+        let images = Sources::default();
+        let submission = Submission { asked: &asked, images, idempotency: None, remixed: None };
         let made = tasks::accept(&api, tenant.clone(), &base, submission).await;
         Ok(Self { api, tenant, views: made.map_err(spelt)? })
     }

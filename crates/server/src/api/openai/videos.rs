@@ -20,7 +20,7 @@ use rayreel_domain::wire::openai::{
 use super::super::base::Base;
 use super::super::error::Error;
 use super::super::form::{self, Form};
-use super::super::input::Source;
+use super::super::input::{Source, Sources};
 use super::super::openapi::File;
 use super::super::tasks::{Keyed, Submission};
 use super::super::{Api, Id, Tenant, body, content, json, query, tasks};
@@ -75,7 +75,8 @@ pub(in crate::api) async fn create(
         (None, None) => None,
     };
     let native = asked.native();
-    let submission = Submission { asked: &native, image, idempotency, remixed: None };
+    let images = Sources { image, last_image: None };
+    let submission = Submission { asked: &native, images, idempotency, remixed: None };
     let made = tasks::accept(&api, tenant, &base, submission).await;
     answer(&api, only(made.map_err(spelt)?)?)
 }
@@ -278,7 +279,7 @@ pub(in crate::api) async fn content(
 
 /// Makes a completed video again, with another prompt.
 ///
-/// All else is as it was: model, size, length, seed, image.
+/// All else is as it was: model, size, length, seed, images.
 #[utoipa::path(post, path = "/v1/videos/{id}/remix", tag = "videos", operation_id = "remix_video",
     params(
         ("id" = String, Path, description = "Id of the source."),
@@ -318,15 +319,18 @@ pub(in crate::api) async fn remix(
             format!("only a completed video can be remixed; this one is {}", source.state);
         return Err(Error::invalid("id", message));
     }
-    let image = image_of(&api, &source).await?;
+    let images = Sources {
+        image: image_of(&api, &source).await?,
+        last_image: source.request.last_image.clone().map(Source::Kept),
+    };
     let native = asked.native(&source);
     let remixed = Some(&*source);
-    let submission = Submission { asked: &native, image, idempotency, remixed };
+    let submission = Submission { asked: &native, images, idempotency, remixed };
     let made = tasks::accept(&api, tenant, &base, submission).await;
     answer(&api, only(made.map_err(spelt)?)?)
 }
 
-/// The image that a task was made from.
+/// The image that a task starts from.
 async fn image_of(api: &Api, task: &Task) -> Result<Option<Source>, Error> {
     let Some(input) = &task.request.image else { return Ok(None) };
     if input.place.is_some() {

@@ -25,7 +25,7 @@ impl Readers {
             let (mut last, mut seen) = (after, 0);
             let mut statement = db.prepare_cached(
                 "SELECT seq, pool, tenant, model, rank, slot, estimate_ms, body,
-                 state, id, not_before, deadline, key, created_at, format
+                 state, id, not_before, deadline, key, created_at, format, input, last_input
                  FROM tasks WHERE seq > ?1 ORDER BY seq LIMIT ?2",
             )?;
             let mut rows = statement.query([after, STEP])?;
@@ -88,6 +88,13 @@ impl Readers {
         }
         if row.get::<_, i64>(14)? != format_number(task.request.format) {
             fault("its row has another format");
+        }
+        let request = &task.request;
+        for (column, input) in [(15, &request.image), (16, &request.last_image)] {
+            let place = input.as_ref().and_then(|input| input.place).map(signed);
+            if row.get::<_, Option<i64>>(column)? != place {
+                fault("its row names another input");
+            }
         }
         // A key that has run out is no longer in the row.
         let key: Option<String> = row.get(12)?;

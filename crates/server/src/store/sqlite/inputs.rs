@@ -73,10 +73,11 @@ impl Tx<'_> {
         found.map(Some).ok_or_else(|| Error::InputGone.into())
     }
 
-    /// A task that names a content is about to go.
-    pub(super) fn release_input(&mut self, task: &Task) -> Done<()> {
-        let place = task.request.image.as_ref().and_then(|input| input.place);
-        place.map_or(Ok(()), |place| self.release(signed(place)))
+    /// A task that may name contents is about to go.
+    pub(super) fn release_inputs(&mut self, task: &Task) -> Done<()> {
+        let inputs = task.request.image.iter().chain(&task.request.last_image);
+        let mut places = inputs.filter_map(|input| input.place);
+        places.try_for_each(|place| self.release(signed(place)))
     }
 
     fn release(&mut self, id: i64) -> Done<()> {
@@ -168,6 +169,8 @@ impl Tx<'_> {
                 .db
                 .prepare_cached(
                     "SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_input WHERE input = ?1)
+                     OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_last_input
+                                WHERE last_input = ?1)
                      OR EXISTS (SELECT 1 FROM files WHERE input = ?1)",
                 )?
                 .query_row([id], |row| row.get(0))?;

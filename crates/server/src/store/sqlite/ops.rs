@@ -105,7 +105,7 @@ impl Tx<'_> {
         let now = self.now();
         self.bury(task, place.seq)?;
         self.rewritten.push(task.id);
-        self.release_input(task)?;
+        self.release_inputs(task)?;
         self.forget_delivery(task)?;
         self.db.prepare_cached("DELETE FROM tasks WHERE seq = ?1")?.execute([place.seq])?;
         // Its files are nobody's at once, but an upload may still be under way.

@@ -117,6 +117,11 @@ UPDATE tasks SET format = 1 WHERE json_extract(CAST(body AS TEXT), '$.request.fo
 DROP INDEX tasks_state;
 CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at, format);
 ",
+    "
+-- The last frame of a task; `input` is its first.
+ALTER TABLE tasks ADD COLUMN last_input INTEGER;
+CREATE INDEX tasks_last_input ON tasks (last_input) WHERE last_input IS NOT NULL;
+",
 ];
 
 /// The version this build writes.

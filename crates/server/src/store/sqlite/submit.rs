@@ -46,6 +46,7 @@ impl Tx<'_> {
         for (_, task) in &tasks {
             // What is refused does not undo what was written before.
             self.input_of(tenant, task.request.image.as_ref())?;
+            self.input_of(tenant, task.request.last_image.as_ref())?;
         }
         tasks.into_iter().map(|(body, task)| self.insert(task, &body)).collect()
     }
@@ -101,6 +102,7 @@ impl Tx<'_> {
         self.written += body.len();
         let tenant = self.name(task.tenant.as_str())?;
         let input = self.input_of(tenant, task.request.image.as_ref())?;
+        let last_input = self.input_of(tenant, task.request.last_image.as_ref())?;
         let pool = self.name(task.pool.as_str())?;
         let model = self.name(task.model.as_str())?;
         let rank = 5 - task.priority.get();
@@ -112,8 +114,8 @@ impl Tx<'_> {
         self.db
             .prepare_cached(
                 "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
-                 not_before, deadline, key, created_at, input, format, body)
-                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12)",
+                 not_before, deadline, key, created_at, input, last_input, format, body)
+                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?
             .execute(params![
                 task.id.as_bytes(),
@@ -126,6 +128,7 @@ impl Tx<'_> {
                 task.idempotency.as_ref().map(|i| i.key.as_str()),
                 signed(task.created_at.0),
                 input,
+                last_input,
                 format_number(task.request.format),
                 body,
             ])?;

@@ -81,6 +81,7 @@ impl Watched {
                 seed: 1,
                 format: Format::Mp4,
                 image: None,
+                last_image: None,
                 metadata: BTreeMap::new(),
             },
             priority: Priority::default(),

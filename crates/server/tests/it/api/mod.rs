@@ -11,6 +11,7 @@ mod generate;
 mod hostile;
 mod inputs;
 mod keys;
+mod last_image;
 mod limits;
 mod links;
 mod models;

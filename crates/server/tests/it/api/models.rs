@@ -1,5 +1,6 @@
 //! Models: what there is, and by which names.
 
+use rayreel_domain::request::Images;
 use rayreel_domain::wire::api::{TaskBody, TaskList};
 use rayreel_domain::wire::models::{ModelBody, ModelList};
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ async fn the_list_has_openais_shape_and_what_a_client_needs_to_know() {
         (81, "640x360".to_owned())
     );
     assert_eq!((real.aliases.len(), real.test_pattern), (0, false));
+    assert_eq!((real.images, card.images), (Images::First, Images::FirstLast));
     assert_eq!((&*card.id, card.default, card.test_pattern), ("testcard", false, true));
     assert_eq!(card.aliases, ["sora-2", "i2v-A14B"]);
     for model in answer.json::<Value>()["data"].as_array().unwrap() {

@@ -146,21 +146,54 @@ pub async fn keeps_contents(stores: &impl Stores) {
     home.wait(1).await;
     assert_eq!(home.discarded().await, [folder("anna", &again)]);
 
-    // All tasks of one request, or none.
+    // All tasks of one request, or none, whichever of their frames is gone.
     let gone = home.hold("anna", 'b').await;
     home.wait(HOUR).await;
-    let tasks = [None, Some(gone)].map(|image| {
-        task(&home.setup, |record| {
-            record.tenant = tenant("anna");
-            record.request.image = image;
-        })
-    });
-    let ids = tasks.clone().map(|task| task.id);
-    let refused = home.store.submit_all(tasks.to_vec()).await;
-    assert_eq!(refused.err(), Some(Error::InputGone));
-    for id in ids {
-        assert!(home.store.get(&tenant("anna"), id).await.expect("answered").is_none());
+    let frames = [(Some(gone.clone()), None), (None, Some(gone))];
+    for (image, last_image) in frames {
+        let tasks = [(None, None), (image, last_image)].map(|(image, last_image)| {
+            task(&home.setup, |record| {
+                record.tenant = tenant("anna");
+                record.request.image = image;
+                record.request.last_image = last_image;
+            })
+        });
+        let ids = tasks.clone().map(|task| task.id);
+        let refused = home.store.submit_all(tasks.to_vec()).await;
+        assert_eq!(refused.err(), Some(Error::InputGone));
+        for id in ids {
+            assert!(home.store.get(&tenant("anna"), id).await.expect("answered").is_none());
+        }
     }
+    assert_eq!(home.store.check().await, Ok(vec![]));
+}
+
+/// Plays what is promised of the two contents of a task with a first and a last frame.
+pub async fn keeps_both_frames(stores: &impl Stores) {
+    let home = Home::new(stores).await;
+    let anna = tenant("anna");
+    let folder = |input: &Input| input.folder(&anna).expect("it has a place");
+    let submit = async |home: &Home<_>, first: &Input, last: &Input| {
+        let submitted = home.store.submit(task(&home.setup, |record| {
+            record.tenant = anna.clone();
+            record.request.image = Some(first.clone());
+            record.request.last_image = Some(last.clone());
+        }));
+        submitted.await.expect("queued").task.id
+    };
+    let (a, b) = (home.hold("anna", 'a').await, home.hold("anna", 'b').await);
+    let forth = submit(&home, &a, &b).await;
+    let back = submit(&home, &b, &a).await;
+    let still = submit(&home, &b, &b).await;
+    home.wait(HOUR).await;
+    let home = home.again(stores).await;
+    assert_eq!(home.discarded().await, [""; 0], "tasks need both");
+    home.delete("anna", forth).await;
+    assert_eq!(home.discarded().await, [""; 0], "another needs them the other way round");
+    home.delete("anna", back).await;
+    assert_eq!(home.discarded().await, [folder(&a)], "the last who had it was its last frame");
+    home.delete("anna", still).await;
+    assert_eq!(home.discarded().await, [folder(&b)], "once, though it was both frames");
     assert_eq!(home.store.check().await, Ok(vec![]));
 }
 

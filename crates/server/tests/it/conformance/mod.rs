@@ -31,7 +31,7 @@ use rayreel_server::store::Store;
 
 pub use deliveries::keeps_an_outbox;
 pub use fair::shares_fairly;
-pub use inputs::{keeps_contents, keeps_files};
+pub use inputs::{keeps_both_frames, keeps_contents, keeps_files};
 pub use keys::keeps_keys;
 pub use quarantine::quarantines;
 
@@ -146,6 +146,7 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
             seed: 1,
             format: Format::Mp4,
             image: None,
+            last_image: None,
             metadata: BTreeMap::new(),
         },
         priority: Priority::default(),

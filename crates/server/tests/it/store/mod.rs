@@ -50,6 +50,11 @@ fn sqlite_keeps_keys() {
 }
 
 #[test]
+fn sqlite_keeps_both_frames() {
+    conformance::runtime().block_on(conformance::keeps_both_frames(&Sqlite));
+}
+
+#[test]
 fn sqlite_keeps_contents() {
     conformance::runtime().block_on(conformance::keeps_contents(&Sqlite));
 }
