@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
+use rayreel_client::{self as client, AddressFault, TransportKind};
 use rayreel_domain::Code;
 use rayreel_domain::code::Kind;
 use rayreel_domain::task::MAX_MESSAGE;
@@ -126,6 +127,48 @@ impl Failure {
 impl From<Failure> for Exit {
     fn from(failure: Failure) -> Self {
         Self::Failed(Box::new(failure))
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        let (code, message) = (error.code(), error.to_string());
+        match error {
+            client::Error::Api(refusal) => Self {
+                param: refusal.param,
+                request_id: refusal.request_id,
+                ..Self::new(code, refusal.message)
+            },
+            client::Error::Transport(transport) => {
+                let failure = Self::new(code, message);
+                match transport.kind {
+                    TransportKind::Silent => failure.helped(
+                        "It hangs or is overloaded: its log may say why. Stop it if it does not \
+                         recover.",
+                    ),
+                    _ => failure,
+                }
+            }
+            client::Error::Address { fault, .. } => Self::value(
+                "server",
+                match fault {
+                    AddressFault::Credentials => {
+                        message.replace(&fault.to_string(), "the token goes into RAYREEL_TOKEN")
+                    }
+                    _ => message,
+                },
+            ),
+            client::Error::Key => {
+                Self::value("RAYREEL_TOKEN", "the token has characters that no token has")
+            }
+            _ => Self::new(code, message),
+        }
+    }
+}
+
+impl From<client::Error> for Exit {
+    fn from(error: client::Error) -> Self {
+        Failure::from(error).into()
     }
 }
 

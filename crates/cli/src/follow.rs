@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use rayreel_client::Connection;
 use rayreel_domain::wire::api::{EventBody, TaskBody};
 use rayreel_domain::{State, TaskId};
 use tokio::time::MissedTickBehavior;
 
-use crate::client::Events;
 use crate::failure::{Exit, Failure, INTERRUPTED};
 use crate::progress::Progress;
 use crate::session::{Session, is_handover};
@@ -107,14 +107,14 @@ impl Follower<'_> {
         }
     }
 
-    async fn open(&mut self) -> Result<Events, Failure> {
+    async fn open(&mut self) -> Result<Connection, Failure> {
         let client = self.session.look().await?;
-        client.events(self.id, self.after.as_deref()).await
+        Ok(client.connect(self.id, self.after.as_deref()).await?)
     }
 
     async fn look(&mut self) -> Result<TaskBody, Failure> {
         let client = self.session.look().await?;
-        client.task(self.id).await
+        Ok(client.task(self.id).await?)
     }
 
     fn tell_that_it_is_away(&self) {
@@ -130,7 +130,7 @@ impl Follower<'_> {
         self.state.as_str().to_lowercase()
     }
 
-    async fn listen(&mut self, mut events: Events, interruptible: bool) -> Result<Ended, Exit> {
+    async fn listen(&mut self, mut events: Connection, interruptible: bool) -> Result<Ended, Exit> {
         let interrupts = self.interrupts.clone();
         let mut ask = tokio::time::interval(ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,13 +142,10 @@ impl Follower<'_> {
                     if event.id.is_some() {
                         self.after = event.id;
                     }
-                    let Ok(body) = serde_json::from_str::<EventBody>(&event.data) else {
-                        // Of a newer server: not for us.
-                        continue;
-                    };
+                    let body = event.body;
                     (self.state, heard) = (body.status, true);
                     self.progress.event(&body);
-                    (self.on_event)(&event.name, &body)?;
+                    (self.on_event)(event.kind.as_str(), &body)?;
                     if body.status.is_terminal() {
                         return Ok(Ended::Task);
                     }

@@ -1,12 +1,11 @@
 //! `rayreel generate`: from a prompt to a file.
 
+use rayreel_client::{Submitted, Variant, idempotency_key};
 use rayreel_domain::wire::api::{SubmitBody, TaskBody};
-use rayreel_domain::{Code, State, TaskId};
-use rayreel_server::clock::Random;
+use rayreel_domain::{Code, State};
 use serde::Serialize;
 
 use crate::args;
-use crate::client::Submitted;
 use crate::failure::{Exit, Failure};
 use crate::follow::{Follower, OnInterrupt};
 use crate::out::Out;
@@ -59,7 +58,7 @@ async fn make(
         }
     }
     let submitted = submit(session, body).await?;
-    let id = id(&submitted.task)?;
+    let id = submitted.id;
     if submitted.test_pattern {
         out.note(&match &body.model {
             None => "no model configured: this is a test pattern".to_owned(),
@@ -86,7 +85,7 @@ async fn make(
     if task.status != State::Succeeded {
         return Err(Failure::of_task(&task).into());
     }
-    let path = save(session, &task, false, destination, interrupts, out).await?;
+    let path = save(session, &task, Variant::Main, destination, interrupts, out).await?;
     let file = path.map(|path| path.display().to_string());
     if out.json {
         return out.json(&Saved { task: &task, file });
@@ -105,17 +104,7 @@ async fn make(
 
 /// Submits once, however often the call has to be made.
 pub(crate) async fn submit(session: &mut Session, body: &SubmitBody) -> Result<Submitted, Failure> {
-    let random = Random::from_system();
-    let key = format!("rayreel-{:016x}{:016x}", random.number(), random.number());
+    let key = idempotency_key();
     let key = key.as_str();
-    session.call(|client| async move { client.submit(body, key).await }).await
-}
-
-pub(crate) fn id(task: &TaskBody) -> Result<TaskId, Failure> {
-    task.id.parse().map_err(|_| {
-        Failure::new(
-            Code::Internal,
-            format!("the server names a task `{}`", text::one_line(&task.id, 60)),
-        )
-    })
+    session.call(|client| async move { client.submit_with_key(body, key).await }).await
 }

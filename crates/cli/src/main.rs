@@ -4,7 +4,6 @@
 //! it exits, is decided in [`out`] and [`failure`]; which server it talks to, in [`session`].
 
 mod args;
-mod client;
 mod failure;
 mod follow;
 mod generate;
@@ -18,7 +17,6 @@ mod serve;
 mod session;
 mod settings;
 mod signals;
-mod sse;
 mod tasks;
 mod text;
 mod worker;

@@ -6,14 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rayreel_client::{Client, Variant};
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::{Code, TaskId};
 use rayreel_server::home;
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::client::{Client, cause};
 use crate::failure::{Exit, Failure, INTERRUPTED};
 use crate::out::Out;
 use crate::session::Session;
@@ -91,7 +90,7 @@ impl Destination {
         }
     }
 
-    fn path(&self, id: TaskId, variant: &str, media_type: &str) -> Option<PathBuf> {
+    fn path(&self, id: TaskId, suffix: &str, media_type: &str) -> Option<PathBuf> {
         match self {
             Self::Stdout => None,
             Self::File(path) => Some(path.clone()),
@@ -104,7 +103,7 @@ impl Destination {
                     "image/webp" => "webp",
                     _ => "bin",
                 };
-                let name = format!("{id}{variant}.{extension}");
+                let name = format!("{id}{suffix}.{extension}");
                 let here = directory == Path::new(".");
                 Some(if here { PathBuf::from(name) } else { directory.join(name) })
             }
@@ -173,13 +172,13 @@ fn unwritable(path: &Path, folder: &Path, error: &io::Error) -> Failure {
 pub(crate) async fn save(
     session: &mut Session,
     task: &TaskBody,
-    thumbnail: bool,
+    variant: Variant,
     destination: &Destination,
     interrupts: &Interrupts,
     out: Out,
 ) -> Result<Option<PathBuf>, Exit> {
     tokio::select! {
-        saved = transfer(session, task, thumbnail, destination, &interrupts.drafts, out) => saved,
+        saved = transfer(session, task, variant, destination, &interrupts.drafts, out) => saved,
         // A second one does so by itself.
         () = interrupts.first(), if !interrupts.first.is_cancelled() => {
             out.note(&format!("left; {0} has its file still: rayreel download {0}", task.id));
@@ -191,7 +190,7 @@ pub(crate) async fn save(
 async fn transfer(
     session: &mut Session,
     task: &TaskBody,
-    thumbnail: bool,
+    variant: Variant,
     destination: &Destination,
     drafts: &Drafts,
     out: Out,
@@ -200,11 +199,11 @@ async fn transfer(
         .id
         .parse()
         .map_err(|_| Failure::new(Code::Internal, format!("`{}` is not a task id", task.id)))?;
-    // The thumbnail's checksum is not told.
-    let sha256 = task.result.as_ref().filter(|_| !thumbnail).map(|result| result.sha256.as_str());
+    let result = task.result.as_ref().filter(|_| variant == Variant::Main);
+    let sha256 = result.map(|result| result.sha256.as_str());
     let mut tries = 1;
     loop {
-        let transfer = Transfer { id, thumbnail, sha256, destination, drafts, out };
+        let transfer = Transfer { id, variant, sha256, destination, drafts, out };
         let client = session.client().await?;
         match transfer.run(&client).await {
             Err(Exit::Failed(failure))
@@ -220,7 +219,7 @@ async fn transfer(
 
 struct Transfer<'a> {
     id: TaskId,
-    thumbnail: bool,
+    variant: Variant,
     sha256: Option<&'a str>,
     destination: &'a Destination,
     drafts: &'a Drafts,
@@ -229,33 +228,18 @@ struct Transfer<'a> {
 
 impl Transfer<'_> {
     async fn run(&self, client: &Client) -> Result<Option<PathBuf>, Exit> {
-        let mut response = client.content(self.id, self.thumbnail).await?;
-        let media_type = response.headers().get(reqwest::header::CONTENT_TYPE);
-        let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let variant = if self.thumbnail { "-thumbnail" } else { "" };
-        let path = self.destination.path(self.id, variant, media_type);
+        let mut content = client.content(self.id, self.variant).await?;
+        if let Some(sha256) = self.sha256 {
+            content = content.expect(sha256);
+        }
+        let suffix = if self.variant == Variant::Thumbnail { "-thumbnail" } else { "" };
+        let path = self.destination.path(self.id, suffix, content.media_type());
         let mut sink = match &path {
             None => Sink::Stdout(self.out),
             Some(path) => Sink::open(path, self.drafts)?,
         };
-        let mut hash = Sha256::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| {
-            Failure::new(
-                Code::ServerUnreachable,
-                format!("the transfer from {} broke: {}", client.address(), cause(&error)),
-            )
-        })? {
-            hash.update(&piece);
+        while let Some(piece) = content.chunk().await? {
             sink.write(&piece)?;
-        }
-        let got: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if let Some(expected) = self.sha256
-            && *expected != got
-        {
-            let message = format!(
-                "the file that arrived is not the one that was announced: its SHA-256 is {got}, not {expected}"
-            );
-            return Err(Failure::new(Code::Internal, message).into());
         }
         sink.finish()?;
         Ok(path)

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rayreel_client::{self as client, Client};
 use rayreel_domain::Code;
 use rayreel_server::config::Settings;
 use rayreel_server::home;
 use tokio::time::Instant;
 
 use crate::args::Global;
-use crate::client::Client;
 use crate::failure::Failure;
 use crate::log;
 use crate::out::Out;
@@ -73,7 +73,7 @@ impl Session {
         let place = match global.server.as_deref().filter(|address| !address.is_empty()) {
             Some(address) => {
                 let token = std::env::var("RAYREEL_TOKEN").ok().filter(|token| !token.is_empty());
-                Place::Named(Client::new(address, token.as_deref())?)
+                Place::Named(connect(address, token.as_deref())?)
             }
             None => {
                 let mut settings = settings::load(global, None)?;
@@ -132,16 +132,17 @@ impl Session {
                 // It says why.
                 server.stop().await?;
             } else {
-                let client = Client::new(&server.url, Some(&server.client_token))?;
+                let client = connect(&server.url, Some(&server.client_token))?;
                 self.embedded = Some(server);
                 return Ok(client);
             }
         }
         match (home::running(&settings.data), &self.seen) {
             (Some(running), _) => {
-                let client = Client::new(&running.url, Some(running.token.as_str()))?;
+                let client = connect(&running.url, Some(running.token.as_str()))?;
                 self.seen = Some(Seen { url: running.url, is_service: !running.embedded });
-                client.is_alive().await.map(|()| client)
+                client.is_alive().await?;
+                Ok(client)
             }
             (None, Some(Seen { url, is_service: true })) => {
                 let message = format!("the server at {url} is gone");
@@ -184,7 +185,7 @@ impl Session {
     async fn start(&mut self, settings: &Settings) -> Result<Client, Failure> {
         log::to_file(&settings.data, settings.log.level)?;
         let server = Server::start_embedded(settings.clone()).await?;
-        let client = Client::new(&server.url, Some(&server.client_token))?;
+        let client = connect(&server.url, Some(&server.client_token))?;
         self.embedded = Some(server);
         Ok(client)
     }
@@ -202,7 +203,7 @@ impl Session {
     /// Makes a call that may be repeated, on whichever server there is.
     pub(crate) async fn call<T, F>(&mut self, call: impl Fn(Client) -> F) -> Result<T, Failure>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, client::Error>>,
     {
         let since = Instant::now();
         let patience = match self.place {
@@ -212,7 +213,8 @@ impl Session {
         loop {
             let client = self.client().await?;
             let (hint, whom) = (self.hint.clone(), self.whom());
-            match hint.while_it_lasts(since, whom, call(client)).await {
+            let answer = hint.while_it_lasts(since, whom, call(client)).await;
+            match answer.map_err(Failure::from) {
                 Err(failure)
                     if (failure.is_lost() || failure.code == Code::OutcomeUnknown)
                         && since.elapsed() < patience =>
@@ -260,6 +262,17 @@ impl Hint {
     }
 }
 
+/// A client of the server at an address. It makes each call once: what is tried again, and on which
+/// server, is decided here.
+fn connect(address: &str, token: Option<&str>) -> Result<Client, Failure> {
+    let builder = Client::builder(address).retries(0);
+    let builder = match token {
+        Some(token) => builder.key(token),
+        None => builder,
+    };
+    Ok(builder.build()?)
+}
+
 /// Is it that a server is just starting or ending?
 pub(crate) fn is_handover(failure: &Failure) -> bool {
     failure.is_lost() || failure.code == Code::DataDirectoryInUse
@@ -281,7 +294,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_hangs_is_given_up_after_a_limit_and_named() {
         let (_listener, url) = hung();
-        let place = Place::Named(Client::new(&url, None).expect("right"));
+        let place = Place::Named(connect(&url, None).expect("right"));
         let mut session = Session::at(place, Out::new(false, true));
         let since = Instant::now();
         let failure = session

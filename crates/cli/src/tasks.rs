@@ -1,12 +1,12 @@
 //! Commands about tasks that exist, or are to exist: submit, get, watch, list, cancel, delete,
 //! download.
 
+use rayreel_client::{Filter, Variant};
 use rayreel_domain::wire::api::EventBody;
 use rayreel_domain::{Code, State, TaskId};
 use serde::Serialize;
 
 use crate::args::{self, Command, Global};
-use crate::client::Filter;
 use crate::failure::{Exit, Failure};
 use crate::follow::{Follower, OnInterrupt};
 use crate::generate::{self, Saved};
@@ -98,10 +98,11 @@ async fn watch(session: &mut Session, id: TaskId, out: Out) -> Result<(), Exit> 
 
 async fn list(session: &mut Session, asked: args::List, out: Out) -> Result<(), Exit> {
     let mut filter = Filter {
-        state: asked.state.map(|state| state.as_str().to_lowercase()),
+        state: asked.state,
         model: asked.model,
         limit: if asked.all { Some(100) } else { asked.limit },
         cursor: asked.cursor,
+        ..Filter::default()
     };
     let mut head = true;
     loop {
@@ -160,8 +161,9 @@ async fn download(session: &mut Session, asked: &args::Download, out: Out) -> Re
     let interrupts = Interrupts::listen()?;
     interrupts.exit_on_second();
     let id = asked.id;
+    let variant = if asked.thumbnail { Variant::Thumbnail } else { Variant::Main };
     let task = session.call(|client| async move { client.task(id).await }).await?;
-    let path = save(session, &task, asked.thumbnail, &destination, &interrupts, out).await?;
+    let path = save(session, &task, variant, &destination, &interrupts, out).await?;
     let file = path.map(|path| path.display().to_string());
     if out.json {
         return out.json(&Saved { task: &task, file });

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
+use rayreel_client::http;
 use rayreel_domain::wire::api::ErrorBody;
 use rayreel_domain::wire::worker::UploadTarget;
 use rayreel_domain::{Code, Fence};
@@ -18,8 +19,8 @@ use reqwest::{Body, Client, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::Options;
 use crate::backoff::Outage;
-use crate::{Options, http};
 
 /// Which image of a task is meant.
 #[derive(Debug, Clone, Copy)]

@@ -17,7 +17,6 @@ mod attempt;
 mod backoff;
 mod claim;
 mod engine;
-pub mod http;
 mod keeper;
 mod outputs;
 mod scratch;

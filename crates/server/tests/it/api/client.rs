@@ -94,7 +94,7 @@ impl Server {
         let serving = tokio::spawn(serve(listener, shutdown.clone()));
         // The workspace's one way to build a client: it brings the TLS provider that reqwest lacks
         // when all crates are tested together.
-        let http = rayreel_worker::http::client(&"http://127.0.0.1".parse().unwrap());
+        let http = rayreel_client::http::client(&"http://127.0.0.1".parse().unwrap());
         let http = http.build().unwrap();
         Self { world, app, address, http, shutdown, serving }
     }

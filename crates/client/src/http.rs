@@ -1,4 +1,4 @@
-//! The HTTP client's settings, shared with the command line.
+//! How connections to a rayreel server are made: the one place for clients, workers and tests.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub fn client(server: &Url) -> ClientBuilder {
 }
 
 /// A client for whichever address a server names.
-pub(crate) fn any_client() -> ClientBuilder {
+pub fn any_client() -> ClientBuilder {
     // An error says that there is a provider already, which does as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     ClientBuilder::new()
@@ -33,7 +33,7 @@ pub(crate) fn any_client() -> ClientBuilder {
 }
 
 /// Is the server on this machine, as far as its address tells?
-pub(crate) fn is_loopback(server: &Url) -> bool {
+pub fn is_loopback(server: &Url) -> bool {
     let host = server.host_str().unwrap_or_default();
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
