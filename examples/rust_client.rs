@@ -38,8 +38,11 @@ async fn generate(prompt: String, path: String) -> Result<(), Box<dyn Error>> {
         return Err(format!("{}: {}", error.code, error.message).into());
     }
 
-    let mut file = tokio::fs::File::create(&path).await?;
+    // It goes on where it broke, if it does, and its SHA-256 is checked.
+    let part = format!("{path}.part");
+    let mut file = tokio::fs::File::create(&part).await?;
     let downloaded = client.download(id, Variant::Main, &mut file).await?;
+    tokio::fs::rename(&part, &path).await?;
     println!("{path}: {} bytes of {}", downloaded.bytes, downloaded.media_type);
     Ok(())
 }
