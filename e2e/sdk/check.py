@@ -303,20 +303,27 @@ class Sdk(unittest.TestCase):
         self.assertIn("testcard", [model.id for model in self.client.models.list()])
         self.assertEqual(self.client.models.retrieve("sora-2").id, "testcard")
 
-    def test_the_example(self):
+    def run_example(self, key):
         example = os.path.join(HERE, "../../examples/openai_sdk.py")
-        ran = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-W", "ignore", example], cwd=self.folder, timeout=WAIT, text=True,
             capture_output=True,
             env={
-                **os.environ, "OPENAI_BASE_URL": f"{self.server.url}/v1",
-                "OPENAI_API_KEY": self.server.key,
+                **os.environ, "OPENAI_BASE_URL": f"{self.server.url}/v1", "OPENAI_API_KEY": key,
             },
         )
+
+    def test_the_example(self):
+        ran = self.run_example(self.server.key)
         self.assertEqual((ran.returncode, ran.stderr), (0, ""), ran.stdout)
         self.assertIn("from an image: completed", ran.stdout)
         for name in ["fox.mp4", "fox.png", "image-0.png", "image-1.png"]:
             self.assertGreater(os.path.getsize(f"{self.folder}/{name}"), 0, name)
+
+    def test_the_example_says_why_it_is_refused(self):
+        ran = self.run_example("rr_wrong")
+        self.assertEqual((ran.returncode, ran.stdout), (1, ""))
+        self.assertRegex(ran.stderr, r"\Aunauthorized: .+\n\Z")
 
 
 def give_up(*_):
