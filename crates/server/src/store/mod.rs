@@ -344,12 +344,16 @@ pub enum Order {
     OldestFirst,
 }
 
+/// How long a list can go on behind a task that was deleted.
+pub const PLACE_MS: u64 = 24 * 3_600_000;
+
 /// A place in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
     /// [`Page::next`] of the page before.
     Position(u64),
-    /// This task; a list behind a task that the tenant has not is [`Error::NotFound`].
+    /// This task, also if it was deleted within [`PLACE_MS`]; a list behind one that the tenant
+    /// never had is [`Error::NotFound`].
     Task(TaskId),
 }
 

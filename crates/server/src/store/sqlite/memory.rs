@@ -29,6 +29,8 @@ pub(super) struct Memory {
     pub(super) live: HashMap<TaskId, Live>,
     pub(super) workers: HashMap<WorkerName, Worker>,
     pub(super) queued: u64,
+    /// The newest task's place in the order of submission; none is given twice.
+    last_seq: i64,
     pub(super) tenancy: Arc<Tenancy>,
     /// What each tenant with a rate has submitted lately.
     pub(super) minutes: HashMap<NameId, Minute>,
@@ -259,7 +261,13 @@ impl Memory {
         now: Duration,
         wall_ms: u64,
     ) -> rusqlite::Result<Self> {
-        let mut memory = Self { tenancy, ..Self::default() };
+        let last_seq = db.query_row(
+            "SELECT max(ifnull((SELECT max(seq) FROM tasks), 0),
+                        ifnull((SELECT max(seq) FROM places), 0))",
+            [],
+            |row| row.get(0),
+        )?;
+        let mut memory = Self { tenancy, last_seq, ..Self::default() };
         let mut names = db.prepare("SELECT id, name FROM names")?;
         let mut rows = names.query([])?;
         while let Some(row) = rows.next()? {
@@ -305,6 +313,11 @@ impl Memory {
         memory.load_workers(db, now)?;
         memory.load_leases(db, now, wall_ms)?;
         Ok(memory)
+    }
+
+    pub(super) fn next_seq(&mut self) -> i64 {
+        self.last_seq += 1;
+        self.last_seq
     }
 
     /// Takes over what only memory knows, where it still fits: beats, and what workers are at.

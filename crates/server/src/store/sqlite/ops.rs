@@ -104,6 +104,14 @@ impl Tx<'_> {
     fn delete(&mut self, task: &Task, place: &Place) -> Done<()> {
         let now = self.now();
         self.bury(task, place.seq)?;
+        self.db
+            .prepare_cached("INSERT INTO places (seq, id, tenant, until) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+                place.seq,
+                task.id.as_bytes(),
+                place.tenant,
+                signed(now.plus_ms(crate::store::PLACE_MS).0)
+            ])?;
         self.rewritten.push(task.id);
         self.release_inputs(task)?;
         self.forget_delivery(task)?;
@@ -188,9 +196,11 @@ impl Tx<'_> {
             self.delete(&task, &place)?;
         }
         more |= self.advance_inputs(now, STEP)?;
-        self.db
-            .prepare_cached("DELETE FROM tombstones WHERE until <= ?1")?
-            .execute([signed(now.0)])?;
+        for outdated in
+            ["DELETE FROM tombstones WHERE until <= ?1", "DELETE FROM places WHERE until <= ?1"]
+        {
+            self.db.prepare_cached(outdated)?.execute([signed(now.0)])?;
+        }
         if more {
             return Ok(Some(now));
         }

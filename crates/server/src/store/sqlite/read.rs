@@ -188,11 +188,14 @@ impl Readers {
     }
 }
 
-/// Where a task of the tenant stands in the order of submission.
+/// Where a task of the tenant stands in the order of submission, or stood until it was deleted.
 fn seq_of(db: &Connection, tenant: NameId, id: TaskId) -> rusqlite::Result<Option<i64>> {
-    db.prepare_cached("SELECT seq FROM tasks WHERE id = ?1 AND tenant = ?2")?
-        .query_row(params![id.as_bytes(), tenant], |row| row.get(0))
-        .optional()
+    db.prepare_cached(
+        "SELECT seq FROM tasks WHERE id = ?1 AND tenant = ?2
+         UNION ALL SELECT seq FROM places WHERE id = ?1 AND tenant = ?2",
+    )?
+    .query_row(params![id.as_bytes(), tenant], |row| row.get(0))
+    .optional()
 }
 
 /// The columns of [`task_and_place`].

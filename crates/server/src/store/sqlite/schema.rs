@@ -122,6 +122,14 @@ CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at, format
 ALTER TABLE tasks ADD COLUMN last_input INTEGER;
 CREATE INDEX tasks_last_input ON tasks (last_input) WHERE last_input IS NOT NULL;
 ",
+    "
+-- Where tasks stood that were deleted lately: a list goes on behind one, and no other takes its place.
+CREATE TABLE places (
+    seq INTEGER PRIMARY KEY, id BLOB NOT NULL, tenant INTEGER NOT NULL, until INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX places_id ON places (id);
+CREATE INDEX places_until ON places (until);
+",
 ];
 
 /// The version this build writes.

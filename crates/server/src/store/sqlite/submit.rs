@@ -111,13 +111,15 @@ impl Tx<'_> {
             self.memory().account(pool, tenant).virtual_ms = virtual_ms;
             self.store_account(pool, tenant)?;
         }
+        let seq = self.memory().next_seq();
         self.db
             .prepare_cached(
-                "INSERT INTO tasks (id, tenant, pool, model, state, slot, rank, estimate_ms,
+                "INSERT INTO tasks (seq, id, tenant, pool, model, state, slot, rank, estimate_ms,
                  not_before, deadline, key, created_at, input, last_input, format, body)
-                 VALUES (?1, ?2, ?3, ?4, 0, 1, ?5, ?6, 0, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 1, ?6, ?7, 0, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?
             .execute(params![
+                seq,
                 task.id.as_bytes(),
                 tenant,
                 pool,
@@ -133,7 +135,7 @@ impl Tx<'_> {
                 body,
             ])?;
         let place = Place {
-            seq: self.db.last_insert_rowid(),
+            seq,
             pool,
             tenant,
             model,

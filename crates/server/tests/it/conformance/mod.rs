@@ -11,6 +11,7 @@ mod inputs;
 mod keys;
 mod model;
 mod op;
+mod places;
 mod quarantine;
 mod sequence;
 
@@ -33,6 +34,7 @@ pub use deliveries::keeps_an_outbox;
 pub use fair::shares_fairly;
 pub use inputs::{keeps_both_frames, keeps_contents, keeps_files};
 pub use keys::keeps_keys;
+pub use places::keeps_places;
 pub use quarantine::quarantines;
 
 /// What a store is opened with.

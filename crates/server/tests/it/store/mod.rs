@@ -55,6 +55,11 @@ fn sqlite_keeps_both_frames() {
 }
 
 #[test]
+fn sqlite_keeps_places() {
+    conformance::runtime().block_on(conformance::keeps_places(&Sqlite));
+}
+
+#[test]
 fn sqlite_keeps_contents() {
     conformance::runtime().block_on(conformance::keeps_contents(&Sqlite));
 }
