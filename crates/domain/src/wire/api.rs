@@ -49,10 +49,10 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
     pub size: Option<String>,
-    /// With `height`, the same as `size`.
+    /// With `height`, the same as `size`; 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub width: Option<u32>,
-    /// With `width`, the same as `size`.
+    /// With `width`, the same as `size`; 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub height: Option<u32>,
     /// Number of frames, 4n+1. Give this or `seconds`.
@@ -62,10 +62,10 @@ pub struct SubmitBody {
     /// Length in seconds, which becomes the nearest 4n+1 frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
-    /// The same as `seconds`.
+    /// The same as `seconds`; 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<f64>,
-    /// Frames a second.
+    /// Frames a second; 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fps: Option<u32>,
     /// Denoising steps.
@@ -77,9 +77,9 @@ pub struct SubmitBody {
     /// Up to 2^53 - 1; chosen at random when absent, and told in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
-    /// So many tasks at once, all or none; they take `seed`, `seed` + 1 and so on.
+    /// So many tasks at once, all or none; they take `seed`, `seed` + 1 and so on. 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 8))]
     pub n: Option<u32>,
     /// `mp4` (the default) or `png` for a still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,6 +101,22 @@ pub struct SubmitBody {
     /// Up to 16 strings of your own, kept with the task.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
     pub metadata: Option<BTreeMap<String, String>>,
+}
+
+impl SubmitBody {
+    /// Takes what clients send for "not set", whose languages have no absent fields, as not given: 0
+    /// where nothing can be 0, and an empty text where a name belongs. A `seed` or a `guidance` of 0
+    /// is one; an empty `prompt` or `webhook` is a mistake.
+    pub fn without_unset(mut self) -> Self {
+        for number in [&mut self.width, &mut self.height, &mut self.fps, &mut self.n] {
+            number.take_if(|number| *number == 0);
+        }
+        self.duration.take_if(|duration| *duration == 0.0);
+        for text in [&mut self.model, &mut self.image, &mut self.last_image, &mut self.size] {
+            text.take_if(|text| text.is_empty());
+        }
+        self
+    }
 }
 
 /// Reads an object of strings in which no key stands twice.

@@ -86,4 +86,23 @@ pub struct FileForm {
     pub file: Vec<u8>,
     /// What it is for, in a word; `vision` when absent.
     pub purpose: Option<String>,
+    /// When it is deleted, if not after the time that the operator sets; never later than that.
+    pub expires_after: Option<ExpiresAfter>,
+}
+
+/// A time to live. In the form, `expires_after[anchor]` and `expires_after[seconds]`.
+#[derive(Debug)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExpiresAfter {
+    pub anchor: Anchor,
+    /// From 3600 up to the time that the operator sets.
+    #[cfg_attr(feature = "openapi", schema(example = 86_400, minimum = 1))]
+    pub seconds: u64,
+}
+
+/// What a time to live counts from.
+#[derive(Debug)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(rename_all = "snake_case"))]
+pub enum Anchor {
+    CreatedAt,
 }

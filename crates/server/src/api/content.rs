@@ -56,8 +56,9 @@ pub(super) async fn content(
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, Error> {
-    // Those of a link have been looked at.
-    let [variant, _, _] = query::read(&uri, ["variant", "expires", "signature"])?;
+    // Those of a link have been looked at; beside a key they mean nothing.
+    let [variant, expires, _] = query::read(&uri, ["variant", "expires", "signature"])?;
+    query::number("expires", expires, 0..=i64::MAX.unsigned_abs())?;
     let thumbnail = is_thumbnail(variant.as_deref())?;
     let view = api.app.components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
     let mut response = send(&api, &view.task, thumbnail, &method, &headers).await?;

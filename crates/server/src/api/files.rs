@@ -25,6 +25,8 @@ use crate::store::{self, FileQuery};
 
 const DEFAULT_PAGE: u64 = 100;
 const MAX_PAGE: u64 = 1_000;
+/// Shortest life of a file that may be asked for, in seconds: OpenAI's.
+const SHORTEST_LIFE: u64 = 3_600;
 /// Longest word that says what a file is for.
 const MAX_PURPOSE: usize = 64;
 
@@ -33,12 +35,22 @@ const MAX_PURPOSE: usize = 64;
 #[serde(deny_unknown_fields)]
 struct Fields {
     purpose: Option<String>,
+    expires_after: Option<ExpiresAfter>,
+}
+
+/// Times of a form are text.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpiresAfter {
+    anchor: String,
+    seconds: String,
 }
 
 /// Uploads an image, to be named in requests by its id.
 ///
 /// It is decoded and written anew as a PNG: upright and without metadata. It expires after a time
-/// that the operator sets; tasks that were submitted with it keep it.
+/// that the operator sets, or earlier if `expires_after` says so; tasks that were submitted with it
+/// keep it.
 #[utoipa::path(post, path = "/v1/files", tag = "files", operation_id = "upload_file",
     request_body(content = FileForm, content_type = "multipart/form-data",
         example = json!({"file": "@first.png", "purpose": "vision"})),
@@ -73,6 +85,10 @@ pub(super) async fn upload(
         return Err(Error::invalid("purpose", message));
     }
     let filename = filename(&file.filename)?;
+    let lives_ms = match fields.expires_after {
+        Some(asked) => time_to_live(&asked, settings.inputs.file_seconds.ms() / 1000)? * 1000,
+        None => settings.inputs.file_seconds.ms(),
+    };
     let input = api.take_image(&tenant, "file", Source::Sent(file.bytes)).await?;
     let components = &api.app.components;
     let now = components.clock.wall();
@@ -83,10 +99,28 @@ pub(super) async fn upload(
         purpose,
         input,
         created_at: now,
-        expires_at: now.plus_ms(settings.inputs.file_seconds.ms()),
+        expires_at: now.plus_ms(lives_ms),
     };
     components.store.put_file(record.clone(), settings.inputs.max_tenant_bytes).await?;
     json(StatusCode::OK, &FileBody::new(&record))
+}
+
+/// The seconds that a file shall live: at most so many as the operator lets it.
+fn time_to_live(asked: &ExpiresAfter, most: u64) -> Result<u64, Error> {
+    if asked.anchor != "created_at" {
+        let message = "`expires_after[anchor]` can be `created_at`";
+        return Err(Error::invalid("expires_after.anchor", message));
+    }
+    let least = SHORTEST_LIFE.min(most);
+    let digits = asked.seconds.bytes().all(|b| b.is_ascii_digit());
+    let seconds = digits.then(|| asked.seconds.parse().ok()).flatten();
+    seconds.filter(|seconds| (least..=most).contains(seconds)).ok_or_else(|| {
+        let message = format!(
+            "`expires_after[seconds]` is a whole number from {least} to {most}; no file is kept \
+             longer here"
+        );
+        Error::invalid("expires_after.seconds", message)
+    })
 }
 
 fn filename(given: &str) -> Result<String, Error> {

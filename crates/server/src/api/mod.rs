@@ -11,6 +11,7 @@ mod content;
 mod cors;
 mod error;
 mod events;
+mod examples;
 mod files;
 mod form;
 mod gate;

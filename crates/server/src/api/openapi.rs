@@ -3,11 +3,11 @@
 
 use rayreel_domain::wire::api::{ErrorBody, EventBody};
 use rayreel_domain::wire::delivery::WebhookEvent;
-use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
+use super::examples::Examples;
 use super::openai::{images, videos};
 use super::{
     admin, content, events, files, gate, generate, links, models, probes, reference, tasks,
@@ -38,6 +38,14 @@ pub(super) struct ServerSentEvent {
 #[schema(rename_all = "snake_case")]
 #[expect(dead_code, reason = "it only names a schema")]
 pub(super) enum Variant {
+    Thumbnail,
+}
+
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only names a schema")]
+pub(super) enum VideoVariant {
+    Video,
     Thumbnail,
 }
 
@@ -89,37 +97,6 @@ pub(super) enum Order {
     modifiers(&Examples, &Refusals),
 )]
 struct Document;
-
-/// An example of whatever stands in a path.
-struct Examples;
-
-impl Modify for Examples {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        for (path, item) in &mut document.paths.paths {
-            let operations = [&mut item.get, &mut item.post, &mut item.delete];
-            for operation in operations.into_iter().flatten() {
-                for parameter in operation.parameters.iter_mut().flatten() {
-                    if let RefOr::T(parameter) = parameter
-                        && parameter.parameter_in == ParameterIn::Path
-                    {
-                        let example = example(path, &parameter.name).into();
-                        let named = ParameterBuilder::from(parameter.clone());
-                        *parameter = named.example(Some(example)).build();
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn example(path: &str, parameter: &str) -> &'static str {
-    match parameter {
-        "name" => "testcard",
-        _ if path.starts_with("/v1/admin/keys/") => "k3v9x0q2m7ab",
-        _ if path.starts_with("/v1/files/") => "file_018bcfe5680070707070707070707070",
-        _ => "task_018bcfe5680070707070707070707070",
-    }
-}
 
 /// Name of the way in which callers prove who they are.
 const KEY: &str = "key";

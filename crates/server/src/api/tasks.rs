@@ -243,13 +243,14 @@ async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Sources
     let limit = api.app.settings.max_body_bytes;
     if !form::is_form(request.headers()) {
         let (parts, bytes) = body::whole(request, limit).await?;
-        let asked = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
-        return Ok((parts, asked, Sources::default()));
+        let asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
+        return Ok((parts, asked.without_unset(), Sources::default()));
     }
     let (parts, mut form) = Form::read(request, limit, NUMBERS).await?;
     let image = form.take_file("image").map(|file| file.bytes);
     let last_image = form.take_file("last_image").map(|file| file.bytes);
-    let mut asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;
+    let asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;
+    let mut asked = asked.without_unset();
     let hash = |bytes: &Bytes| artifacts::sha256(bytes);
     asked.image = image.as_ref().map(hash).or(asked.image);
     asked.last_image = last_image.as_ref().map(hash).or(asked.last_image);

@@ -21,7 +21,7 @@ use super::super::base::Base;
 use super::super::error::Error;
 use super::super::form::{self, Form};
 use super::super::input::{Source, Sources};
-use super::super::openapi::File;
+use super::super::openapi::{self, File, VideoVariant};
 use super::super::tasks::{Keyed, Submission};
 use super::super::{Api, Id, Tenant, body, content, json, query, tasks};
 use super::{native, spelt};
@@ -154,9 +154,9 @@ pub(in crate::api) async fn show(
 /// Lists videos, whichever way they were submitted.
 #[utoipa::path(get, path = "/v1/videos", tag = "videos", operation_id = "list_videos",
     params(
-        ("after" = Option<String>, Query, description = "Only those behind this video: `last_id` of the page before."),
+        ("after" = Option<String>, Query, description = "Only those behind this video: `last_id` of the page before. It may have been deleted within the last 24 hours."),
         ("limit" = Option<u32>, Query, description = "1 to 100; 20 if absent.", minimum = 1, maximum = 100),
-        ("order" = Option<String>, Query, description = "`desc`, newest first, or `asc`; `desc` if absent."),
+        ("order" = inline(Option<openapi::Order>), Query, description = "`desc` (newest first) or `asc`; `desc` if absent."),
     ),
     responses(
         (status = 200, description = "A page.", body = VideoList),
@@ -168,7 +168,12 @@ pub(in crate::api) async fn list(
     uri: Uri,
 ) -> Result<Response, Error> {
     let [after, limit, order] = query::read(&uri, ["after", "limit", "order"])?;
-    let no_place = || Error::invalid("after", "`after` is not the id of a video of yours");
+    let no_place = || {
+        Error::invalid(
+            "after",
+            "`after` is not the id of a video of yours, nor of one that was deleted within the last 24 hours",
+        )
+    };
     let after = after.map(|id| id.parse().map(After::Task).map_err(|_| no_place()));
     let limit = query::number("limit", limit, 1..=MAX_PAGE)?.unwrap_or(DEFAULT_PAGE);
     let order = match order.as_deref() {
@@ -238,14 +243,14 @@ pub(in crate::api) async fn delete(
 #[utoipa::path(get, path = "/v1/videos/{id}/content", tag = "videos", operation_id = "video_content",
     params(
         ("id" = String, Path, description = "Id of the video."),
-        ("variant" = Option<String>, Query, description = "`video`, which is the default, or `thumbnail`. There are no spritesheets."),
+        ("variant" = inline(Option<VideoVariant>), Query, description = "`video`, which is the default, or `thumbnail`. There are no spritesheets."),
         ("Range" = Option<String>, Header, description = "One range of bytes."),
         ("If-None-Match" = Option<String>, Header, description = "304 if the file is still this one."),
         ("If-Range" = Option<String>, Header, description = "The range only if the file is still this one."),
     ),
     responses(
-        (status = 200, description = "The file.", content_type = "video/mp4", body = File),
-        (status = 206, description = "The range that was asked for.", content_type = "video/mp4", body = File),
+        (status = 200, description = "The file.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
+        (status = 206, description = "The range that was asked for.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 304, description = "Unchanged."),
         (status = 400, description = "`invalid_value`: there is no such variant.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),

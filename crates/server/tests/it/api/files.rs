@@ -53,6 +53,39 @@ async fn a_file_is_shown_listed_downloaded_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_file_may_be_asked_to_expire_earlier_but_not_later() {
+    let server = Server::start().await;
+    let asked = async |anchor: &str, seconds: &str| {
+        let fields = [("expires_after[anchor]", anchor), ("expires_after[seconds]", seconds)];
+        server.form(FILES, &fields, &[("file", "a.png", &png())]).await
+    };
+    for seconds in [3_600, 604_800] {
+        let file: FileBody = asked("created_at", &seconds.to_string()).await.json();
+        assert_eq!(file.expires_at - file.created_at, seconds);
+    }
+    let short: FileBody = asked("created_at", "3600").await.json();
+    server.world.clock.advance(Duration::from_secs(3_600));
+    let path = format!("{FILES}/{}", short.id);
+    server.get(&path).await.refused(404, "file_not_found", None);
+    for (anchor, seconds, param) in [
+        ("created_at", "3599", "expires_after.seconds"),
+        ("created_at", "604801", "expires_after.seconds"),
+        ("created_at", "-1", "expires_after.seconds"),
+        ("created_at", "1e4", "expires_after.seconds"),
+        ("created_at", "", "expires_after.seconds"),
+        ("last_active_at", "3600", "expires_after.anchor"),
+    ] {
+        let refusal = asked(anchor, seconds).await.refused(400, "invalid_value", Some(param));
+        if param.ends_with("seconds") {
+            assert!(refusal.message.contains("3600 to 604800"), "{}", refusal.message);
+        }
+    }
+    let alone = [("expires_after[seconds]", "3600")];
+    let alone = server.form(FILES, &alone, &[("file", "a.png", &png())]).await;
+    alone.refused(400, "missing_field", Some("expires_after.anchor"));
+}
+
+#[tokio::test]
 async fn files_are_listed_page_by_page() {
     let server = Server::start().await;
     let mut ids = Vec::new();

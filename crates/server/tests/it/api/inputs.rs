@@ -88,7 +88,7 @@ async fn an_image_that_can_not_be_had_is_refused_with_the_reason() {
         ("file_../../etc/passwd".to_owned(), "there is no file"),
         ("/etc/passwd".to_owned(), "https:// URL"),
         ("file:///etc/passwd".to_owned(), "`file:` URLs"),
-        (String::new(), "https:// URL"),
+        (" ".to_owned(), "https:// URL"),
     ] {
         let answer = server.post(TASKS, &json!({"prompt": "p", "image": image})).await;
         let message = answer.refused(400, "invalid_value", Some("image")).message;

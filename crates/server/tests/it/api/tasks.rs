@@ -298,3 +298,41 @@ async fn an_address_with_a_query_that_it_does_not_have_is_refused() {
     refused.refused(400, "unknown_field", Some("model"));
     assert_eq!(server.get(&format!("{path}?")).await.status, 200);
 }
+
+#[tokio::test]
+async fn what_a_proxy_sends_for_not_set_is_not_set() {
+    let server = Server::start().await;
+    // Every field of new-api's request, as it fills in those that its caller left out.
+    let unset = json!({
+        "model": "", "prompt": "p", "image": "", "size": "", "duration": 0, "width": 0,
+        "height": 0, "fps": 0, "n": 0, "seed": 0, "guidance": 0, "metadata": {},
+    });
+    let answer = server.post(TASKS, &unset).await;
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let filled: TaskBody = answer.json();
+    let silent = json!({"prompt": "p", "seed": 0, "guidance": 0});
+    let silent: TaskBody = server.post(TASKS, &silent).await.json();
+    assert_eq!(
+        (filled.request.seed, filled.request.guidance),
+        (0, Some(0.0)),
+        "these are asked for"
+    );
+    assert_eq!(filled.request, silent.request);
+    assert_eq!(filled.model, silent.model);
+    let sized = json!({"prompt": "p", "size": "640x352", "width": 0, "height": 0});
+    let sized: TaskBody = server.post(TASKS, &sized).await.json();
+    assert_eq!(sized.request.size, "640x352");
+    let fields = [("prompt", "p"), ("n", "0"), ("duration", "0.0"), ("image", "")];
+    assert_eq!(server.form(TASKS, &fields, &[]).await.status, 202);
+    for (wrong, code, param) in [
+        (json!({"prompt": "p", "width": 0, "height": 480}), "missing_field", "width"),
+        (json!({"prompt": "", "width": 0}), "invalid_value", "prompt"),
+        (json!({"prompt": "p", "steps": 0}), "invalid_value", "steps"),
+        (json!({"prompt": "p", "frames": 0}), "invalid_value", "frames"),
+        (json!({"prompt": "p", "seconds": 0}), "invalid_value", "seconds"),
+        (json!({"prompt": "p", "duration": -1}), "invalid_value", "duration"),
+        (json!({"prompt": "p", "webhook": ""}), "invalid_value", "webhook"),
+    ] {
+        server.post(TASKS, &wrong).await.refused(400, code, Some(param));
+    }
+}

@@ -288,6 +288,28 @@ async fn pages_follow_one_another_by_the_last_id() {
 }
 
 #[tokio::test]
+async fn a_list_goes_on_behind_what_was_deleted_on_the_way() {
+    let server = Server::start().await;
+    for order in ["desc", "asc"] {
+        for prompt in ["a", "b", "c", "d", "e"] {
+            create(&server, json!({"prompt": prompt})).await;
+        }
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = list(&server, &format!("?limit=2&order={order}{after}")).await;
+            seen.extend(prompts(&page).into_iter().map(str::to_owned));
+            for video in &page.data {
+                server.delete(&format!("{VIDEOS}/{}", video.id)).await;
+            }
+            let Some(last) = page.last_id.filter(|_| page.has_more) else { break };
+            after = format!("&after={last}");
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, ["a", "b", "c", "d", "e"], "{order}");
+    }
+}
+
+#[tokio::test]
 async fn a_video_is_downloaded_in_its_variants() {
     let server = Server::start().await;
     let made = finished(&server, json!({"prompt": "p"})).await;

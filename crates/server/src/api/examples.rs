@@ -1,0 +1,230 @@
+//! Examples for the OpenAPI document: of what stands in paths, and of every answer in JSON. Examples
+//! of requests stand with their handlers. `e2e/schema` holds all of them against their schemas.
+
+use serde_json::{Value, json};
+use utoipa::Modify;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::{OpenApi, RefOr, schema::Schema};
+
+const TASK: &str = "task_018bcfe5680070707070707070707070";
+const FILE: &str = "file_018bcfe5680070707070707070707070";
+
+/// Writes them into the document.
+pub(super) struct Examples;
+
+impl Modify for Examples {
+    fn modify(&self, document: &mut OpenApi) {
+        for (path, item) in &mut document.paths.paths {
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                for parameter in operation.parameters.iter_mut().flatten() {
+                    if let RefOr::T(parameter) = parameter
+                        && parameter.parameter_in == ParameterIn::Path
+                    {
+                        let example = in_path(path, &parameter.name).into();
+                        let named = ParameterBuilder::from(parameter.clone());
+                        *parameter = named.example(Some(example)).build();
+                    }
+                }
+                for (status, response) in &mut operation.responses.responses {
+                    if let RefOr::T(response) = response
+                        && status.starts_with('2')
+                        && let Some(RefOr::T(content)) =
+                            response.content.get_mut("application/json")
+                    {
+                        let schema = content.schema.as_ref().and_then(name);
+                        content.example = schema.and_then(answer);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn in_path(path: &str, parameter: &str) -> &'static str {
+    match parameter {
+        "name" => "testcard",
+        _ if path.starts_with("/v1/admin/keys/") => "k3v9x0q2m7ab",
+        _ if path.starts_with("/v1/files/") => FILE,
+        _ => TASK,
+    }
+}
+
+/// The schema that is referred to.
+fn name(schema: &RefOr<Schema>) -> Option<&str> {
+    match schema {
+        RefOr::Ref(reference) => reference.ref_location.rsplit('/').next(),
+        RefOr::T(_) => None,
+    }
+}
+
+/// An answer of this schema.
+fn answer(schema: &str) -> Option<Value> {
+    Some(match schema {
+        "TaskBody" => task(),
+        "SubmitAnswer" => queued(),
+        "TaskList" => {
+            json!({"object": "list", "data": [task()], "next_cursor": null, "has_more": false})
+        }
+        "CancelBody" => {
+            json!({"id": TASK, "status": "CANCELLED", "cancelled": true, "deleted": false})
+        }
+        "LinkAnswer" => json!({
+            "url": format!("https://video.example.com/v1/video/generations/{TASK}/content?expires=1700003600&signature=q1w2e3r4t5y6"),
+            "expires_at": 1_700_003_600,
+        }),
+        "WebhookBody" => webhook(),
+        "SecretBody" => json!({
+            "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=",
+            "created_at": 1_700_000_000,
+            "previous": [{"expires_at": 1_700_086_400}],
+        }),
+        "VideoBody" => video(),
+        "VideoList" => json!({
+            "object": "list", "data": [video()], "first_id": TASK, "last_id": TASK,
+            "has_more": false,
+        }),
+        "VideoDeleted" => json!({"id": TASK, "deleted": true, "object": "video.deleted"}),
+        "ImagesBody" => json!({
+            "created": 1_700_000_012,
+            "data": [{"b64_json": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mM4YSQHAALeARlA67ihAAAAAElFTkSuQmCC"}],
+            "output_format": "png",
+            "size": "1024x1024",
+        }),
+        "KeyBody" => key(),
+        "KeyList" => json!({"data": [key()]}),
+        "ModelBody" => model(),
+        "ModelList" => json!({"object": "list", "data": [model()]}),
+        "FileBody" => file(),
+        "FileList" => json!({
+            "object": "list", "data": [file()], "first_id": FILE, "last_id": FILE,
+            "has_more": false,
+        }),
+        "FileDeleted" => json!({"id": FILE, "object": "file", "deleted": true}),
+        _ => return None,
+    })
+}
+
+/// A task that has succeeded.
+fn task() -> Value {
+    let urls = urls();
+    let mut task = queued();
+    task["status"] = "SUCCEEDED".into();
+    task["progress"] = 100.into();
+    task["queue_position"] = Value::Null;
+    task["eta_seconds"] = Value::Null;
+    task["started_at"] = 1_700_000_001.into();
+    task["finished_at"] = 1_700_000_042.into();
+    task["attempts"] = json!([{
+        "attempt": 1, "worker": "gpu-1", "started_at": 1_700_000_001, "ended_at": 1_700_000_042,
+        "outcome": "succeeded", "error": null,
+        "metrics": {"load_ms": 1_200.0, "generate_ms": 38_000.0},
+    }]);
+    task["result"] = json!({
+        "url": urls["content"],
+        "thumbnail_url": format!("{}?variant=thumbnail", urls["content"].as_str().unwrap_or_default()),
+        "media_type": "video/mp4",
+        "sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+        "bytes": 1_482_913, "width": 832, "height": 480, "frames": 49, "fps": 16,
+        "test_pattern": false,
+    });
+    task
+}
+
+/// A task that waits.
+fn queued() -> Value {
+    json!({
+        "id": TASK, "task_id": TASK, "object": "video.generation", "model": "wan2.2-t2v-a14b",
+        "status": "QUEUED", "progress": 0, "queue_position": 0, "waiting_reason": null,
+        "eta_seconds": 41, "created_at": 1_700_000_000, "started_at": null, "finished_at": null,
+        "expires_at": null,
+        "request": {
+            "prompt": "a red fox running through snow", "size": "832x480", "frames": 49,
+            "fps": 16, "steps": 20, "guidance": null, "seed": 42, "format": "mp4", "image": false,
+            "priority": 3, "deadline": null, "metadata": {"order": "1234"},
+        },
+        "attempts": [], "result": null, "error": null, "webhook": null, "urls": urls(),
+    })
+}
+
+fn urls() -> Value {
+    let task = format!("https://video.example.com/v1/video/generations/{TASK}");
+    json!({
+        "get": task, "cancel": format!("{task}/cancel"), "events": format!("{task}/events"),
+        "content": format!("{task}/content"),
+    })
+}
+
+fn webhook() -> Value {
+    json!({
+        "url": "https://hooks.example.com/rayreel", "state": "pending", "attempts": [],
+        "next_attempt_at": 1_700_000_050,
+    })
+}
+
+fn video() -> Value {
+    json!({
+        "id": TASK, "object": "video", "model": "wan2.2-t2v-a14b", "status": "completed",
+        "progress": 100, "created_at": 1_700_000_000, "completed_at": 1_700_000_042,
+        "expires_at": null, "error": null, "prompt": "a red fox running through snow",
+        "remixed_from_video_id": null, "seconds": "3", "size": "832x480",
+    })
+}
+
+fn key() -> Value {
+    json!({
+        "id": "k3v9x0q2m7ab", "name": "frontend", "tenant": "default",
+        "scopes": ["submit", "read"], "created_at": 1_700_000_000, "expires_at": null,
+    })
+}
+
+fn model() -> Value {
+    json!({
+        "id": "wan2.2-t2v-a14b", "object": "model", "created": 0, "owned_by": "rayreel",
+        "aliases": ["t2v-A14B"], "default": true, "test_pattern": false,
+        "limits": {
+            "min_side": 64, "max_side": 1280, "max_pixels": 921_600, "multiple": 16,
+            "max_frames": 81, "max_fps": 24, "max_steps": 50,
+        },
+        "defaults": {"size": "832x480", "frames": 49, "fps": 16, "steps": 20},
+    })
+}
+
+fn file() -> Value {
+    json!({
+        "id": FILE, "object": "file", "bytes": 482_113, "created_at": 1_700_000_000,
+        "expires_at": 1_700_604_800, "filename": "fox.jpg", "purpose": "vision",
+        "status": "processed",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    #[test]
+    fn every_request_and_every_answer_in_json_has_an_example() {
+        let document: Value = serde_json::from_str(&crate::api::document()).expect("JSON");
+        let mut seen = 0;
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in item.as_object().expect("operations") {
+                let responses = operation["responses"].as_object().expect("responses");
+                let answers = responses
+                    .iter()
+                    .filter(|(status, _)| status.starts_with('2'))
+                    .filter_map(|(_, response)| response["content"].get("application/json"));
+                let requests = operation["requestBody"]["content"].as_object();
+                let requests = requests.into_iter().flat_map(|content| content.values());
+                // The document itself has no schema, and is its own example.
+                for content in
+                    answers.chain(requests).filter(|content| content["schema"].is_object())
+                {
+                    let given = ["example", "examples"].map(|name| content.get(name));
+                    assert!(given.iter().any(Option::is_some), "{method} {path}: {content}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 30, "{seen}");
+    }
+}
