@@ -5,6 +5,7 @@ The server has a key, as one that others may reach has. Everything that a client
 the SDK was made for would do is done here; the example of the documentation is run as it is.
 """
 
+import asyncio
 import base64
 import io
 import json
@@ -189,6 +190,15 @@ class Sdk(unittest.TestCase):
             self.videos.list(after=NOBODY)
         self.assertEqual(refused.exception.param, "after")
 
+    def test_a_list_that_is_emptied_while_it_is_read(self):
+        made = [self.videos.create(model="slow", prompt=f"p{n}").id for n in range(7)]
+        seen = []
+        for video in self.videos.list(limit=3):
+            self.videos.delete(video.id)
+            seen.append(video.id)
+        self.assertEqual(seen, list(reversed(made)))
+        self.assertEqual(self.videos.list().data, [])
+
     def test_download_content(self):
         video = self.videos.create_and_poll(prompt="p", **SMALL)
         self.assertEqual(self.videos.download_content(video.id).read()[4:8], b"ftyp")
@@ -202,6 +212,62 @@ class Sdk(unittest.TestCase):
         with self.videos.with_streaming_response.download_content(video.id) as response:
             self.assertEqual(response.headers["content-type"], "video/mp4")
             self.assertGreater(sum(len(piece) for piece in response.iter_bytes(1000)), 1000)
+
+        with self.videos.with_streaming_response.download_content(
+            video.id, variant="thumbnail"
+        ) as response:
+            self.assertEqual(response.headers["content-type"], "image/png")
+            path = f"{self.folder}/streamed.png"
+            response.stream_to_file(path)
+        with open(path, "rb") as file:
+            size_of(file.read())
+
+    def test_the_async_client(self):
+        async def use():
+            async with openai.AsyncOpenAI(
+                base_url=f"{self.server.url}/v1", api_key=self.server.key, timeout=WAIT,
+                max_retries=0,
+            ) as client:
+                made = await asyncio.gather(*[
+                    client.videos.create_and_poll(prompt=f"p{n}", **SMALL) for n in range(3)
+                ])
+                self.assertEqual({video.status for video in made}, {"completed"})
+                content = await client.videos.download_content(made[0].id)
+                self.assertEqual((await content.aread())[4:8], b"ftyp")
+                streamed = client.videos.with_streaming_response.download_content(made[0].id)
+                async with streamed as response:
+                    pieces = [len(piece) async for piece in response.iter_bytes(1000)]
+                self.assertGreater(sum(pieces), 1000)
+                images = await client.images.generate(
+                    prompt="a fox", size="128x96", extra_body={"num_inference_steps": 2}
+                )
+                size_of(base64.b64decode(images.data[0].b64_json))
+                seen = []
+                async for video in client.videos.list(limit=2):
+                    await client.videos.delete(video.id)
+                    seen.append(video.id)
+                self.assertEqual(set(seen), {video.id for video in made})
+
+        asyncio.run(use())
+
+    def test_files(self):
+        def create(**options):
+            file = ("fox.png", png(128, 96))
+            return self.client.files.create(file=file, purpose="vision", **options)
+
+        for seconds in [3_600, 604_800]:
+            file = create(expires_after={"anchor": "created_at", "seconds": seconds})
+            self.assertEqual(file.expires_at - file.created_at, seconds)
+        self.assertEqual(create().expires_at - create().created_at, 604_800)
+        with self.assertRaises(openai.BadRequestError) as refused:
+            create(expires_after={"anchor": "created_at", "seconds": 2_592_000})
+        self.assertEqual(refused.exception.param, "expires_after.seconds")
+        self.assertIn("604800", refused.exception.message)
+        files = list(self.client.files.list(limit=2))
+        self.assertEqual(len(files), 4)
+        size_of(self.client.files.content(file.id).read())
+        for file in files:
+            self.assertTrue(self.client.files.delete(file.id).deleted)
 
     def test_delete(self):
         done = self.videos.create_and_poll(prompt="p", **SMALL)
