@@ -39,7 +39,7 @@ pub(super) async fn create(
     let (parts, asked): (_, CreateKey) = body::json(request, MAX_BODY).await?;
     query::none(&parts.uri)?;
     let name = asked.name.trim();
-    if name.chars().count() > MAX_KEY_NAME || name.chars().any(char::is_control) {
+    if name.chars().count() > MAX_KEY_NAME || asked.name.chars().any(char::is_control) {
         let message = format!("`name` has at most {MAX_KEY_NAME} characters, none of control");
         return Err(Error::invalid("name", message));
     }

@@ -181,6 +181,7 @@ async fn what_makes_no_key_is_refused() {
     for (body, param) in [
         (json!({"name": "x".repeat(101)}), "name"),
         (json!({"name": "a\u{7}b"}), "name"),
+        (json!({"name": "\rb"}), "name"),
         (json!({"tenant": "no such / name"}), "tenant"),
         (json!({"tenant": ""}), "tenant"),
         (json!({"scopes": []}), "scopes"),
