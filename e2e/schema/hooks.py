@@ -1,6 +1,8 @@
 """Puts ids that exist into some of schemathesis's requests: else all it would see is 404.
 
-`RAYREEL_SCHEMA_IDS` holds them as JSON: tasks that have succeeded, tasks that wait, files, keys.
+`RAYREEL_SCHEMA_IDS` holds them as JSON: tasks that have succeeded, tasks that wait, files, keys. Each
+operation that was answered with success is written into the file `RAYREEL_SCHEMA_ANSWERED`, once for
+each time.
 """
 
 import json
@@ -35,3 +37,10 @@ def map_path_parameters(context, path_parameters):
     if ids and chance % 3:
         return {**path_parameters, "id": ids[chance // 3 % len(ids)]}
     return path_parameters
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    if 200 <= response.status_code < 300:
+        with open(os.environ["RAYREEL_SCHEMA_ANSWERED"], "a") as file:
+            file.write(f"{case.operation.label}\n")
