@@ -4,8 +4,12 @@
 //! loopback interface only. From the first key on everybody needs one; to revoke the last does not
 //! open the door again. The keys of the store are held in memory, so that a request costs one hash
 //! and no query.
+//!
+//! A key that is revoked or expires ends what is open with it, and the first key ends what came in
+//! through the open door: whoever lets a [`Caller`] in goes on only until [`Caller::ended`].
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use rayreel_domain::Timestamp;
@@ -13,6 +17,8 @@ use rayreel_domain::id::TenantName;
 use rayreel_domain::key::{Key, KeyRecord, Scope};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::Components;
 use crate::store;
@@ -21,22 +27,29 @@ use crate::store;
 pub const DEFAULT_TENANT: &str = "default";
 
 /// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Caller {
     pub tenant: TenantName,
     pub scopes: BTreeSet<Scope>,
     /// Id of the key; none for the owner of an open server, and for this machine's processes.
     pub key: Option<String>,
+    /// Cancelled when it may not call any more; none if that never comes.
+    end: Option<CancellationToken>,
 }
 
 impl Caller {
-    fn local(scopes: impl IntoIterator<Item = Scope>) -> Arc<Self> {
+    fn local(scopes: impl IntoIterator<Item = Scope>, end: Option<CancellationToken>) -> Arc<Self> {
         let tenant = DEFAULT_TENANT.parse().expect("it is a name");
-        Arc::new(Self { tenant, scopes: scopes.into_iter().collect(), key: None })
+        Arc::new(Self { tenant, scopes: scopes.into_iter().collect(), key: None, end })
     }
 
     pub fn may(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
+    }
+
+    /// Waits until it may not call any more; none if that never comes.
+    pub fn ended(&self) -> Option<WaitForCancellationFutureOwned> {
+        self.end.clone().map(CancellationToken::cancelled_owned)
     }
 }
 
@@ -61,9 +74,15 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug)]
 pub struct Keyring {
     known: RwLock<HashMap<String, Known>>,
+    /// Is a key needed?
+    locked: AtomicBool,
     credentials: Credentials,
+    /// Everybody, as long as the door is open.
+    guest: Arc<Caller>,
     owner: Arc<Caller>,
     worker: Arc<Caller>,
+    /// Woken when a key has been made that expires.
+    pub expiring: Notify,
 }
 
 #[derive(Debug)]
@@ -77,18 +96,32 @@ impl Keyring {
     pub fn new(credentials: Credentials) -> Self {
         Self {
             known: RwLock::default(),
+            locked: AtomicBool::new(credentials.admin_key.is_some()),
             credentials,
-            owner: Caller::local(Scope::ALL),
-            worker: Caller::local([Scope::Worker]),
+            guest: Caller::local(Scope::ALL, Some(CancellationToken::new())),
+            owner: Caller::local(Scope::ALL, None),
+            worker: Caller::local([Scope::Worker], None),
+            expiring: Notify::new(),
         }
     }
 
     /// Takes the keys as they are in the store.
     pub async fn load(&self, store: &dyn store::Store) -> Result<(), store::Error> {
         let records = store.keys().await?;
+        if !records.is_empty() {
+            self.lock();
+        }
         let known = records.into_iter().map(|record| (record.id.clone(), Known::new(record)));
         *self.write() = known.collect();
         Ok(())
+    }
+
+    /// Closes the door, and ends what came in through it.
+    fn lock(&self) {
+        self.locked.store(true, Ordering::SeqCst);
+        if let Some(end) = &self.guest.end {
+            end.cancel();
+        }
     }
 
     /// Makes a key. Its text is returned here and nowhere else.
@@ -113,10 +146,16 @@ impl Keyring {
         };
         components.store.put_key(record.clone()).await?;
         self.write().insert(record.id.clone(), Known::new(record.clone()));
+        // From here on nothing may be awaited: a caller without a key, who has just made the first,
+        // is to get this answer.
+        self.lock();
+        if expires_at.is_some() {
+            self.expiring.notify_one();
+        }
         Ok((key, record))
     }
 
-    /// Ends a key for good; the record, if there is such a key.
+    /// Ends a key for good, and all that is open with it; the record, if there is such a key.
     pub async fn revoke(
         &self,
         components: &Components,
@@ -127,8 +166,34 @@ impl Keyring {
         };
         record.revoked_at.get_or_insert(components.clock.wall());
         components.store.put_key(record.clone()).await?;
-        self.write().insert(record.id.clone(), Known::new(record.clone()));
+        // From here on nothing may be awaited: a key that ends itself is to get this answer.
+        self.end(Known::new(record.clone()));
         Ok(Some(record))
+    }
+
+    /// Ends what is open with keys whose time is over. Answers in how many milliseconds the next one
+    /// expires; the wall clock may jump, so those that have expired are looked at again, too.
+    pub fn expire(&self, now: Timestamp) -> Option<u64> {
+        let mut next = None;
+        let mut over = Vec::new();
+        for known in self.read().values().filter(|known| known.record.revoked_at.is_none()) {
+            let Some(at) = known.record.expires_at else { continue };
+            let left = if now < at { at.ms_since(now) } else { u64::MAX };
+            next = Some(next.map_or(left, |next: u64| next.min(left)));
+            if at <= now {
+                over.push(known.record.clone());
+            }
+        }
+        over.into_iter().map(Known::new).for_each(|known| self.end(known));
+        next
+    }
+
+    /// Ends what is open with a key, of which this is known now.
+    fn end(&self, known: Known) {
+        let before = self.write().insert(known.record.id.clone(), known);
+        if let Some(end) = before.and_then(|known| known.caller.end.clone()) {
+            end.cancel();
+        }
     }
 
     /// Every key, oldest first.
@@ -140,10 +205,15 @@ impl Keyring {
 
     /// Has there ever been a key?
     pub fn is_locked(&self) -> bool {
-        self.credentials.admin_key.is_some() || !self.read().is_empty()
+        self.locked.load(Ordering::SeqCst)
     }
 
     /// Everybody, as long as there are no keys.
+    pub fn guest(&self) -> Arc<Caller> {
+        Arc::clone(&self.guest)
+    }
+
+    /// Whom the server belongs to.
     pub fn owner(&self) -> Arc<Caller> {
         Arc::clone(&self.owner)
     }
@@ -188,6 +258,7 @@ impl Known {
             tenant: record.tenant.clone(),
             scopes: record.scopes.clone(),
             key: Some(record.id.clone()),
+            end: Some(CancellationToken::new()),
         };
         Self { record, caller: Arc::new(caller) }
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use http::header::{
     ALLOW, AUTHORIZATION, DATE, HOST, HeaderName, ORIGIN, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
@@ -59,13 +59,7 @@ impl Gate {
                 Err(refusal) => refusal.into_response(),
                 Ok(caller) => {
                     tenant = started.map(|_| Arc::clone(&caller));
-                    let mut request = request.map(Body::new);
-                    request.extensions_mut().insert(caller);
-                    match AssertUnwindSafe(self.router.clone().call(request)).catch_unwind().await {
-                        Ok(Ok(response)) => response,
-                        Ok(Err(never)) => match never {},
-                        Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
-                    }
+                    self.serve(request.map(Body::new), caller).await
                 }
             }
         };
@@ -95,6 +89,35 @@ impl Gate {
             }
         }
         self.app.metrics.answered(&method, route, status);
+        response
+    }
+
+    /// Lets the caller in, for as long as it may call: what it has open ends with its key.
+    async fn serve(&self, mut request: Request<Body>, caller: Arc<Caller>) -> Response {
+        let ended = caller.ended();
+        request.extensions_mut().insert(Arc::clone(&caller));
+        let answer = AssertUnwindSafe(self.router.clone().call(request)).catch_unwind();
+        let answer = async {
+            match answer.await {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
+            }
+        };
+        let Some(ended) = ended else { return answer.await };
+        let mut response = tokio::select! {
+            // The answer first: a key may end itself.
+            biased;
+            response = answer => response,
+            () = ended => return unauthorized(over(&caller)).into_response(),
+        };
+        // What is whole is as good as sent.
+        if response.body().size_hint().exact().is_none()
+            && let Some(ended) = caller.ended()
+        {
+            let streamed = std::mem::take(response.body_mut()).into_data_stream();
+            *response.body_mut() = Body::from_stream(streamed.take_until(ended));
+        }
         response
     }
 
@@ -167,7 +190,7 @@ impl Gate {
         if path.starts_with(WORKER_ROUTES) {
             return self.authorize(request);
         }
-        Ok(keyring.owner())
+        Ok(keyring.guest())
     }
 
     /// The caller whose token this is, if it is good for such a request.
@@ -180,19 +203,33 @@ impl Gate {
         let needed = scope(request.method(), request.uri().path());
         let now = self.app.components.clock.wall();
         let Some(caller) = self.app.keyring.authenticate(token, now) else {
-            let message = match (needed, token.is_empty()) {
+            return Err(unauthorized(match (needed, token.is_empty()) {
                 (Scope::Worker, _) => "the worker token is missing or wrong",
-                (_, true) => "send your key as `Authorization: Bearer rr_…`",
+                (_, true) => SEND_A_KEY,
                 (_, false) => "this key is unknown, expired or revoked",
-            };
-            return Err(Error::new(Code::Unauthorized, message)
-                .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+            }));
         };
         if !caller.may(needed) {
             let message = format!("your key has not the scope `{needed}`, which this needs");
             return Err(Error::new(Code::ScopeMissing, message));
         }
         Ok(caller)
+    }
+}
+
+const SEND_A_KEY: &str = "send your key as `Authorization: Bearer rr_…`";
+
+fn unauthorized(message: &'static str) -> Error {
+    Error::new(Code::Unauthorized, message)
+        .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+}
+
+/// Why a caller that was let in may not go on.
+fn over(caller: &Caller) -> &'static str {
+    match caller.key {
+        Some(_) => "this key has just been revoked, or has expired",
+        // It came in when none was needed.
+        None => SEND_A_KEY,
     }
 }
 

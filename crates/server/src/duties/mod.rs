@@ -2,6 +2,7 @@
 //! signal and on a timer; an error is logged, and the next turn is a new try.
 
 mod garbage;
+mod keys;
 mod rescue;
 mod timers;
 mod webhook;
@@ -19,5 +20,6 @@ pub(crate) fn start(app: &Arc<App>, tasks: &mut JoinSet<()>) {
     tasks.spawn(rescue::run(Arc::clone(app)));
     tasks.spawn(timers::run(Arc::clone(app)));
     tasks.spawn(garbage::run(Arc::clone(app)));
+    tasks.spawn(keys::run(Arc::clone(app)));
     tasks.spawn(webhook::run(Arc::clone(app)));
 }

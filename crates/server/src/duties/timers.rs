@@ -31,7 +31,7 @@ pub(super) async fn run(app: Arc<App>) {
     }
 }
 
-async fn sleep(wait: Option<Duration>) {
+pub(super) async fn sleep(wait: Option<Duration>) {
     match wait {
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,

@@ -22,6 +22,7 @@ mod reference;
 mod refusals;
 mod repeats;
 mod retention;
+mod revoked;
 mod several;
 mod tasks;
 mod uploads;
