@@ -433,6 +433,9 @@ pub(crate) struct CreateKey {
     /// What it is good for: submit, read, admin, worker [default: submit,read]
     #[arg(long, value_delimiter = ',', value_name = "SCOPE,…")]
     pub scopes: Vec<Scope>,
+    /// With the scope worker: the only pool whose workers it is good for [default: every pool]
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<PoolName>,
     /// Days from now on after which it is refused [default: never]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub expires_in_days: Option<u32>,

@@ -26,6 +26,7 @@ async fn create(session: &mut Session, key: args::CreateKey, out: Out) -> Result
         name: key.name.unwrap_or_default(),
         tenant: key.tenant.map(|tenant| tenant.to_string()),
         scopes: (!key.scopes.is_empty()).then_some(key.scopes),
+        pool: key.pool.map(|pool| pool.to_string()),
         expires_in_days: key.expires_in_days,
     };
     // Not repeated by itself: a second key would be one too many.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rayreel_domain::State;
+use rayreel_domain::key::Scope;
 use rayreel_domain::wire::admin::{KeyBody, KeyList};
 use rayreel_domain::wire::api::{ResultBody, TaskBody, TaskList};
 
@@ -148,7 +149,11 @@ pub(crate) fn table(list: &TaskList, head: bool) -> String {
 
 /// What a key is good for.
 pub(crate) fn scopes(key: &KeyBody) -> String {
-    key.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(", ")
+    let scope = |scope: &Scope| match (scope, &key.pool) {
+        (Scope::Worker, Some(pool)) => format!("worker of {pool}"),
+        _ => scope.to_string(),
+    };
+    key.scopes.iter().map(scope).collect::<Vec<_>>().join(", ")
 }
 
 /// Keys as a table.

@@ -121,8 +121,8 @@ codes! {
         "The server answers on this address only for its own host names and pages: the Host or the Origin header is foreign."
         "Call it as localhost, 127.0.0.1 or [::1], and not from another site's page.";
     ScopeMissing "scope_missing" Permission 403 5 false
-        "The key is right, but not good for this; the message names the scope that it lacks."
-        "Use a key with that scope; `rayreel keys create --scopes …` makes one.";
+        "The key is right, but not good for this; the message names the scope that it lacks, or the only pool that it is for."
+        "Use a key with that scope; `rayreel keys create --scopes …` makes one, with `--pool …` for the workers of one pool.";
     LinkInvalid "link_invalid" Permission 403 5 false
         "The signature of this link is not right for this file and this time, or its time is over."
         "Ask whoever gave it to you for a new one; `POST …/link` makes it.";

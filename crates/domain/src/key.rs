@@ -13,7 +13,7 @@ use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::id::{Malformed, TenantName};
+use crate::id::{Malformed, PoolName, TenantName};
 use crate::time::Timestamp;
 
 const PREFIX: &str = "rr_";
@@ -33,7 +33,7 @@ pub enum Scope {
     Read,
     /// Keys, and everything else that concerns all tenants.
     Admin,
-    /// Working: the worker API.
+    /// Working: the worker API, for the tasks of every tenant.
     Worker,
 }
 
@@ -73,6 +73,9 @@ pub struct KeyRecord {
     pub name: String,
     pub tenant: TenantName,
     pub scopes: BTreeSet<Scope>,
+    /// The only pool whose workers it is good for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
     /// Lower-case hexadecimal SHA-256 of the key.
     pub hash: String,
     pub created_at: Timestamp,
@@ -204,6 +207,7 @@ mod tests {
             name: String::new(),
             tenant: "anna".parse().expect("a name"),
             scopes: BTreeSet::new(),
+            pool: None,
             hash: String::new(),
             created_at: Timestamp(1),
             expires_at: None,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use rayreel_domain::Timestamp;
-use rayreel_domain::id::TenantName;
+use rayreel_domain::id::{PoolName, TenantName};
 use rayreel_domain::key::{Key, KeyRecord, Scope};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -33,6 +33,8 @@ pub struct Caller {
     pub scopes: BTreeSet<Scope>,
     /// Id of the key; none for the owner of an open server, and for this machine's processes.
     pub key: Option<String>,
+    /// The only pool that it may work for.
+    pub pool: Option<PoolName>,
     /// Cancelled when it may not call any more; none if that never comes.
     end: Option<CancellationToken>,
 }
@@ -40,7 +42,7 @@ pub struct Caller {
 impl Caller {
     fn local(scopes: impl IntoIterator<Item = Scope>, end: Option<CancellationToken>) -> Arc<Self> {
         let tenant = DEFAULT_TENANT.parse().expect("it is a name");
-        Arc::new(Self { tenant, scopes: scopes.into_iter().collect(), key: None, end })
+        Arc::new(Self { tenant, scopes: scopes.into_iter().collect(), key: None, pool: None, end })
     }
 
     pub fn may(&self, scope: Scope) -> bool {
@@ -51,6 +53,16 @@ impl Caller {
     pub fn ended(&self) -> Option<WaitForCancellationFutureOwned> {
         self.end.clone().map(CancellationToken::cancelled_owned)
     }
+}
+
+/// What a key is to be.
+#[derive(Debug)]
+pub struct NewKey {
+    pub name: String,
+    pub tenant: TenantName,
+    pub scopes: BTreeSet<Scope>,
+    pub pool: Option<PoolName>,
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Secrets that are not in the store.
@@ -128,17 +140,16 @@ impl Keyring {
     pub async fn create(
         &self,
         components: &Components,
-        name: String,
-        tenant: TenantName,
-        scopes: BTreeSet<Scope>,
-        expires_at: Option<Timestamp>,
+        wanted: NewKey,
     ) -> Result<(Key, KeyRecord), store::Error> {
+        let NewKey { name, tenant, scopes, pool, expires_at } = wanted;
         let key = Key::new(|| components.random.number() as u8);
         let record = KeyRecord {
             id: key.id().to_owned(),
             name,
             tenant,
             scopes,
+            pool,
             hash: key.hash(),
             created_at: components.clock.wall(),
             expires_at,
@@ -258,6 +269,7 @@ impl Known {
             tenant: record.tenant.clone(),
             scopes: record.scopes.clone(),
             key: Some(record.id.clone()),
+            pool: record.pool.clone(),
             end: Some(CancellationToken::new()),
         };
         Self { record, caller: Arc::new(caller) }

@@ -22,7 +22,8 @@ pub struct CreateKey {
         schema(example = "the web shop", max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")
     )]
     pub name: String,
-    /// Whose tasks it makes and sees; `default` when absent.
+    /// Whose tasks it makes and sees; `default` when absent. Workers serve every tenant: of a key
+    /// that is good for `worker` alone it is only a note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
@@ -33,6 +34,13 @@ pub struct CreateKey {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_items = 1))]
     pub scopes: Option<Vec<Scope>>,
+    /// The only pool whose workers it is good for; only with the scope `worker`. Every pool when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "local", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    )]
+    pub pool: Option<String>,
     /// Days from now on after which it is refused; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 36500))]
@@ -48,6 +56,9 @@ pub struct KeyBody {
     pub name: String,
     pub tenant: String,
     pub scopes: Vec<Scope>,
+    /// The only pool whose workers it is good for.
+    #[serde(default)]
+    pub pool: Option<String>,
     /// Unix seconds.
     pub created_at: u64,
     /// Unix seconds.
@@ -66,6 +77,7 @@ impl From<&KeyRecord> for KeyBody {
             name: record.name.clone(),
             tenant: record.tenant.as_str().into(),
             scopes: record.scopes.iter().copied().collect(),
+            pool: record.pool.as_ref().map(|pool| pool.as_str().into()),
             created_at: record.created_at.0 / 1000,
             expires_at: record.expires_at.map(|at| at.0 / 1000),
             revoked_at: record.revoked_at.map(|at| at.0 / 1000),

@@ -6,14 +6,14 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use http::StatusCode;
 use rayreel_domain::Code;
-use rayreel_domain::id::TenantName;
+use rayreel_domain::id::{PoolName, TenantName};
 use rayreel_domain::key::{MAX_KEY_NAME, Scope};
 use rayreel_domain::wire::admin::{CreateKey, KeyBody, KeyList};
 use rayreel_domain::wire::api::ErrorBody;
 
 use super::error::Error;
 use super::{Api, body, json, query};
-use crate::keyring::DEFAULT_TENANT;
+use crate::keyring::{DEFAULT_TENANT, NewKey};
 
 const MAX_BODY: u64 = 64 * 1024;
 const DAY_MS: u64 = 86_400_000;
@@ -56,6 +56,16 @@ pub(super) async fn create(
             "`scopes` names at least one of submit, read, admin, worker",
         ));
     }
+    let pool = asked.pool.map(|pool| -> Result<PoolName, Error> {
+        let invalid = |message: String| Error::invalid("pool", message);
+        if !scopes.contains(&Scope::Worker) {
+            return Err(invalid("`pool` is for keys with the scope `worker`".to_owned()));
+        }
+        let pool = pool.parse().map_err(|error| invalid(format!("`pool`: {error}")))?;
+        api.has_pool(&pool)?;
+        Ok(pool)
+    });
+    let pool = pool.transpose()?;
     let components = &api.app.components;
     let expires_at = match asked.expires_in_days {
         None => None,
@@ -68,8 +78,8 @@ pub(super) async fn create(
         }
     };
     let scopes = scopes.into_iter().collect();
-    let made = api.app.keyring.create(components, name.to_owned(), tenant, scopes, expires_at);
-    let (key, record) = made.await?;
+    let wanted = NewKey { name: name.to_owned(), tenant, scopes, pool, expires_at };
+    let (key, record) = api.app.keyring.create(components, wanted).await?;
     tracing::info!(key = record.id, tenant = %record.tenant, "key created");
     let body = KeyBody { key: Some(key.text().to_owned()), ..KeyBody::from(&record) };
     json(StatusCode::CREATED, &body)

@@ -141,10 +141,14 @@ impl FromRequestParts<Arc<Api>> for Tenant {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, Error> {
-        let caller = parts.extensions.get::<Arc<Caller>>();
-        let caller = caller.ok_or_else(|| Error::internal("a request came past the gate"))?;
-        Ok(Self(caller.tenant.clone()))
+        Ok(Self(caller(parts)?.tenant.clone()))
     }
+}
+
+/// Whom the gate has let in.
+fn caller(parts: &Parts) -> Result<&Caller, Error> {
+    let caller = parts.extensions.get::<Arc<Caller>>();
+    caller.map(|caller| &**caller).ok_or_else(|| Error::internal("a request came past the gate"))
 }
 
 /// The task that the path names. What is no id names no task.

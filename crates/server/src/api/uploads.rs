@@ -18,6 +18,7 @@ use rayreel_domain::wire::worker::{Commit, UploadTarget, UploadTargets, Uploads}
 
 use super::content::MEDIA_TYPES;
 use super::error::Error;
+use super::worker::Bound;
 use super::{Api, body, json, query, worker};
 use crate::artifacts::{self, Key, is_sha256};
 use crate::store::{self, Identity};
@@ -37,12 +38,13 @@ const MAX_METRIC_NAME: usize = 64;
 /// Answers where the files of an attempt go.
 pub(super) async fn announce(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Uploads = worker::read(request).await?;
     check(&call.manifest)?;
     let fence = call.fence;
-    api.app.components.store.leased(fence).await?;
+    bound.admits(&api.app.components.store.leased(fence).await?.pool)?;
     let targets = call.manifest.iter().map(|output| UploadTarget {
         index: output.index,
         url: format!(
@@ -57,6 +59,7 @@ pub(super) async fn announce(
 /// Takes one file. Repeating it is harmless: the same bytes go to the same place.
 pub(super) async fn upload(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     path: Result<Path<(String, String, String, String)>, PathRejection>,
     uri: Uri,
     body: Body,
@@ -78,6 +81,7 @@ pub(super) async fn upload(
         return Err(Error::new(Code::UploadMismatch, message).param("Content-Length"));
     }
     let holder = components.store.leased(fence).await?;
+    bound.admits(&holder.pool)?;
     let chunks = Box::pin(stream::unfold(body, async |mut body| {
         let chunk = body::next(&mut body).await.transpose()?;
         Some((chunk.map_err(|error| error.cause().to_owned()), body))
@@ -109,9 +113,11 @@ async fn won(api: &Api, holder: &Task, fence: Fence) -> Result<bool, Error> {
 /// Ends the attempt with success, if every file of the manifest is there.
 pub(super) async fn commit(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Commit = worker::read(request).await?;
+    bound.holds(&api, call.fence).await?;
     check(&call.manifest)?;
     check_metrics(&call)?;
     let components = &api.app.components;
@@ -164,24 +170,28 @@ type AttemptPath = Result<Path<(String, String, String)>, PathRejection>;
 /// Gives the holder of an attempt the image of its request.
 pub(super) async fn input(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     path: AttemptPath,
 ) -> Result<Response, Error> {
-    let task = leased(&api, path).await?;
+    let task = leased(&api, &bound, path).await?;
     give(&api, task.request.image.as_ref(), Key::input(&task)).await
 }
 
 /// Gives the holder of an attempt the last frame of its request.
 pub(super) async fn last_input(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     path: AttemptPath,
 ) -> Result<Response, Error> {
-    let task = leased(&api, path).await?;
+    let task = leased(&api, &bound, path).await?;
     give(&api, task.request.last_image.as_ref(), Key::last_input(&task)).await
 }
 
-async fn leased(api: &Api, path: AttemptPath) -> Result<Task, Error> {
+async fn leased(api: &Api, bound: &Bound, path: AttemptPath) -> Result<Task, Error> {
     let Path((task, attempt, nonce)) = path.map_err(|_| no_attempt())?;
-    Ok(api.app.components.store.leased(fence(&task, &attempt, &nonce)?).await?)
+    let task = api.app.components.store.leased(fence(&task, &attempt, &nonce)?).await?;
+    bound.admits(&task.pool)?;
+    Ok(task)
 }
 
 async fn give(api: &Api, input: Option<&Input>, key: Option<Key>) -> Result<Response, Error> {

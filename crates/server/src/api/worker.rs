@@ -1,14 +1,16 @@
 //! The worker API: registration, claims, control, beats, and the ends of attempts. Files are in
-//! [`super::uploads`]. The gate has checked the worker token.
+//! [`super::uploads`]. The gate has checked the worker token; whether it is good for the pool is
+//! checked here, by [`Bound`].
 
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::response::Response;
 use http::StatusCode;
+use http::request::Parts;
 use rayreel_domain::Code;
 use rayreel_domain::id::{PoolName, WorkerName};
 use rayreel_domain::lease::Fence;
@@ -50,6 +52,54 @@ pub(super) fn done() -> Result<Response, Error> {
     json(StatusCode::OK, &Done { ok: true })
 }
 
+/// The only pool that the caller's key is for; none if it is for all.
+pub(super) struct Bound(Option<PoolName>);
+
+impl FromRequestParts<Arc<Api>> for Bound {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, Error> {
+        Ok(Self(super::caller(parts)?.pool.clone()))
+    }
+}
+
+impl Bound {
+    /// May the caller work for this pool?
+    pub(super) fn admits(&self, pool: &PoolName) -> Result<(), Error> {
+        match &self.0 {
+            Some(own) if own != pool => {
+                let message = format!("your key is for workers of the pool `{own}`, not `{pool}`");
+                Err(Error::new(Code::ScopeMissing, message).param("pool"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// May it speak for this attempt? One that is not live any more changes nothing.
+    pub(super) async fn holds(&self, api: &Api, fence: Fence) -> Result<(), Error> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        match api.app.components.store.leased(fence).await {
+            Ok(task) => self.admits(&task.pool),
+            Err(store::Error::StaleLease { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// May it take this name? Whoever does ends the worker that has it.
+    async fn may_be(&self, api: &Api, worker: &WorkerName) -> Result<(), Error> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        let workers = api.app.components.store.workers().await?;
+        match workers.iter().find(|other| other.by.worker == *worker) {
+            Some(other) => self.admits(&other.pool),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Which pool a registered worker is in, remembered so that a claim need not ask the store.
 #[derive(Default)]
 pub(super) struct Roster(RwLock<HashMap<WorkerName, (u64, PoolName)>>);
@@ -57,16 +107,20 @@ pub(super) struct Roster(RwLock<HashMap<WorkerName, (u64, PoolName)>>);
 impl Roster {
     /// The worker's pool; refuses a registration that is not the newest.
     async fn pool(&self, api: &Api, by: &Identity) -> Result<PoolName, Error> {
+        self.find(api, by).await?.ok_or_else(|| store::Error::StaleWorker.into())
+    }
+
+    async fn find(&self, api: &Api, by: &Identity) -> Result<Option<PoolName>, Error> {
         if let Some(pool) = self.known(by) {
-            return Ok(pool);
+            return Ok(Some(pool));
         }
         // It registered with this server before a restart, or not at all.
         let workers = api.app.components.store.workers().await?;
-        let Some(found) = workers.into_iter().find(|worker| worker.by == *by) else {
-            return Err(store::Error::StaleWorker.into());
-        };
-        self.remember(by.clone(), found.pool.clone());
-        Ok(found.pool)
+        let found = workers.into_iter().find(|worker| worker.by == *by);
+        Ok(found.map(|found| {
+            self.remember(by.clone(), found.pool.clone());
+            found.pool
+        }))
     }
 
     fn known(&self, by: &Identity) -> Option<PoolName> {
@@ -94,6 +148,7 @@ impl Roster {
 
 pub(super) async fn register(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Register = read(request).await?;
@@ -104,11 +159,9 @@ pub(super) async fn register(
             return Err(Error::invalid(param, message));
         }
     }
-    if !app.settings.pools.contains_key(&call.pool) {
-        let pools: Vec<&str> = app.settings.pools.keys().map(PoolName::as_str).collect();
-        let message = format!("there is no pool `{}`; there are: {}", call.pool, pools.join(", "));
-        return Err(Error::invalid("pool", message));
-    }
+    bound.admits(&call.pool)?;
+    api.has_pool(&call.pool)?;
+    bound.may_be(&api, &call.worker).await?;
     let incarnation = app
         .components
         .store
@@ -128,10 +181,14 @@ pub(super) async fn register(
 
 pub(super) async fn deregister(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Deregister = read(request).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
+    if let Some(pool) = api.roster.find(&api, &by).await? {
+        bound.admits(&pool)?;
+    }
     api.app.components.store.deregister(&by).await?;
     api.roster.forget(&by);
     done()
@@ -140,6 +197,7 @@ pub(super) async fn deregister(
 /// Waits for a task. If the connection goes, so does the call: nothing is claimed for nobody.
 pub(super) async fn claim(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Claim = read(request).await?;
@@ -148,6 +206,7 @@ pub(super) async fn claim(
     let (store, feed, clock) = (&app.components.store, &app.components.feed, &app.components.clock);
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let pool = api.roster.pool(&api, &by).await?;
+    bound.admits(&pool)?;
     let mut claim = store::Claim {
         by: by.clone(),
         seq: call.seq,
@@ -234,6 +293,17 @@ pub(super) async fn claim(
 }
 
 impl Api {
+    /// Refuses a pool that is not configured.
+    pub(super) fn has_pool(&self, pool: &PoolName) -> Result<(), Error> {
+        let pools = &self.app.settings.pools;
+        if pools.contains_key(pool) {
+            return Ok(());
+        }
+        let names: Vec<&str> = pools.keys().map(PoolName::as_str).collect();
+        let message = format!("there is no pool `{pool}`; there are: {}", names.join(", "));
+        Err(Error::invalid("pool", message))
+    }
+
     /// What the worker is told of its task; none if the model is not configured any more.
     fn assignment(&self, task: &Task) -> Option<Assignment> {
         let settings = &self.app.settings;
@@ -262,6 +332,7 @@ impl Api {
 /// Waits until one of the attempts is not the worker's any more.
 pub(super) async fn control(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Control = read(request).await?;
@@ -274,7 +345,7 @@ pub(super) async fn control(
     loop {
         // Listening before the store is asked, so that no wake-up falls between; but only for
         // workers that exist, because the feed remembers whom it should wake.
-        api.roster.pool(&api, &by).await?;
+        bound.admits(&api.roster.pool(&api, &by).await?)?;
         let wake_ups = app.components.feed.control(&by.worker);
         let mut woken = pin!(wake_ups.notified());
         woken.as_mut().enable();
@@ -302,8 +373,13 @@ pub(super) async fn control(
     }
 }
 
-pub(super) async fn beat(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
+pub(super) async fn beat(
+    State(api): State<Arc<Api>>,
+    bound: Bound,
+    request: Request,
+) -> Result<Response, Error> {
     let call: Beat = read(request).await?;
+    bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let mut progress = call.progress;
     if let Some(progress) = &mut progress
@@ -315,8 +391,13 @@ pub(super) async fn beat(State(api): State<Arc<Api>>, request: Request) -> Resul
     json(StatusCode::OK, &BeatAnswer { answer })
 }
 
-pub(super) async fn fail(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
+pub(super) async fn fail(
+    State(api): State<Arc<Api>>,
+    bound: Bound,
+    request: Request,
+) -> Result<Response, Error> {
     let call: Fail = read(request).await?;
+    bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     api.app.components.store.end(&by, call.fence, End::Fail(call.failure)).await?;
     done()
@@ -324,9 +405,11 @@ pub(super) async fn fail(State(api): State<Arc<Api>>, request: Request) -> Resul
 
 pub(super) async fn release(
     State(api): State<Arc<Api>>,
+    bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
     let call: Release = read(request).await?;
+    bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     api.app.components.store.end(&by, call.fence, End::Release).await?;
     done()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, TOKEN};
+use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, TOKEN, video};
 
 const KEYS: &str = "/v1/admin/keys";
 
@@ -186,6 +186,9 @@ async fn what_makes_no_key_is_refused() {
         (json!({"tenant": ""}), "tenant"),
         (json!({"scopes": []}), "scopes"),
         (json!({"scopes": ["root"]}), "scopes"),
+        (json!({"pool": "local"}), "pool"),
+        (json!({"scopes": ["worker"], "pool": "nowhere"}), "pool"),
+        (json!({"scopes": ["worker"], "pool": ""}), "pool"),
         (json!({"expires_in_days": 0}), "expires_in_days"),
         (json!({"expires_in_days": 36_501}), "expires_in_days"),
     ] {
@@ -196,4 +199,80 @@ async fn what_makes_no_key_is_refused() {
     }
     server.post(KEYS, &json!({"nane": "x"})).await.refused(400, "unknown_field", Some("nane"));
     assert_eq!(server.get(TASKS).await.status, 200, "and nothing is locked");
+}
+
+/// A server with two pools, a task in the one that is not `spare`, and a key for `spare`'s workers.
+async fn two_pools() -> (Server, String) {
+    let server = Server::with(&[("RAYREEL_POOLS__SPARE__MAX", "0")]).await;
+    let (key, _) = make(&server, json!({"scopes": ["worker"], "pool": "spare"})).await;
+    (server, key)
+}
+
+#[tokio::test]
+async fn a_key_can_be_for_the_workers_of_one_pool() {
+    let (server, key) = two_pools().await;
+    let work = async |name: &str, body: &Value| {
+        call(&server, Method::POST, &format!("/v1/worker/{name}"), &key, body).await
+    };
+    let message = |name: &str, pool| json!({"worker": name, "pool": pool, "version": "1"});
+    let registered = work("register", &message("own", "spare")).await;
+    let by = json!({"worker": "own", "incarnation": registered.json::<Value>()["incarnation"]});
+    let with = |more: Value| {
+        let mut body = by.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let claim = json!({"seq": 1, "wait_ms": 0});
+    assert_eq!(work("claim", &with(claim)).await.status, 200);
+    let control = json!({"holding": [], "wait_ms": 0});
+    assert_eq!(work("control", &with(control)).await.status, 200);
+    assert_eq!(work("deregister", &by).await.status, 200);
+    assert_eq!(work("deregister", &by).await.status, 200, "a repetition");
+}
+
+#[tokio::test]
+async fn such_a_key_does_nothing_for_other_pools() {
+    let (server, key) = two_pools().await;
+    let (submitter, _) = make(&server, json!({"scopes": ["submit", "read"]})).await;
+    let id = submit(&server, &submitter).await["id"].as_str().unwrap().to_owned();
+    let worker = server.worker("other").await;
+    let fence = worker.take(1).await.fence;
+    let film = video(b"film");
+    let target = worker.targets(fence, std::slice::from_ref(&film)).await.remove(0);
+    let input = format!("/v1/worker/inputs/{}/{}/{}", fence.task, fence.attempt, fence.nonce);
+    let failure = json!({"code": "engine_failed", "message": "no"});
+    let by = |more: Value| {
+        let mut body = json!({"worker": "other", "incarnation": worker.incarnation});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let named = |name: &str, pool| json!({"worker": name, "pool": pool, "version": "1"});
+    let calls = [
+        ("register", named("own", "local")),
+        // The name of a worker that is there: it would be ended.
+        ("register", named("other", "spare")),
+        ("claim", by(json!({"seq": 2, "wait_ms": 0}))),
+        ("control", by(json!({"holding": [fence], "wait_ms": 0}))),
+        ("beat", by(json!({"fence": fence}))),
+        ("fail", by(json!({"fence": fence, "failure": failure}))),
+        ("release", by(json!({"fence": fence}))),
+        ("uploads", by(json!({"fence": fence, "manifest": [film]}))),
+        ("commit", by(json!({"fence": fence, "manifest": [film], "test_pattern": true}))),
+        ("deregister", by(json!({}))),
+    ];
+    for (name, body) in calls {
+        let path = format!("/v1/worker/{name}");
+        let answer = call(&server, Method::POST, &path, &key, &body).await;
+        let refusal = answer.refused(403, "scope_missing", Some("pool"));
+        assert!(refusal.message.contains("`spare`, not `local`"), "{name}: {}", refusal.message);
+    }
+    let put = server.request(Method::PUT, &target).bearer_auth(&key).body("film");
+    Answer::of(put).await.refused(403, "scope_missing", Some("pool"));
+    let get = call(&server, Method::GET, &input, &key, &Value::Null).await;
+    get.refused(403, "scope_missing", Some("pool"));
+    // Its own worker has noticed nothing.
+    worker.finish(fence, &[(film, b"film")]).await;
+    let path = format!("{TASKS}/{id}");
+    let task = call(&server, Method::GET, &path, &submitter, &Value::Null).await;
+    assert_eq!(task.json::<Value>()["status"], "SUCCEEDED");
 }
