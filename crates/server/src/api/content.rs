@@ -65,6 +65,8 @@ pub(super) async fn content(
     if let Some(left) = left {
         // Whoever goes on showing it after that has not got it from here.
         put(response.headers_mut(), CACHE_CONTROL, format!("private, max-age={left}"))?;
+        // For the access log: nobody has said it before.
+        response.extensions_mut().insert(tenant);
     }
     Ok(response)
 }

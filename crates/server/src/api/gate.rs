@@ -17,6 +17,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use rayreel_domain::Code;
+use rayreel_domain::id::TenantName;
 use rayreel_domain::key::Scope;
 use tower_service::Service;
 
@@ -51,15 +52,18 @@ impl Gate {
         let method = request.method().clone();
         let uri = request.uri().clone();
         let origin = cors::allowed(&self.app.settings.cors_origins, request.headers());
-        let mut tenant = None;
+        let mut known = None;
         let answer = if origin.is_some() && cors::is_preflight(&request) {
             cors::preflight()
         } else {
-            match self.admit(&request, origin.is_some()) {
+            match self.identify(&request, origin.is_some()) {
                 Err(refusal) => refusal.into_response(),
                 Ok(caller) => {
-                    tenant = started.map(|_| Arc::clone(&caller));
-                    self.serve(request.map(Body::new), caller).await
+                    known.clone_from(&caller);
+                    match permit(&request, caller.as_deref()) {
+                        Err(refusal) => refusal.into_response(),
+                        Ok(()) => self.serve(request.map(Body::new), caller).await,
+                    }
                 }
             }
         };
@@ -74,8 +78,12 @@ impl Gate {
             }
             Some(started) => {
                 let took = self.app.components.clock.monotonic().saturating_sub(started);
-                let caller = tenant.as_deref();
-                // The path has no secrets: keys go into a header.
+                let caller = known.as_deref();
+                let proved = response.extensions_mut().remove::<TenantName>();
+                // Workers serve all tenants.
+                let tenant = caller.map(|caller| &caller.tenant).or(proved.as_ref());
+                let tenant = tenant.filter(|_| !uri.path().starts_with(WORKER_ROUTES));
+                // The path has no secrets: keys go into a header, and signatures into the query.
                 tracing::info!(
                     target: "rayreel::access",
                     request_id = id_text(&id),
@@ -83,7 +91,7 @@ impl Gate {
                     path = uri.path(),
                     status,
                     ms = took.as_millis() as u64,
-                    tenant = caller.map(|caller| caller.tenant.as_str()),
+                    tenant = tenant.map(TenantName::as_str),
                     key = caller.and_then(|caller| caller.key.as_deref()),
                 );
             }
@@ -93,9 +101,11 @@ impl Gate {
     }
 
     /// Lets the caller in, for as long as it may call: what it has open ends with its key.
-    async fn serve(&self, mut request: Request<Body>, caller: Arc<Caller>) -> Response {
-        let ended = caller.ended();
-        request.extensions_mut().insert(Arc::clone(&caller));
+    async fn serve(&self, mut request: Request<Body>, caller: Option<Arc<Caller>>) -> Response {
+        let ended = caller.as_ref().and_then(|caller| caller.ended());
+        if let Some(caller) = &caller {
+            request.extensions_mut().insert(Arc::clone(caller));
+        }
         let answer = AssertUnwindSafe(self.router.clone().call(request)).catch_unwind();
         let answer = async {
             match answer.await {
@@ -104,7 +114,7 @@ impl Gate {
                 Err(panic) => Error::internal(panic_text(&*panic)).into_response(),
             }
         };
-        let Some(ended) = ended else { return answer.await };
+        let (Some(caller), Some(ended)) = (caller, ended) else { return answer.await };
         let mut response = tokio::select! {
             // The answer first: a key may end itself.
             biased;
@@ -130,7 +140,12 @@ impl Gate {
             answer.headers_mut().insert(DATE, now);
         }
         // Which method it was is not known; this one counts as any other.
-        self.app.metrics.answered(&Method::TRACE, pattern(""), answer.status().as_u16());
+        let status = answer.status().as_u16();
+        self.app.metrics.answered(&Method::TRACE, pattern(""), status);
+        if self.app.settings.log.access {
+            // Whatever it says of itself can't be trusted to be one line.
+            tracing::info!(target: "rayreel::access", request_id = id_text(&id), status);
+        }
         answer
     }
 
@@ -148,9 +163,13 @@ impl Gate {
         }
     }
 
-    /// May this caller be heard at all, and who is it? A `friend` is a page of another site that is
-    /// configured.
-    fn admit(&self, request: &Request<Incoming>, friend: bool) -> Result<Arc<Caller>, Error> {
+    /// May this request be heard at all, and who asks? None asks where nobody needs to say so. A
+    /// `friend` is a page of another site that is configured.
+    fn identify(
+        &self,
+        request: &Request<Incoming>,
+        friend: bool,
+    ) -> Result<Option<Arc<Caller>>, Error> {
         let foreign = |message: &'static str| Error::new(Code::Forbidden, message);
         let (headers, path) = (request.headers(), request.uri().path());
         let (host, authority) = (host(headers)?, request.uri().authority());
@@ -164,13 +183,10 @@ impl Gate {
             return Err(Error::new(Code::InvalidRequest, CHUNKED).param("Transfer-Encoding"));
         }
         let keyring = &self.app.keyring;
+        let for_all = is_open(path) || links::is_signed(request.uri());
         if keyring.is_locked() {
             // A bearer token is proof enough: no browser sends it by itself.
-            return if is_open(path) || links::is_signed(request.uri()) {
-                Ok(keyring.owner())
-            } else {
-                self.authorize(request)
-            };
+            return if for_all { Ok(None) } else { self.authenticate(request).map(Some) };
         }
         // Against DNS rebinding: a page that resolves its own name to this machine.
         if !is_local(host) {
@@ -187,34 +203,45 @@ impl Gate {
         {
             return Err(foreign("the Origin header is foreign: this is another site's page"));
         }
-        if path.starts_with(WORKER_ROUTES) {
-            return self.authorize(request);
+        if for_all {
+            Ok(None)
+        } else if path.starts_with(WORKER_ROUTES) {
+            self.authenticate(request).map(Some)
+        } else {
+            Ok(Some(keyring.guest()))
         }
-        Ok(keyring.guest())
     }
 
-    /// The caller whose token this is, if it is good for such a request.
-    fn authorize(&self, request: &Request<Incoming>) -> Result<Arc<Caller>, Error> {
-        let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-        let token = match given.unwrap_or_default().split_at_checked("Bearer ".len()) {
+    /// The caller whose token this is.
+    fn authenticate(&self, request: &Request<Incoming>) -> Result<Arc<Caller>, Error> {
+        let mut given = request.headers().get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        // Of two, others might take the other one.
+        let given = given.next().filter(|_| given.next().is_none()).unwrap_or_default();
+        let token = match given.split_at_checked("Bearer ".len()) {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token,
             _ => b"",
         };
-        let needed = scope(request.method(), request.uri().path());
         let now = self.app.components.clock.wall();
-        let Some(caller) = self.app.keyring.authenticate(token, now) else {
-            return Err(unauthorized(match (needed, token.is_empty()) {
-                (Scope::Worker, _) => "the worker token is missing or wrong",
-                (_, true) => SEND_A_KEY,
-                (_, false) => "this key is unknown, expired or revoked",
-            }));
-        };
-        if !caller.may(needed) {
-            let message = format!("your key has not the scope `{needed}`, which this needs");
-            return Err(Error::new(Code::ScopeMissing, message));
-        }
-        Ok(caller)
+        self.app.keyring.authenticate(token, now).ok_or_else(|| {
+            let for_workers = request.uri().path().starts_with(WORKER_ROUTES);
+            unauthorized(match (for_workers, token.is_empty()) {
+                (true, _) => "the worker token is missing or wrong",
+                (false, true) => SEND_A_KEY,
+                (false, false) => "this key is unknown, expired or revoked",
+            })
+        })
     }
+}
+
+/// Is the caller's key good for such a request?
+fn permit<B>(request: &Request<B>, caller: Option<&Caller>) -> Result<(), Error> {
+    let Some(caller) = caller else { return Ok(()) };
+    let needed = scope(request.method(), request.uri().path());
+    if caller.may(needed) {
+        return Ok(());
+    }
+    let message = format!("your key has not the scope `{needed}`, which this needs");
+    Err(Error::new(Code::ScopeMissing, message))
 }
 
 const SEND_A_KEY: &str = "send your key as `Authorization: Bearer rr_…`";

@@ -1,5 +1,6 @@
 //! The HTTP API over a real socket and a real store: every sentence of its documentation.
 
+mod access;
 mod client;
 mod content;
 mod cors;
