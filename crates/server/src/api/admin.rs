@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use rayreel_domain::Code;
 use rayreel_domain::id::{PoolName, TenantName};
 use rayreel_domain::key::{MAX_KEY_NAME, Scope};
@@ -105,11 +106,14 @@ pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Resul
     ))]
 pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
-    Path(id): Path<String>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
 ) -> Result<Response, Error> {
+    let no_key = || Error::new(Code::KeyNotFound, "there is no key with this id");
+    let Path(id) = path.map_err(|_| no_key())?;
+    query::none(&uri)?;
     let revoked = api.app.keyring.revoke(&api.app.components, &id).await?;
-    let record =
-        revoked.ok_or_else(|| Error::new(Code::KeyNotFound, "there is no key with this id"))?;
+    let record = revoked.ok_or_else(no_key)?;
     tracing::info!(key = record.id, tenant = %record.tenant, "key revoked");
     json(StatusCode::OK, &KeyBody::from(&record))
 }

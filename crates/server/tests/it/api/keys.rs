@@ -176,6 +176,22 @@ async fn only_a_hash_of_a_key_is_kept() {
 }
 
 #[tokio::test]
+async fn what_is_no_key_can_not_be_revoked() {
+    let server = Server::start().await;
+    let (_, id) = make(&server, json!({})).await;
+    for other in ["nobody", "%ff", "%00", "..%2f", &id[1..], &id.to_uppercase()] {
+        let path = format!("{KEYS}/{other}");
+        let answer = call(&server, Method::DELETE, &path, LOCAL_TOKEN, &Value::Null).await;
+        answer.refused(404, "key_not_found", None);
+    }
+    let path = format!("{KEYS}/{id}?force=true");
+    let answer = call(&server, Method::DELETE, &path, LOCAL_TOKEN, &Value::Null).await;
+    answer.refused(400, "unknown_field", Some("force"));
+    let listed = call(&server, Method::GET, KEYS, LOCAL_TOKEN, &Value::Null).await;
+    assert_eq!(listed.json::<Value>()["data"][0]["revoked_at"], Value::Null);
+}
+
+#[tokio::test]
 async fn what_makes_no_key_is_refused() {
     let server = Server::start().await;
     for (body, param) in [
