@@ -51,7 +51,12 @@ async fn list(session: &mut Session, out: Out) -> Result<(), Exit> {
         return out.json(&keys);
     }
     if keys.data.is_empty() {
-        out.note("no keys: whoever is on this machine may call");
+        out.note(if keys.locked {
+            "no keys but RAYREEL_ADMIN_KEY, which is not stored: every request needs it, or a key \
+             that you make"
+        } else {
+            "no keys: whoever is on this machine may call"
+        });
         return Ok(());
     }
     out.line(text::keys(&keys).trim_end())

@@ -82,6 +82,31 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
+/// Id under which the store remembers that there was an operator's key. No key has one like it.
+const NOTE: &str = "admin-key";
+
+/// A record that opens nothing, by which it is known that the door has been closed.
+fn note(now: Timestamp) -> KeyRecord {
+    KeyRecord {
+        id: NOTE.to_owned(),
+        name: "RAYREEL_ADMIN_KEY".to_owned(),
+        tenant: DEFAULT_TENANT.parse().expect("it is a name"),
+        scopes: BTreeSet::new(),
+        pool: None,
+        hash: String::new(),
+        created_at: now,
+        expires_at: None,
+        revoked_at: Some(now),
+    }
+}
+
+/// The keys in the store.
+pub async fn stored(store: &dyn store::Store) -> Result<Vec<KeyRecord>, store::Error> {
+    let mut records = store.keys().await?;
+    records.retain(|record| record.id != NOTE);
+    Ok(records)
+}
+
 /// All that opens the door.
 #[derive(Debug)]
 pub struct Keyring {
@@ -117,12 +142,17 @@ impl Keyring {
         }
     }
 
-    /// Takes the keys as they are in the store.
-    pub async fn load(&self, store: &dyn store::Store) -> Result<(), store::Error> {
-        let records = store.keys().await?;
-        if !records.is_empty() {
+    /// Takes the keys as they are in the store, and notes there that the operator has one: a server
+    /// that is started without it another time is to stay closed.
+    pub async fn load(&self, components: &Components) -> Result<(), store::Error> {
+        let store = &*components.store;
+        if self.credentials.admin_key.is_some() && store.keys().await?.is_empty() {
+            store.put_key(note(components.clock.wall())).await?;
+        }
+        if !store.keys().await?.is_empty() {
             self.lock();
         }
+        let records = stored(store).await?;
         let known = records.into_iter().map(|record| (record.id.clone(), Known::new(record)));
         *self.write() = known.collect();
         Ok(())
@@ -214,7 +244,7 @@ impl Keyring {
         records
     }
 
-    /// Has there ever been a key?
+    /// Has there ever been a key, of the operator or of anybody?
     pub fn is_locked(&self) -> bool {
         self.locked.load(Ordering::SeqCst)
     }

@@ -112,7 +112,7 @@ impl Components {
             return Ok(());
         }
         let broken = |error| Error::Store { path: "the store".to_owned(), error };
-        match self.store.keys().await.map_err(broken)?.is_empty() {
+        match keyring::stored(&*self.store).await.map_err(broken)?.is_empty() {
             true => Err(Error::NoKeys(address)),
             false => Ok(()),
         }
@@ -199,7 +199,7 @@ pub async fn run(
     let address = local_url(listener.local_addr()?);
     let app = Arc::new(App::new(settings, components));
     let broken = |error| Error::Store { path: "the store".to_owned(), error };
-    app.keyring.load(&*app.components.store).await.map_err(broken)?;
+    app.keyring.load(&app.components).await.map_err(broken)?;
     app.components.may_listen(listener.local_addr()?).await?;
     let mut fleet = Fleet::new(Arc::clone(&app), address);
     // Before the first claim: leases of workers that died with the machine are free at once.

@@ -77,8 +77,17 @@ fn the_operators_own_key_opens_everything_and_is_not_stored() {
     let (server, address) = serve(&place, Some(key));
     assert_eq!(ask(&place, &address, Some(key)), Some(0));
     assert_eq!(ask(&place, &address, Some(&key.to_uppercase())), Some(5));
-    assert_eq!(place.json("keys list")["data"], serde_json::json!([]));
+    let listed = place.json("keys list");
+    assert_eq!((&listed["data"], &listed["locked"]), (&serde_json::json!([]), &true.into()));
+    let said = text(&place.run("keys list").stderr);
+    assert!(said.contains("RAYREEL_ADMIN_KEY, which is not stored"), "{said}");
     stop(server);
+
+    // Without it nothing is open again, here or to others.
+    let said = text(&place.run("keys list").stderr);
+    assert!(said.contains("every request needs it"), "{said}");
+    let output = place.run(&format!("serve --listen {OTHERS}"));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
 
     let mut short = place.command(&format!("serve --listen {OTHERS}"));
     let output = short.env("RAYREEL_ADMIN_KEY", "secret").output().expect("it starts");

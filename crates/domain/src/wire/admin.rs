@@ -90,6 +90,9 @@ impl From<&KeyRecord> for KeyBody {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeyList {
-    /// Oldest first.
+    /// Oldest first. The key of RAYREEL_ADMIN_KEY is not among them.
     pub data: Vec<KeyBody>,
+    /// Does every request need a key? So it is from the first one on, whatever became of it.
+    #[serde(default)]
+    pub locked: bool,
 }

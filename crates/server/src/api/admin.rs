@@ -92,8 +92,9 @@ pub(super) async fn create(
 ))]
 pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
     query::none(request.uri())?;
-    let keys = api.app.keyring.list();
-    json(StatusCode::OK, &KeyList { data: keys.iter().map(KeyBody::from).collect() })
+    let keyring = &api.app.keyring;
+    let data = keyring.list().iter().map(KeyBody::from).collect();
+    json(StatusCode::OK, &KeyList { data, locked: keyring.is_locked() })
 }
 
 /// Revokes a key, at once and for good.

@@ -21,6 +21,9 @@ use crate::store::Launch;
 /// Logs of dead workers that are kept.
 const KEPT_LOGS: usize = 20;
 
+/// Variables that open doors, and are none of a worker's business.
+const SECRETS: [&str; 2] = ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"];
+
 /// Starts `rayreel worker` processes.
 #[derive(Debug)]
 pub struct Local {
@@ -45,15 +48,11 @@ impl Local {
         self.children.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn start(&self, launch: &Launch, server: &str) -> std::io::Result<Child> {
-        let log = self.log(&launch.id);
-        if let Some(logs) = log.parent() {
-            std::fs::create_dir_all(logs)?;
-            prune(logs);
-        }
-        let out = File::create(&log)?;
-        let (program, first) = self.command.split_first().ok_or(std::io::ErrorKind::NotFound)?;
-        Command::new(program)
+    /// What starts a worker. Of the secrets of this process it gets its own token only.
+    fn command(&self, launch: &Launch, server: &str) -> Option<Command> {
+        let (program, first) = self.command.split_first()?;
+        let mut command = Command::new(program);
+        command
             .args(first)
             .args(["worker", "--server", server, "--pool", launch.pool.as_str()])
             .args(["--name", &launch.id, "--launch", &launch.id])
@@ -61,10 +60,22 @@ impl Local {
             .arg(&self.home)
             .env("RAYREEL_WORKER_TOKEN", &self.worker_token)
             .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .process_group(0)
-            .spawn()
+            .process_group(0);
+        for secret in SECRETS {
+            command.env_remove(secret);
+        }
+        Some(command)
+    }
+
+    fn start(&self, launch: &Launch, server: &str) -> std::io::Result<Child> {
+        let log = self.log(&launch.id);
+        if let Some(logs) = log.parent() {
+            std::fs::create_dir_all(logs)?;
+            prune(logs);
+        }
+        let out = File::create(&log)?;
+        let mut command = self.command(launch, server).ok_or(std::io::ErrorKind::NotFound)?;
+        command.stdout(out.try_clone()?).stderr(out).spawn()
     }
 }
 
@@ -153,5 +164,31 @@ fn prune(logs: &Path) {
     files.sort();
     for (_, path) in files.iter().rev().skip(KEPT_LOGS) {
         let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_gets_its_own_token_and_no_other_secret() {
+        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
+        let launch = Launch {
+            id: "w".into(),
+            pool: "local".parse().expect("a name"),
+            created_at: Default::default(),
+            pid: None,
+            pid_started: None,
+            claimed: false,
+        };
+        let command = local.command(&launch, "http://127.0.0.1:1").expect("a program");
+        let value = |name: &str| command.get_envs().find(|(found, _)| *found == name);
+        for secret in ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"] {
+            assert_eq!(value(secret), Some((secret.as_ref(), None)), "taken away");
+        }
+        let token = "RAYREEL_WORKER_TOKEN";
+        assert_eq!(value(token), Some((token.as_ref(), Some("token".as_ref()))));
+        assert!(command.get_args().all(|word| word != "token"), "others see a command line");
     }
 }

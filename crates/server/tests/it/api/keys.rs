@@ -1,11 +1,15 @@
 //! Keys: who may call, as which tenant, and what for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use rayreel_server::keyring::Credentials;
+use rayreel_server::{App, Components};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, TOKEN, video};
+use crate::world::World;
 
 const KEYS: &str = "/v1/admin/keys";
 
@@ -68,6 +72,47 @@ async fn the_first_key_locks_the_door_and_revoking_it_does_not_open_it() {
     call(&server, Method::DELETE, "/v1/admin/keys/nobody", LOCAL_TOKEN, &Value::Null)
         .await
         .refused(404, "key_not_found", None);
+}
+
+/// A server on the world's data, with the operator's own key or without.
+async fn started(world: &World, admin_key: Option<&str>) -> Server {
+    let components = world.app.components.clone();
+    let admin_key = admin_key.map(str::to_owned);
+    let credentials = Credentials { admin_key, ..components.credentials.clone() };
+    let components = Components { credentials, ..components };
+    let app = App::new(world.app.settings.clone(), components);
+    app.keyring.load(&app.components).await.unwrap();
+    Server::serve(world.clone(), Arc::new(app)).await
+}
+
+#[tokio::test]
+async fn the_operators_own_key_closes_the_door_for_good() {
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+    let world = World::new(&[]);
+    let open = started(&world, None).await;
+    assert_eq!(open.get(KEYS).await.json::<Value>()["locked"], false);
+    assert_eq!(started(&world, None).await.get(TASKS).await.status, 200, "and leaves no trace");
+
+    let closed = started(&world, Some(KEY)).await;
+    closed.get(TASKS).await.refused(401, "unauthorized", None);
+    let listed = call(&closed, Method::GET, KEYS, KEY, &Value::Null).await;
+    assert_eq!(listed.json::<Value>(), json!({"data": [], "locked": true}));
+
+    let without = started(&world, None).await;
+    without.get(TASKS).await.refused(401, "unauthorized", None);
+    let answer = call(&without, Method::GET, TASKS, KEY, &Value::Null).await;
+    answer.refused(401, "unauthorized", None);
+    // That there was one is no key: it is not listed, can't be used, and serves nobody else.
+    let listed = call(&without, Method::GET, KEYS, LOCAL_TOKEN, &Value::Null).await;
+    assert_eq!(listed.json::<Value>(), json!({"data": [], "locked": true}));
+    let path = format!("{KEYS}/admin-key");
+    let answer = call(&without, Method::DELETE, &path, LOCAL_TOKEN, &Value::Null).await;
+    answer.refused(404, "key_not_found", None);
+    let others = "192.0.2.1:80".parse().unwrap();
+    assert!(without.app.components.may_listen(others).await.is_err());
+    let (key, _) = make(&without, json!({})).await;
+    assert_eq!(call(&without, Method::GET, TASKS, &key, &Value::Null).await.status, 200);
+    assert!(without.app.components.may_listen(others).await.is_ok());
 }
 
 #[tokio::test]
