@@ -21,9 +21,10 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 );
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// The origin that asks, if its pages may.
+/// The origin that asks, if its pages may. No browser sends two.
 pub(super) fn allowed(origins: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
-    let origin = headers.get(ORIGIN)?;
+    let mut given = headers.get_all(ORIGIN).iter();
+    let (Some(origin), None) = (given.next(), given.next()) else { return None };
     let known = |one: &String| one == "*" || one.as_bytes().eq_ignore_ascii_case(origin.as_bytes());
     origins.iter().any(known).then(|| origin.clone())
 }
@@ -45,10 +46,17 @@ pub(super) fn preflight() -> Response {
     response
 }
 
-/// Lets the page read the answer.
-pub(super) fn mark(response: &mut Response, origin: HeaderValue) {
+/// Lets the page of this origin read the answer, if its pages may.
+pub(super) fn mark(response: &mut Response, origins: &[String], origin: Option<HeaderValue>) {
+    if origins.is_empty() {
+        return;
+    }
     let headers = response.headers_mut();
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    // A cache must not give the answer to one who asks without an origin to a page, which could not
+    // read it.
     headers.append(VARY, HeaderValue::from_static("Origin"));
-    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    if let Some(origin) = origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
 }

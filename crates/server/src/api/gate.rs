@@ -68,9 +68,7 @@ impl Gate {
             }
         };
         let mut response = finish(answer, &id, &method, uri.path());
-        if let Some(origin) = origin {
-            cors::mark(&mut response, origin);
-        }
+        cors::mark(&mut response, &self.app.settings.cors_origins, origin);
         let (route, status) = (pattern(uri.path()), response.status().as_u16());
         match started {
             None => {
@@ -198,8 +196,7 @@ impl Gate {
         // they can't read answers either.
         if !friend
             && !matches!(*request.method(), Method::GET | Method::HEAD)
-            && let Some(origin) = headers.get(ORIGIN)
-            && !same_site(origin, host)
+            && headers.get_all(ORIGIN).iter().any(|origin| !same_site(origin, host))
         {
             return Err(foreign("the Origin header is foreign: this is another site's page"));
         }

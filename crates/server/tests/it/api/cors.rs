@@ -53,10 +53,43 @@ async fn a_configured_page_may_call_and_others_may_not() {
     assert_eq!(answer.headers["access-control-allow-origin"], APP);
     answer.refused(404, "route_not_found", None);
 
+    // Nor does a cache give a page what it has got for somebody else.
+    for path in ["/healthz", "/v1/nothing"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.headers["vary"], "Origin", "{path}");
+        assert!(!answer.headers.contains_key("access-control-allow-origin"), "{path}");
+    }
+
     for other in ["https://app.example.evil", "http://app.example", "null"] {
         let answer = ask(&server, Method::POST, other, false).await;
         assert!(!answer.headers.contains_key("access-control-allow-origin"));
         answer.refused(403, "forbidden", None);
     }
     assert_eq!(server.count().await, 1);
+}
+
+#[tokio::test]
+async fn of_two_origins_no_one_hides_behind_the_other() {
+    let origins = r#"["https://app.example"]"#;
+    for settings in [&[][..], &[("RAYREEL_CORS_ORIGINS", origins)]] {
+        let server = Server::with(settings).await;
+        let own = format!("http://{}", server.address);
+        for [first, second] in [
+            [&*own, "https://evil.example"],
+            ["https://evil.example", &*own],
+            [APP, "https://evil.example"],
+            ["https://evil.example", APP],
+            [APP, APP],
+        ] {
+            let request = server.request(Method::POST, TASKS).header("origin", first);
+            let request = request.header("origin", second).json(&json!({"prompt": "p"}));
+            let answer = Answer::of(request).await;
+            assert!(!answer.headers.contains_key("access-control-allow-origin"));
+            answer.refused(403, "forbidden", None);
+            let ask = server.request(Method::OPTIONS, TASKS).header("origin", first);
+            let ask = ask.header("origin", second).header("access-control-request-method", "POST");
+            Answer::of(ask).await.refused(403, "forbidden", None);
+        }
+        assert_eq!(server.count().await, 0);
+    }
 }
