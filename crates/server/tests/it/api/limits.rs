@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::client::{Answer, LOCAL_TOKEN, Server, TASKS};
+use super::uploads::png;
 
 /// Makes a key of the tenant.
 async fn key(server: &Server, tenant: &str) -> String {
@@ -26,8 +27,15 @@ fn small() -> serde_json::Value {
 
 /// Sixty-four clients at once; how many were accepted, and one of the refusals.
 async fn rush(server: &Server, key: &str) -> (usize, Option<Answer>) {
-    let body = small();
-    let answers = join_all((0..64).map(|_| submit(server, key, &body))).await;
+    rush_with(server, key, &small()).await
+}
+
+async fn rush_with(
+    server: &Server,
+    key: &str,
+    body: &serde_json::Value,
+) -> (usize, Option<Answer>) {
+    let answers = join_all((0..64).map(|_| submit(server, key, body))).await;
     let (accepted, mut refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status == 202);
     (accepted.len(), refused.pop())
@@ -59,6 +67,85 @@ async fn limits_hold_exactly_under_sixty_four_clients() {
     assert_eq!(rush(&server, &hasty).await.0, 20, "a minute is over");
 
     assert_eq!(rush(&server, &free).await.0, 64, "who has no limits has none");
+}
+
+#[tokio::test]
+async fn a_days_gpu_time_holds_exactly_under_sixty_four_clients() {
+    let server = Server::with(&[
+        ("RAYREEL_TENANTS__DEFAULT__GPU_SECONDS_PER_DAY", "1000"),
+        ("RAYREEL_MODELS__SLOW__COMMAND", r#"["engine"]"#),
+        ("RAYREEL_MODELS__SLOW__ESTIMATE_SECONDS", "100"),
+    ])
+    .await;
+    let (anna, bert) = (key(&server, "anna").await, key(&server, "bert").await);
+    for body in
+        [json!({"prompt": "p", "model": "slow"}), json!({"prompt": "p", "model": "slow", "n": 3})]
+    {
+        let key = if body.get("n").is_none() { &anna } else { &bert };
+        let (accepted, refused) = rush_with(&server, key, &body).await;
+        // Three at once, or none of the three.
+        assert_eq!(accepted, if body.get("n").is_none() { 10 } else { 3 });
+        let refused = refused.expect("some");
+        refused.refused(429, "limit_reached", Some("gpu_seconds_per_day"));
+    }
+    // The hundred seconds that three did not fit into.
+    let (accepted, _) = rush_with(&server, &bert, &json!({"prompt": "p", "model": "slow"})).await;
+    assert_eq!(accepted, 1);
+}
+
+#[tokio::test]
+async fn running_tasks_hold_exactly_under_sixty_four_workers() {
+    let server = Server::with(&[("RAYREEL_TENANTS__ANNA__MAX_RUNNING", "5")]).await;
+    let anna = key(&server, "anna").await;
+    assert_eq!(rush(&server, &anna).await.0, 64);
+    let mut workers = Vec::new();
+    for number in 0..64 {
+        workers.push(server.worker(&format!("w{number}")).await);
+    }
+    let claims = join_all(workers.iter().map(|worker| worker.claim(1, 0))).await;
+    let running: Vec<_> = claims
+        .iter()
+        .zip(&workers)
+        .filter_map(|(claimed, worker)| match claimed {
+            Claimed::Task(task) => Some((worker, task.fence)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(running.len(), 5);
+    // One place that becomes free is one place.
+    let (worker, fence) = running[0];
+    let failure = json!({"code": "engine_refused", "message": "no"});
+    worker.call("fail", json!({"fence": fence, "failure": failure})).await;
+    let idle =
+        workers.iter().zip(&claims).filter(|(_, claimed)| !matches!(claimed, Claimed::Task(_)));
+    let claims = join_all(idle.map(|(worker, _)| worker.claim(2, 0))).await;
+    let taken = claims.iter().filter(|claimed| matches!(claimed, Claimed::Task(_)));
+    assert_eq!(taken.count(), 1);
+}
+
+#[tokio::test]
+async fn the_room_for_files_holds_exactly_under_sixty_four_clients() {
+    let upload = async |server: &Server, key: &str, picture: &[u8]| {
+        let part = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+        let body = [part.as_bytes(), picture, b"\r\n--b--\r\n"].concat();
+        let request = server.request(Method::POST, "/v1/files").bearer_auth(key);
+        let form = "multipart/form-data; boundary=b";
+        Answer::of(request.header("content-type", form).body(body)).await
+    };
+    // A small file counts 64 KiB: room for seven, and nearly for an eighth.
+    let room = (8 * 65_536 - 1).to_string();
+    let server = Server::with(&[("RAYREEL_INPUTS__MAX_TENANT_BYTES", &*room)]).await;
+    let (anna, bert) = (key(&server, "anna").await, key(&server, "bert").await);
+    let picture = png();
+    let answers = join_all((0..64).map(|_| upload(&server, &anna, &picture))).await;
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 200);
+    assert_eq!(taken.len(), 7);
+    for answer in refused {
+        answer.refused(429, "limit_reached", Some("file"));
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    assert_eq!(upload(&server, &bert, &picture).await.status, 200, "each has its own room");
 }
 
 #[tokio::test]
@@ -120,11 +207,14 @@ async fn ended_tasks_go_when_their_time_has_come() {
 async fn a_flood_of_one_tenant_does_not_delay_another() {
     let server = Server::start().await;
     let (flood, other) = (key(&server, "flood").await, key(&server, "other").await);
-    let urgent = json!({"prompt": "p", "frames": 5, "steps": 2, "priority": 5});
-    for _ in 0..20 {
+    let urgent = json!({"prompt": "p", "frames": 5, "steps": 2, "priority": 5, "n": 8});
+    for _ in 0..25 {
         let answers = join_all((0..50).map(|_| submit(&server, &flood, &urgent))).await;
         assert!(answers.iter().all(|answer| answer.status == 202));
     }
+    let backlog = server.app.components.store.backlog().await.unwrap();
+    let ready = backlog.iter().flat_map(|pool| pool.ready.values());
+    assert_eq!(ready.map(|ready| ready.tasks).sum::<u64>(), 10_000);
     let worker = server.worker("w").await;
     let first = worker.take(1).await;
     server.world.clock.advance(Duration::from_secs(1));
