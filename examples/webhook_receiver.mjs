@@ -12,7 +12,8 @@ import { Webhook } from "standardwebhooks";
 
 const MAX_BODY = 1 << 20;
 const webhook = new Webhook(process.env.RAYREEL_WEBHOOK_SECRET);
-// An event may come more than once; its id is always the same. Yours belong into a database.
+// An event may come more than once, from the server or from somebody who has heard it: its id, which
+// is signed, is always the same. Five minutes later the library refuses it. Yours belong into a database.
 const seen = new Set();
 
 function handle({ type, data }) {
@@ -37,9 +38,10 @@ createServer(async (request, response) => {
     console.log(`refused: ${error.message}`);
     return answer(400);
   }
-  if (!seen.has(event.id)) {
-    seen.add(event.id);
+  const id = request.headers["webhook-id"];
+  if (!seen.has(id)) {
     handle(event);
+    seen.add(id);
   }
   // Any status from 200 to 299, and soon: what takes long is done after the answer.
   answer(204);

@@ -17,7 +17,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 MAX_BODY = 1 << 20
 webhook = Webhook(os.environ["RAYREEL_WEBHOOK_SECRET"])
-# An event may come more than once; its id is always the same. Yours belong into a database.
+# An event may come more than once, from the server or from somebody who has heard it: its id, which
+# is signed, is always the same. Five minutes later the library refuses it. Yours belong into a database.
 seen = set()
 
 
@@ -33,10 +34,9 @@ class Receiver(BaseHTTPRequestHandler):
         except WebhookVerificationError as error:
             print(f"refused: {error}", flush=True)
             return self.answer(400)
-        event = json.loads(body)
-        if event["id"] not in seen:
-            seen.add(event["id"])
-            handle(event)
+        if self.headers["webhook-id"] not in seen:
+            handle(json.loads(body))
+            seen.add(self.headers["webhook-id"])
         # Any status from 200 to 299, and soon: what takes long is done after the answer.
         self.answer(204)
 

@@ -106,6 +106,12 @@ def check(server, command):
         for headers in ({}, signed(other, now, event), signed(secret, now - 600, event)):
             assert call(receiver.url, event, headers) == 400, headers
         assert call(receiver.url, event + b" ", signed(secret, now, event)) == 400
+        # What is sent again is answered, so that it is not sent once more, and is not believed twice.
+        once = event.replace(b"task_forged", b"task_once")
+        for _ in range(3):
+            assert call(receiver.url, once, signed(secret, now, once)) == 204
+        receiver.hears("task_once is FAILED: x")
+        assert sum("task_once" in line for line in receiver.lines) == 1, receiver.lines
         receiver.hears("refused")
         assert not any("task_forged" in line for line in receiver.lines), receiver.lines
         told = call(f"{server}{TASKS}/{done}")["webhook"]

@@ -48,7 +48,10 @@ fn shown(bytes: &[u8]) -> Picture {
 }
 
 fn refused(bytes: &[u8]) -> String {
-    normalise(bytes, MOST).expect_err("refused").to_string()
+    match normalise(bytes, MOST) {
+        Err(fault) => fault.to_string(),
+        Ok(png) => panic!("taken, and written in {} bytes", png.len()),
+    }
 }
 
 #[test]
@@ -179,6 +182,82 @@ fn an_image_with_too_many_pixels_is_not_decoded() {
     );
     let wide = png(2_000_000, 1);
     assert!(refused(&wide).contains("2000000x1 pixels"));
+}
+
+/// The compressed pixels of a picture that is nothing but black: very many from very few bytes.
+fn inflating(rows: u32) -> Vec<u8> {
+    let width = 10_000;
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, rows);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_compression(png::Compression::High);
+    let mut writer = encoder.write_header().expect("a header");
+    writer.write_image_data(&vec![0; (width * rows) as usize]).expect("rows");
+    writer.finish().expect("an end");
+    let mut data = Vec::new();
+    let mut rest = &bytes[8..];
+    while let Some((head, more)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        if &head[4..] == b"IDAT" {
+            data.extend_from_slice(&more[..length]);
+        }
+        rest = &more[length + 4..];
+    }
+    data
+}
+
+/// Chunks that say little and hold much are not unpacked, or not beyond the picture's size.
+#[test]
+fn what_inflates_beyond_the_picture_is_left_packed() {
+    let much = inflating(4_000);
+    assert!(much.len() < 200_000, "{}", much.len());
+    let plain = png(4, 4);
+    let normal = normalise(&plain, MOST).expect("an image");
+    for (kind, before) in
+        [(b"iCCP", &b"a\0\0"[..]), (b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\x01\0\0\0"), (b"prVt", b"")]
+    {
+        let packed = with_chunk(&plain, kind, &[before, &much].concat());
+        assert_eq!(normalise(&packed, MOST).expect("an image"), normal, "{kind:?}");
+    }
+    // Four by four grey pixels, and forty million behind them.
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 4, 4);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.write_header().expect("a header").write_image_data(&[0; 16]).expect("rows");
+    let (head, end) = (&bytes[..33], &bytes[bytes.len() - 12..]);
+    let only = with_chunk(&[head, end].concat(), b"IDAT", &much);
+    let picture = shown(&only);
+    assert_eq!((picture.width, picture.height, picture.pixels), (4, 4, vec![0; 16]));
+}
+
+/// Each of them would go over all of the picture again.
+#[test]
+fn a_jpeg_has_not_very_many_scans() {
+    let jpeg = jpeg();
+    let at = |marker: &[u8]| jpeg.windows(2).position(|pair| pair == marker).expect("a segment");
+    let mut head = jpeg[..at(b"\xff\xda")].to_vec();
+    // Progressive, and as large as may be.
+    let frame = at(b"\xff\xc0");
+    head[frame + 1] = 0xc2;
+    head[frame + 5..frame + 9].copy_from_slice(&[3, 0xe8, 3, 0xe8]);
+    let scan = |first, last| [0xff, 0xda, 0, 8, 1, 1, 0, first, last, 0, 0, 0];
+    let scans = |count: usize| [&scan(0, 0)[..], &scan(1, 63).repeat(count), b"\xff\xd9"].concat();
+    let few = normalise(&[&head[..], &scans(3)].concat(), MOST);
+    assert!(few.is_ok(), "a few are well");
+    assert!(refused(&[&head[..], &scans(20_000)].concat()).contains("not a readable JPEG"));
+}
+
+#[test]
+fn a_webp_that_says_it_is_large_is_not_decoded() {
+    let mut bomb = webp(1, 1, None);
+    let at = bomb.windows(4).position(|word| word == b"VP8L").expect("lossless") + 9;
+    // Both sides less one, in fourteen bits each: one less than could be.
+    bomb[at..at + 4].copy_from_slice(&0x0fff_bffeu32.to_le_bytes());
+    assert!(refused(&bomb).contains("16383x16383 pixels"));
+    let mut bomb = STANDARD.decode(LOSSY_WEBP).expect("base64");
+    let at = bomb.windows(3).position(|word| word == b"\x9d\x01\x2a").expect("a frame") + 3;
+    bomb[at..at + 4].copy_from_slice(&[0xff, 0x3f, 0xff, 0x3f]);
+    assert!(refused(&bomb).contains("16383x16383 pixels"));
 }
 
 /// However the bytes are broken: an answer, and no panic.

@@ -3,8 +3,11 @@
 
 use std::io::Write;
 
+use rayreel_domain::wire::api::TaskBody;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::client::{Answer, Server, TASKS};
 use super::inputs;
@@ -125,6 +128,21 @@ fn names() -> std::sync::Arc<Names> {
     ])
 }
 
+/// The route, the field, and what is sent with this URL.
+type Place = (&'static str, &'static str, fn(&str) -> Value);
+
+/// Where a URL can be sent.
+const PLACES: &[Place] = &[
+    (TASKS, "image", |url| json!({"prompt": "p", "image": url})),
+    (TASKS, "webhook", |url| json!({"prompt": "p", "webhook": url})),
+    (
+        "/v1/videos",
+        "input_reference",
+        |url| json!({"prompt": "p", "input_reference": {"image_url": url}}),
+    ),
+    ("/generate", "image", |url| json!({"prompt": "p", "image": url})),
+];
+
 /// Asserts a refusal that tells nothing.
 fn refused(answer: &Answer, status: u16, code: &str, param: Option<&str>, told: &str, what: &str) {
     let refusal = answer.refused(status, code, param);
@@ -141,8 +159,25 @@ async fn a_url_leads_nowhere_but_out() {
     const { assert!(URLS.len() >= 60) };
     let server = inputs::server(names()).await;
     for (url, told) in URLS {
-        let answer = server.post(TASKS, &json!({"prompt": "p", "image": url})).await;
-        refused(&answer, 400, "invalid_value", Some("image"), told, url);
+        for (path, param, body) in PLACES {
+            let answer = server.post(path, &body(url)).await;
+            let what = format!("{path} {param} {url}");
+            let told = match *param {
+                // Names are looked up when it is called (`webhooks.rs`), lest they change meanwhile.
+                "webhook" if *told == "does not lead to an address" => {
+                    assert_eq!(answer.status, 202, "{what}: {}", answer.text());
+                    server.delete(&format!("{TASKS}/{}", answer.json::<TaskBody>().id)).await;
+                    server.delete(&format!("{TASKS}/{}", answer.json::<TaskBody>().id)).await;
+                    continue;
+                }
+                // These are images, or might be.
+                "webhook" if url.starts_with("data:") || !url.contains("://") => "",
+                // Here a path is one of the server's folders of images.
+                "image" if *path == "/generate" && url.starts_with(['/', '.']) => "path",
+                _ => told,
+            };
+            refused(&answer, 400, "invalid_value", Some(param), told, &what);
+        }
     }
     let long = format!("https://1.1.1.1/{}", "a".repeat(5_000));
     let answer = server.post(TASKS, &json!({"prompt": "p", "image": long})).await;
@@ -277,6 +312,9 @@ async fn what_is_uploaded_is_an_image_and_a_small_one() {
         ("..", ".."),
         ("", "upload"),
         ("a\u{202e}gnp.exe", "a\u{202e}gnp.exe"),
+        ("a%0d%0aX-Evil:%201.png", "a%0d%0aX-Evil:%201.png"),
+        ("a%22; filename=evil.html", "a%22; filename=evil.html"),
+        ("a; filename*=UTF-8''evil.html", "a; filename*=UTF-8''evil.html"),
     ] {
         let answer = server.form("/v1/files", &[], &[("file", sent, &png())]).await;
         assert_eq!(answer.status, 200, "{sent}: {}", answer.text());
@@ -288,6 +326,17 @@ async fn what_is_uploaded_is_an_image_and_a_small_one() {
             content.header("content-disposition"),
             format!("attachment; filename=\"{id}.png\"")
         );
+        assert_eq!(content.header("content-type"), "image/png");
+        assert!(!content.headers.contains_key("x-evil"));
+    }
+    // A line of its own within the name: the part has another head then, and no name.
+    for name in ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\0b", "a\u{7f}b"] {
+        let answer = server.form("/v1/files", &[], &[("file", name, &png())]).await;
+        assert!(!answer.headers.contains_key("x-evil"), "{name:?}");
+        assert!([200, 400].contains(&answer.status.as_u16()), "{name:?}: {}", answer.text());
+        let shown = answer.json::<Value>()["filename"].clone();
+        let shown = shown.as_str().unwrap_or_default();
+        assert!(!shown.contains(char::is_control), "{name:?}: {shown:?}");
     }
     let stored = files(&server);
     assert!(stored.iter().all(|path| path.ends_with("0")), "{stored:?}");
@@ -345,6 +394,29 @@ async fn forms_that_are_none_are_refused() {
         }
     }
     nothing_is_left(&server).await;
+}
+
+/// Whoever believes in the other length takes the rest of the body for a request.
+#[tokio::test]
+async fn a_request_of_two_lengths_ends_its_connection() {
+    let server = Server::start().await;
+    let smuggled = format!("DELETE {TASKS}/x HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let body = format!("f\r\n{{\"prompt\": \"p\"}}\r\n0\r\n\r\n{smuggled}");
+    let length = body.len();
+    for lengths in [
+        format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+        "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n".to_owned(),
+    ] {
+        let head = format!("POST {TASKS} HTTP/1.1\r\nHost: localhost\r\n{lengths}");
+        let request = format!("{head}Content-Type: application/json\r\n\r\n{body}");
+        let mut socket = TcpStream::connect(&server.address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut said = String::new();
+        socket.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said.matches("HTTP/1.1 ").count(), 1, "{lengths}: {said}");
+        assert!(said.starts_with("HTTP/1.1 202 "), "read as chunks: {lengths}: {said}");
+    }
 }
 
 #[tokio::test]

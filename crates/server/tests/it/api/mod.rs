@@ -7,6 +7,7 @@ mod cors;
 mod docs;
 mod events;
 mod files;
+mod foreign;
 mod gate;
 mod generate;
 mod hostile;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rayreel_domain::task::State;
+use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::Standing;
 use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::delivery::{SecretBody, WebhookBody, WebhookEvent};
@@ -175,6 +176,41 @@ async fn a_receiver_that_fails_is_called_again_when_its_time_has_come() {
     assert!(heard.iter().all(|h| h.body == heard[0].body), "it says the same each time");
     assert!(heard.iter().all(|h| h.header("webhook-id") == heard[0].header("webhook-id")));
     assert_ne!(heard[3].header("webhook-timestamp"), heard[0].header("webhook-timestamp"));
+}
+
+/// What a receiver needs that remembers ids: the library refuses what is old, and what is sent again
+/// meanwhile has the same id, which is signed too.
+#[tokio::test]
+async fn a_replay_is_told_by_its_time_or_by_its_id() {
+    let server = running().await;
+    let now = SystemClock::new().wall();
+    server.world.clock.jump(now);
+    let receiver = Receiver::answering(&["204 Taken"]).await;
+    let task = ended(&server, &receiver.url("/")).await;
+    let first = receiver.until_heard(1).await.remove(0);
+    let secret = secret(&server).await;
+    assert!(verify(&secret, &first), "new");
+    assert!(verify(&secret, &first), "sent again by whoever has heard it");
+    until(&server, &task.id, |webhook| webhook.state == Standing::Delivered).await;
+    let path = format!("{TASKS}/{}/webhook/redeliver", task.id);
+    assert_eq!(server.post(&path, &json!({})).await.status, 202);
+    let again = receiver.until_heard(2).await.remove(1);
+    assert_eq!(again.header("webhook-id"), first.header("webhook-id"));
+    let mut renamed = first.clone();
+    renamed.headers.insert("webhook-id", "evt_1".parse().unwrap());
+    assert!(!verify(&secret, &renamed), "nobody gives it another id");
+    // Of ten minutes ago, and of ten minutes ahead: rightly signed, and refused.
+    for at in [now.0 - 600_000, now.0 + 600_000] {
+        let heard = receiver.heard().len();
+        server.world.clock.jump(Timestamp(at));
+        ended(&server, &receiver.url("/")).await;
+        let old = receiver.until_heard(heard + 1).await.remove(heard);
+        assert_eq!(old.header("webhook-timestamp"), (at / 1000).to_string());
+        assert!(!verify(&secret, &old), "{at}");
+        let webhook = Webhook::new(&secret.secret).unwrap();
+        let (id, at) = (old.header("webhook-id"), (at / 1000) as i64);
+        assert_eq!(old.header("webhook-signature"), webhook.sign(id, at, &old.body).unwrap());
+    }
 }
 
 #[tokio::test]
