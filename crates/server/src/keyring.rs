@@ -49,6 +49,13 @@ impl Caller {
         self.scopes.contains(&scope)
     }
 
+    /// Ends what it has open.
+    fn dismiss(&self) {
+        if let Some(end) = &self.end {
+            end.cancel();
+        }
+    }
+
     /// Waits until it may not call any more; none if that never comes.
     pub fn ended(&self) -> Option<WaitForCancellationFutureOwned> {
         self.end.clone().map(CancellationToken::cancelled_owned)
@@ -161,12 +168,10 @@ impl Keyring {
     /// Closes the door, and ends what came in through it.
     fn lock(&self) {
         self.locked.store(true, Ordering::SeqCst);
-        if let Some(end) = &self.guest.end {
-            end.cancel();
-        }
+        self.guest.dismiss();
     }
 
-    /// Makes a key. Its text is returned here and nowhere else.
+    /// Makes a key. To be run to its end, so that the store and this know the same. Its text is returned here and nowhere else.
     pub async fn create(
         &self,
         components: &Components,
@@ -187,8 +192,6 @@ impl Keyring {
         };
         components.store.put_key(record.clone()).await?;
         self.write().insert(record.id.clone(), Known::new(record.clone()));
-        // From here on nothing may be awaited: a caller without a key, who has just made the first,
-        // is to get this answer.
         self.lock();
         if expires_at.is_some() {
             self.expiring.notify_one();
@@ -196,7 +199,8 @@ impl Keyring {
         Ok((key, record))
     }
 
-    /// Ends a key for good, and all that is open with it; the record, if there is such a key.
+    /// Ends a key for good, and all that is open with it; the record, if there is such a key. To be
+    /// run to its end, too.
     pub async fn revoke(
         &self,
         components: &Components,
@@ -207,8 +211,10 @@ impl Keyring {
         };
         record.revoked_at.get_or_insert(components.clock.wall());
         components.store.put_key(record.clone()).await?;
-        // From here on nothing may be awaited: a key that ends itself is to get this answer.
-        self.end(Known::new(record.clone()));
+        let before = self.write().insert(record.id.clone(), Known::new(record.clone()));
+        if let Some(known) = before {
+            known.caller.dismiss();
+        }
         Ok(Some(record))
     }
 
@@ -217,24 +223,21 @@ impl Keyring {
     pub fn expire(&self, now: Timestamp) -> Option<u64> {
         let mut next = None;
         let mut over = Vec::new();
-        for known in self.read().values().filter(|known| known.record.revoked_at.is_none()) {
+        for known in self.write().values_mut() {
             let Some(at) = known.record.expires_at else { continue };
+            if known.record.revoked_at.is_some() {
+                continue;
+            }
             let left = if now < at { at.ms_since(now) } else { u64::MAX };
             next = Some(next.map_or(left, |next: u64| next.min(left)));
             if at <= now {
-                over.push(known.record.clone());
+                // Another caller for when the clock is set back.
+                let another = Known::new(known.record.clone());
+                over.push(std::mem::replace(known, another).caller);
             }
         }
-        over.into_iter().map(Known::new).for_each(|known| self.end(known));
+        over.iter().for_each(|caller| caller.dismiss());
         next
-    }
-
-    /// Ends what is open with a key, of which this is known now.
-    fn end(&self, known: Known) {
-        let before = self.write().insert(known.record.id.clone(), known);
-        if let Some(end) = before.and_then(|known| known.caller.end.clone()) {
-            end.cancel();
-        }
     }
 
     /// Every key, oldest first.

@@ -80,7 +80,10 @@ pub(super) async fn create(
     };
     let scopes = scopes.into_iter().collect();
     let wanted = NewKey { name: name.to_owned(), tenant, scopes, pool, expires_at };
-    let (key, record) = api.app.keyring.create(components, wanted).await?;
+    let app = Arc::clone(&api.app);
+    // A task of its own, which goes on if the caller hangs up.
+    let made = tokio::spawn(async move { app.keyring.create(&app.components, wanted).await });
+    let (key, record) = made.await.map_err(Error::internal)??;
     tracing::info!(key = record.id, tenant = %record.tenant, "key created");
     let body = KeyBody { key: Some(key.text().to_owned()), ..KeyBody::from(&record) };
     json(StatusCode::CREATED, &body)
@@ -113,7 +116,10 @@ pub(super) async fn revoke(
     let no_key = || Error::new(Code::KeyNotFound, "there is no key with this id");
     let Path(id) = path.map_err(|_| no_key())?;
     query::none(&uri)?;
-    let revoked = api.app.keyring.revoke(&api.app.components, &id).await?;
+    let app = Arc::clone(&api.app);
+    // A task of its own: a key that is revoked in the store only would go on until the next start.
+    let revoked = tokio::spawn(async move { app.keyring.revoke(&app.components, &id).await });
+    let revoked = revoked.await.map_err(Error::internal)??;
     let record = revoked.ok_or_else(no_key)?;
     tracing::info!(key = record.id, tenant = %record.tenant, "key revoked");
     json(StatusCode::OK, &KeyBody::from(&record))
