@@ -34,6 +34,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Claims and control requests that hang.
     pub hanging: Gauge,
+    /// Bytes that long bodies of requests take.
+    pub bodies: Gauge,
     webhooks: Family<Called, Counter>,
     /// Bytes of outputs that workers have uploaded.
     pub uploaded_bytes: Counter<u64, AtomicU64>,
@@ -73,7 +75,7 @@ impl Default for Metrics {
         let (submit, claim) = (fast(), fast());
         // From 1 ms to 4 h 40 min.
         let queue_wait = Histogram::new(exponential_buckets(0.001, 4.0, 13));
-        let (streams, hanging) = (Gauge::default(), Gauge::default());
+        let (streams, hanging, bodies) = (Gauge::default(), Gauge::default(), Gauge::default());
         let (uploaded_bytes, served_bytes) = (Counter::default(), Counter::default());
 
         registry.register("http_requests", "Requests answered", requests.clone());
@@ -100,6 +102,12 @@ impl Default for Metrics {
         registry.register("event_streams", "Open event streams", streams.clone());
         registry.register("hanging_calls", "Calls of workers that wait", hanging.clone());
         registry.register_with_unit(
+            "bodies",
+            "Memory that long bodies of requests take",
+            Unit::Bytes,
+            bodies.clone(),
+        );
+        registry.register_with_unit(
             "artifacts_uploaded",
             "Outputs that workers have uploaded",
             Unit::Bytes,
@@ -119,6 +127,7 @@ impl Default for Metrics {
             queue_wait,
             streams,
             hanging,
+            bodies,
             webhooks,
             uploaded_bytes,
             served_bytes,

@@ -37,7 +37,7 @@ pub(super) async fn create(
     State(api): State<Arc<Api>>,
     request: Request,
 ) -> Result<Response, Error> {
-    let (parts, asked): (_, CreateKey) = body::json(request, MAX_BODY).await?;
+    let (parts, asked): (_, CreateKey) = body::json(&api.bodies, request, MAX_BODY).await?;
     query::none(&parts.uri)?;
     let name = asked.name.trim();
     if name.chars().count() > MAX_KEY_NAME || asked.name.chars().any(char::is_control) {

@@ -1,5 +1,6 @@
 //! Request bodies: read once, within a limit, and refused with the place of the fault.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -10,7 +11,9 @@ use http_body_util::BodyExt;
 use rayreel_domain::Code;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use super::budget::{Budget, Share};
 use super::error::Error;
+use crate::keyring::Caller;
 
 /// Longest silence in the middle of a body.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,20 +22,25 @@ const SLOWEST: u64 = 16 * 1024;
 /// Longest name that is compared with those that exist.
 const MAX_NAME: usize = 64;
 
-/// Reads a JSON object.
+/// Reads a JSON object. As of every body here, the memory that it takes counts until the parts of
+/// its request are dropped: what was read of it is in use until then.
 pub(super) async fn json<T: DeserializeOwned>(
+    budget: &Arc<Budget>,
     request: Request,
     limit: u64,
 ) -> Result<(Parts, T), Error> {
-    let (parts, bytes) = whole(request, limit).await?;
+    let (parts, bytes) = whole(budget, request, limit).await?;
     Ok((parts, parse(&bytes, |_| None)?))
 }
 
 /// Reads a body that says that it is JSON.
-pub(super) async fn whole(request: Request, limit: u64) -> Result<(Parts, Bytes), Error> {
-    let (parts, body) = request.into_parts();
-    require_json(&parts.headers)?;
-    Ok((parts, read(body, limit).await?))
+pub(super) async fn whole(
+    budget: &Arc<Budget>,
+    request: Request,
+    limit: u64,
+) -> Result<(Parts, Bytes), Error> {
+    require_json(request.headers())?;
+    read(budget, request, limit).await
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Error> {
@@ -46,16 +54,29 @@ fn require_json(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 /// Reads a body, of at most `limit` bytes, that does not drip in.
-pub(super) async fn read(body: Body, limit: u64) -> Result<Bytes, Error> {
+pub(super) async fn read(
+    budget: &Arc<Budget>,
+    request: Request,
+    limit: u64,
+) -> Result<(Parts, Bytes), Error> {
+    let (mut parts, body) = request.into_parts();
+    let caller = parts.extensions.get::<Arc<Caller>>();
+    let caller = caller.ok_or_else(|| Error::internal("a body came past the gate"))?;
+    let mut share = budget.share(Arc::clone(caller));
     let bytes = body.size_hint().upper().unwrap_or(limit).min(limit);
     let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
-    tokio::time::timeout(patience, read_all(body, limit)).await.map_err(|_| {
+    let bytes = tokio::time::timeout(patience, read_all(body, limit, &mut share)).await;
+    let bytes = bytes.map_err(|_| {
         let message = format!("the body did not come within {} seconds", patience.as_secs());
         Error::new(Code::InvalidRequest, message).with_status(StatusCode::REQUEST_TIMEOUT)
-    })?
+    })??;
+    if !share.is_empty() {
+        parts.extensions.insert(Arc::new(share));
+    }
+    Ok((parts, bytes))
 }
 
-async fn read_all(mut body: Body, limit: u64) -> Result<Bytes, Error> {
+async fn read_all(mut body: Body, limit: u64, share: &mut Share) -> Result<Bytes, Error> {
     let too_large = || {
         let message = format!("the body is longer than {limit} bytes");
         Error::new(Code::BodyTooLarge, message)
@@ -64,6 +85,7 @@ async fn read_all(mut body: Body, limit: u64) -> Result<Bytes, Error> {
     if announced > limit {
         return Err(too_large());
     }
+    share.grow(announced)?;
     // Most bodies arrive as one piece, which is taken as it is.
     let mut whole = Bytes::new();
     let mut pieces = Vec::new();
@@ -76,8 +98,15 @@ async fn read_all(mut body: Body, limit: u64) -> Result<Bytes, Error> {
             whole = frame;
             continue;
         }
+        if length as u64 > share.room() {
+            share.grow((2 * length as u64).min(limit))?;
+        }
+        if pieces.capacity() < length {
+            // As much as is taken, and what is small anyway. Touched only as it fills.
+            let room = usize::try_from(share.room().min(limit)).unwrap_or(length);
+            pieces.reserve_exact(room.max(length) - pieces.len());
+        }
         if pieces.is_empty() {
-            pieces.reserve(length.max(usize::try_from(announced).unwrap_or(0)));
             pieces.extend_from_slice(&std::mem::take(&mut whole));
         }
         pieces.extend_from_slice(&frame);

@@ -130,10 +130,16 @@ impl Error {
         self.0.status
     }
 
+    /// Is it for the operator to know? That much was sent at once is the callers' affair.
+    pub(super) fn is_fault(&self) -> bool {
+        self.status().is_server_error() && self.0.code != Code::ServerBusy
+    }
+
     /// Seconds after which another try makes sense.
     fn retry_after(&self) -> Option<u32> {
         match self.0.code {
             Code::QueueFull | Code::StorageFull => Some(10),
+            Code::ServerBusy => Some(1),
             Code::StoreUnavailable | Code::OutcomeUnknown => Some(2),
             _ => None,
         }

@@ -61,7 +61,7 @@ struct ExpiresAfter {
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`: send a form.", body = ErrorBody),
         (status = 429, description = "`limit_reached`: your files take as much room as they may.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`", body = ErrorBody),
     ))]
 pub(super) async fn upload(
@@ -70,7 +70,7 @@ pub(super) async fn upload(
     request: Request,
 ) -> Result<Response, Error> {
     let settings = &api.app.settings;
-    let (parts, mut form) = Form::read(request, settings.max_body_bytes, &[]).await?;
+    let (parts, mut form) = Form::read(&api.bodies, request, settings.max_body_bytes, &[]).await?;
     query::none(&parts.uri)?;
     let file = form.take_file("file").ok_or_else(|| {
         let message = "`file` is required, sent as a file: `curl -F file=@fox.png`";

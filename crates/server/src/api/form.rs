@@ -3,6 +3,8 @@
 //! A form is read as a whole, within the limit of every body, and then taken apart without a copy:
 //! an image is decoded in memory anyway, and a body that drips in is refused in one place.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::Request;
 use futures_util::stream;
@@ -13,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::body;
+use super::budget::Budget;
 use super::error::Error;
 
 /// Most parts of a form.
@@ -49,13 +52,13 @@ impl Form {
     /// Reads a form. What stands in `typed` is a number or a truth value if its text is one; the
     /// rest is text. `name[key]` is an entry of the object `name`.
     pub(super) async fn read(
+        budget: &Arc<Budget>,
         request: Request,
         limit: u64,
         typed: &[&str],
     ) -> Result<(Parts, Self), Error> {
-        let (parts, body) = request.into_parts();
-        let boundary = boundary(&parts.headers)?;
-        let bytes = body::read(body, limit).await?;
+        let boundary = boundary(request.headers())?;
+        let (parts, bytes) = body::read(budget, request, limit).await?;
         Ok((parts, Self::parse(bytes, boundary, typed).await?))
     }
 

@@ -290,7 +290,7 @@ fn id_text(id: &HeaderValue) -> &str {
 fn finish(mut answer: Response, id: &HeaderValue, method: &Method, path: &str) -> Response {
     if let Some(refusal) = answer.extensions_mut().remove::<Error>() {
         let (request_id, cause) = (id_text(id), refusal.cause());
-        if refusal.status().is_server_error() {
+        if refusal.is_fault() {
             tracing::error!(request_id, %method, path, cause, "request failed");
         } else {
             tracing::debug!(request_id, %method, path, cause, "request refused");

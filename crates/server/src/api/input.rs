@@ -13,7 +13,7 @@ use crate::artifacts::{Key, sha256};
 use crate::image::{self, Fault};
 use crate::outbound;
 
-/// Images that are fetched at once: each may take as many bytes as a body.
+/// Images that are fetched, or wait to be decoded, at once: each may take as many bytes as a body.
 const MAX_FETCHES: usize = 16;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -82,6 +82,8 @@ impl Api {
             );
             return Err(Error::invalid(param, message));
         }
+        // Kept until it is stored: until then it is held in memory.
+        let _turn = self.turns.fetching.acquire().await.map_err(Error::internal)?;
         let bytes = self.fetch(param, &text).await?;
         self.keep_image(tenant, param, Raw::Bytes(bytes)).await
     }
@@ -105,7 +107,6 @@ impl Api {
     }
 
     async fn fetch(&self, param: &'static str, url: &str) -> Result<Bytes, Error> {
-        let _turn = self.turns.fetching.acquire().await.map_err(Error::internal)?;
         let limit = self.app.settings.max_body_bytes;
         match self.app.components.outbound.get(url, limit).await {
             Ok(fetched) => Ok(fetched.bytes),

@@ -53,7 +53,7 @@ pub(super) async fn link(
     query::none(request.uri())?;
     let asked = match request.body().size_hint().exact() {
         Some(0) => LinkBody::default(),
-        _ => body::json(request, MAX_BODY).await?.1,
+        _ => body::json(&api.bodies, request, MAX_BODY).await?.1,
     };
     let seconds = asked.expires_in.unwrap_or(DEFAULT_TIME);
     if !(1..=MAX_TIME).contains(&seconds) {

@@ -7,6 +7,7 @@
 mod admin;
 mod base;
 mod body;
+mod budget;
 mod content;
 mod cors;
 mod error;
@@ -61,6 +62,7 @@ struct Api {
     app: Arc<App>,
     models: BTreeMap<ModelName, ModelSpec>,
     turns: input::Turns,
+    bodies: Arc<budget::Budget>,
     roster: worker::Roster,
     /// When the artifact store was last seen to take a file.
     written: Mutex<Option<Duration>>,
@@ -75,6 +77,7 @@ impl Api {
                 .filter_map(|name| Some((name.clone(), app.settings.model_spec(name)?)))
                 .collect(),
             turns: input::Turns::default(),
+            bodies: budget::Budget::new(app.settings.max_bodies_bytes, app.metrics.bodies.clone()),
             roster: worker::Roster::default(),
             written: Mutex::default(),
             openapi: document(),

@@ -68,7 +68,7 @@ const LATEST: u64 = 253_402_300_799;
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(super) async fn submit(
@@ -94,6 +94,8 @@ pub(super) async fn submit(
     let Some(seconds) = wait::asked(&parts.headers) else {
         return answer(&api, StatusCode::ACCEPTED, &views, several, &base);
     };
+    // With what the body took.
+    drop(parts);
     let most = api.app.settings.max_wait_seconds.duration();
     let limit = Duration::from_secs(seconds).min(most);
     let ended = wait::ended(&api, &tenant, &mut views, limit).await;
@@ -242,11 +244,11 @@ const NUMBERS: &[&str] = &[
 async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Sources), Error> {
     let limit = api.app.settings.max_body_bytes;
     if !form::is_form(request.headers()) {
-        let (parts, bytes) = body::whole(request, limit).await?;
+        let (parts, bytes) = body::whole(&api.bodies, request, limit).await?;
         let asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
         return Ok((parts, asked.without_unset(), Sources::default()));
     }
-    let (parts, mut form) = Form::read(request, limit, NUMBERS).await?;
+    let (parts, mut form) = Form::read(&api.bodies, request, limit, NUMBERS).await?;
     let image = form.take_file("image").map(|file| file.bytes);
     let last_image = form.take_file("last_image").map(|file| file.bytes);
     let asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;

@@ -41,7 +41,7 @@ pub(super) async fn announce(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Uploads = worker::read(request).await?;
+    let call: Uploads = worker::read(&api, request).await?;
     check(&call.manifest)?;
     let fence = call.fence;
     bound.admits(&api.app.components.store.leased(fence).await?.pool)?;
@@ -116,7 +116,7 @@ pub(super) async fn commit(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Commit = worker::read(request).await?;
+    let call: Commit = worker::read(&api, request).await?;
     bound.holds(&api, call.fence).await?;
     check(&call.manifest)?;
     check_metrics(&call)?;

@@ -43,8 +43,8 @@ const MAX_STAGE: usize = 64;
 /// Pause of a worker that has left a task to others: they may be leaving it to others, too.
 const PASS_ON_PAUSE: Duration = Duration::from_millis(250);
 
-pub(super) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Error> {
-    let (_, call) = body::json(request, MAX_BODY).await?;
+pub(super) async fn read<T: DeserializeOwned>(api: &Api, request: Request) -> Result<T, Error> {
+    let (_, call) = body::json(&api.bodies, request, MAX_BODY).await?;
     Ok(call)
 }
 
@@ -151,7 +151,7 @@ pub(super) async fn register(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Register = read(request).await?;
+    let call: Register = read(&api, request).await?;
     let app = &api.app;
     for (param, text) in [("launch", call.launch.as_ref()), ("version", Some(&call.version))] {
         if text.is_some_and(|text| text.chars().count() > MAX_WORD) {
@@ -184,7 +184,7 @@ pub(super) async fn deregister(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Deregister = read(request).await?;
+    let call: Deregister = read(&api, request).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     if let Some(pool) = api.roster.find(&api, &by).await? {
         bound.admits(&pool)?;
@@ -200,7 +200,7 @@ pub(super) async fn claim(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Claim = read(request).await?;
+    let call: Claim = read(&api, request).await?;
     check_holding(&call.holding)?;
     let app = &api.app;
     let (store, feed, clock) = (&app.components.store, &app.components.feed, &app.components.clock);
@@ -335,7 +335,7 @@ pub(super) async fn control(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Control = read(request).await?;
+    let call: Control = read(&api, request).await?;
     check_holding(&call.holding)?;
     let app = &api.app;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
@@ -378,7 +378,7 @@ pub(super) async fn beat(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Beat = read(request).await?;
+    let call: Beat = read(&api, request).await?;
     bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     let mut progress = call.progress;
@@ -396,7 +396,7 @@ pub(super) async fn fail(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Fail = read(request).await?;
+    let call: Fail = read(&api, request).await?;
     bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     api.app.components.store.end(&by, call.fence, End::Fail(call.failure)).await?;
@@ -408,7 +408,7 @@ pub(super) async fn release(
     bound: Bound,
     request: Request,
 ) -> Result<Response, Error> {
-    let call: Release = read(request).await?;
+    let call: Release = read(&api, request).await?;
     bound.holds(&api, call.fence).await?;
     let by = Identity { worker: call.worker, incarnation: call.incarnation };
     api.app.components.store.end(&by, call.fence, End::Release).await?;

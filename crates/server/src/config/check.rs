@@ -23,6 +23,14 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     let at = Place { tree, path: Vec::new() };
     check_data(&settings.data, &at.key("data"))?;
     at.key("max_body_bytes").within(settings.max_body_bytes, 65_536..=1 << 30)?;
+    // One tenant alone gets half: enough for the longest body.
+    at.key("max_bodies_bytes").within(settings.max_bodies_bytes, 131_072..=1 << 40)?;
+    if settings.max_bodies_bytes / 2 < settings.max_body_bytes {
+        return Err(at.key("max_bodies_bytes").wrong(format_args!(
+            "{} is less than twice `max_body_bytes`, {}",
+            settings.max_bodies_bytes, settings.max_body_bytes
+        )));
+    }
     at.key("max_queued").within(settings.max_queued, 1..=1_000_000_000)?;
     at.key("lease_seconds").within(settings.lease_seconds.0, 0.1..=3600.0)?;
     at.key("max_run_seconds").within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;

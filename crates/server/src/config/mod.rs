@@ -77,6 +77,7 @@ pub struct Settings {
     pub default_model: ModelName,
     pub cors_origins: Vec<String>,
     pub max_body_bytes: u64,
+    pub max_bodies_bytes: u64,
     pub input_roots: Vec<InputRoot>,
     pub max_queued: u64,
     pub lease_seconds: Seconds,

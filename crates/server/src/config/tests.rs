@@ -77,6 +77,7 @@ fn the_default_file_is_a_whole_and_right_configuration() {
     assert_eq!(settings.data, Path::new("/home/me/.local/share/rayreel"));
     assert_eq!(settings.default_model, model("testcard"));
     assert_eq!(settings.max_body_bytes, 16 << 20);
+    assert_eq!(settings.max_bodies_bytes, 256 << 20);
     assert_eq!(settings.max_run_seconds.duration(), Duration::from_secs(3600));
     assert_eq!(settings.log, Log { level: LogLevel::Info, format: LogFormat::Text, access: false });
     assert_eq!(settings.max_wait_seconds.duration(), Duration::from_secs(300));
@@ -459,6 +460,11 @@ fn a_value_out_of_bounds_is_refused_with_the_bounds() {
 #[test]
 fn settings_must_fit_one_another() {
     for (text, message) in [
+        (
+            "max_body_bytes = 200_000_000",
+            "the default settings, line 43: max_bodies_bytes: 268435456 is less than twice \
+             `max_body_bytes`, 200000000",
+        ),
         (
             "[pools.local]\nmin = 2",
             "rayreel.toml, line 2: pools.local.min: 2 is above `pools.local.max`, 1",

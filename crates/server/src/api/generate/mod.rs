@@ -42,7 +42,7 @@ const MAX_QUOTE: usize = 200;
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(super) async fn generate(
@@ -52,7 +52,7 @@ pub(super) async fn generate(
     request: Request,
 ) -> Result<Response, Error> {
     let (parts, asked) =
-        body::json::<GenerateBody>(request, api.app.settings.max_body_bytes).await?;
+        body::json::<GenerateBody>(&api.bodies, request, api.app.settings.max_body_bytes).await?;
     query::none(&parts.uri)?;
     let idempotency = match tasks::keyed(&api, &tenant, &parts.headers, &asked).await? {
         Keyed::Before(views) => return tasks::answer(&api, StatusCode::OK, &views, false, &base),

@@ -41,7 +41,7 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 422, description = "An image failed or was cancelled; the code says how.", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 504, description = "`wait_exceeded`: not made in time, and cancelled.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn generate(
@@ -50,9 +50,11 @@ pub(in crate::api) async fn generate(
     base: Base,
     request: Request,
 ) -> Result<Response, Error> {
-    let (parts, bytes) = body::whole(request, api.app.settings.max_body_bytes).await?;
+    let (parts, bytes) = body::whole(&api.bodies, request, api.app.settings.max_body_bytes).await?;
     let asked: GenerateImages = body::parse(&bytes, |field| api.allowed(native(field), &bytes))?;
     query::none(&parts.uri)?;
+    // With what the body took: the wait may be long.
+    drop((parts, bytes));
     let submit = Awaited::submit(Arc::clone(&api), tenant.clone(), base.clone(), asked.native());
     // A task of its own: what it has submitted when the caller hangs up, it takes back.
     let mut awaited = tokio::spawn(submit).await.map_err(Error::internal)??;

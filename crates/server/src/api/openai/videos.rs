@@ -52,7 +52,7 @@ const MAX_PAGE: u64 = 100;
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn create(
@@ -85,11 +85,11 @@ pub(in crate::api) async fn create(
 async fn read(api: &Api, request: Request) -> Result<(Parts, CreateVideo, Option<Bytes>), Error> {
     let limit = api.app.settings.max_body_bytes;
     if !form::is_form(request.headers()) {
-        let (parts, bytes) = body::whole(request, limit).await?;
+        let (parts, bytes) = body::whole(&api.bodies, request, limit).await?;
         let asked = body::parse(&bytes, |field| api.allowed(native(field), &bytes))?;
         return Ok((parts, asked, None));
     }
-    let (parts, mut form) = Form::read(request, limit, NUMBERS).await?;
+    let (parts, mut form) = Form::read(&api.bodies, request, limit, NUMBERS).await?;
     let sent = form.take_file("input_reference").map(|file| file.bytes);
     let asked = form.into_body(|field, text| api.allowed(native(field), text))?;
     Ok((parts, asked, sent))
@@ -300,7 +300,7 @@ pub(in crate::api) async fn content(
         (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn remix(
@@ -311,7 +311,7 @@ pub(in crate::api) async fn remix(
     request: Request,
 ) -> Result<Response, Error> {
     let limit = api.app.settings.max_body_bytes;
-    let (parts, asked) = body::json::<RemixVideo>(request, limit).await?;
+    let (parts, asked) = body::json::<RemixVideo>(&api.bodies, request, limit).await?;
     query::none(&parts.uri)?;
     // A repetition finds its video, whatever has become of the source.
     let idempotency = match tasks::keyed(&api, &tenant, &parts.headers, &(id, &asked)).await? {
