@@ -4,6 +4,7 @@ pub mod api;
 pub mod artifacts;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 pub mod duties;
 pub mod estimate;
 pub mod feed;

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Claims and control requests that hang.
     pub hanging: Gauge,
+    /// Open connections.
+    pub connections: Gauge,
     /// Bytes that long bodies of requests take.
     pub bodies: Gauge,
     webhooks: Family<Called, Counter>,
@@ -76,6 +78,8 @@ impl Default for Metrics {
         // From 1 ms to 4 h 40 min.
         let queue_wait = Histogram::new(exponential_buckets(0.001, 4.0, 13));
         let (streams, hanging, bodies) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let connections = Gauge::default();
+        registry.register("connections", "Open connections", connections.clone());
         let (uploaded_bytes, served_bytes) = (Counter::default(), Counter::default());
 
         registry.register("http_requests", "Requests answered", requests.clone());
@@ -127,6 +131,7 @@ impl Default for Metrics {
             queue_wait,
             streams,
             hanging,
+            connections,
             bodies,
             webhooks,
             uploaded_bytes,

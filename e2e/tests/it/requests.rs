@@ -57,6 +57,22 @@ fn check(answer: &Answer, status: u16, code: &str, param: Option<&str>) {
     assert!(!id.is_empty() && answer.head.contains(&format!("x-request-id: {id}")), "{answer:#?}");
 }
 
+/// What a process is given at first is far less than it may have.
+#[test]
+fn connections_are_not_bounded_by_the_files_that_a_process_may_open_at_first() {
+    let mut server = Server::prepare("[pools.local]\nmax = 0\n");
+    server.files = Some(64);
+    server.serve();
+    let idle: Vec<TcpStream> =
+        (0..100).map(|_| TcpStream::connect(server.address()).expect("connected")).collect();
+    check(&send(&server, "GET /nowhere", b""), 404, "route_not_found", None);
+    for connection in &idle {
+        connection.set_nonblocking(true).expect("set");
+        let read = (&*connection).read(&mut [0]).expect_err("nothing comes, and no end");
+        assert_eq!(read.kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
 #[test]
 fn bad_requests_are_refused_with_code_and_param_and_nothing_is_stored() {
     let server = Server::start("[pools.local]\nmax = 0\n");

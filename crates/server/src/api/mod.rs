@@ -10,6 +10,7 @@ mod body;
 mod budget;
 mod content;
 mod cors;
+mod crowd;
 mod error;
 mod events;
 mod examples;

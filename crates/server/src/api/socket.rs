@@ -8,6 +8,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use rayreel_domain::Code;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::crowd::Guest;
 use super::error::Error;
 
 /// How long, and for how many bytes, a closed connection listens to a peer that goes on sending.
@@ -32,14 +34,26 @@ const GULP: usize = 8 * 1024;
 /// A connection as hyper sees it.
 pub(super) struct Socket {
     stream: TokioIo<TcpStream>,
+    guest: Arc<Guest>,
+    /// The last write found no room.
+    blocked: bool,
     /// What looks like hyper's own refusal. It is one if nothing follows but the end of the
     /// connection with an error; else it was the piece of a file, and goes out with what follows.
     held: Vec<u8>,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream: TokioIo::new(stream), held: Vec::new() }
+    pub(super) fn new(stream: TcpStream, guest: Arc<Guest>) -> Self {
+        Self { stream: TokioIo::new(stream), guest, blocked: false, held: Vec::new() }
+    }
+
+    /// Remembers whether the client takes what is written.
+    fn seen(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if self.blocked != written.is_pending() {
+            self.blocked = written.is_pending();
+            self.guest.set_blocked(self.blocked);
+        }
+        written
     }
 
     /// Says why hyper could not read a request, if it was for reasons of the caller's.
@@ -238,7 +252,7 @@ impl Write for Socket {
         if let Some((last, before)) = slices.split_last()
             && let Some(start) = own_refusal(last)
         {
-            return match (before, start) {
+            let written = match (before, start) {
                 ([], 0) => {
                     self.held.extend_from_slice(last);
                     Poll::Ready(Ok(last.len()))
@@ -247,8 +261,10 @@ impl Write for Socket {
                 ([], _) => Pin::new(&mut self.stream).poll_write(cx, &last[..start]),
                 _ => Pin::new(&mut self.stream).poll_write_vectored(cx, before),
             };
+            return self.seen(written);
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.seen(written)
     }
 
     fn is_write_vectored(&self) -> bool {

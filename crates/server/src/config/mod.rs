@@ -78,6 +78,8 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     pub max_body_bytes: u64,
     pub max_bodies_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
     pub input_roots: Vec<InputRoot>,
     pub max_queued: u64,
     pub lease_seconds: Seconds,

@@ -60,6 +60,23 @@ pub(super) fn plain(server: &Server, words: &[&str]) -> std::process::Command {
     command
 }
 
+/// The same, with a soft limit of so many open files.
+pub(super) fn with_files(command: &std::process::Command, files: u32) -> std::process::Command {
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .args(["-c", "ulimit -S -n \"$0\" && exec \"$@\"", &files.to_string()])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(command.get_current_dir().expect("set"));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
+}
+
 impl Command {
     pub(super) fn start(server: &Server, words: &[&str]) -> Self {
         Self::spawn(plain(server, words))

@@ -21,6 +21,8 @@ pub(crate) struct Server {
     directory: TempDir,
     home: PathBuf,
     listen: String,
+    /// Its soft limit of open files at its start, if not this process's.
+    pub(crate) files: Option<u32>,
     process: Option<(Child, Process)>,
 }
 
@@ -49,8 +51,8 @@ impl Server {
 
     /// On a data directory somewhere within the test's own.
     pub(crate) fn at(directory: TempDir, home: PathBuf, config: &str) -> Self {
-        let server =
-            Self { directory, home, listen: format!("127.0.0.1:{}", free_port()), process: None };
+        let listen = format!("127.0.0.1:{}", free_port());
+        let server = Self { directory, home, listen, files: None, process: None };
         server.configure(config);
         server
     }
@@ -83,7 +85,11 @@ impl Server {
         let mut log =
             OpenOptions::new().create(true).append(true).open(self.log()).expect("opened");
         let before = log.seek(SeekFrom::End(0)).expect("a file") as usize;
-        let mut child = command::plain(self, &["serve", "--listen", &self.listen])
+        let mut command = command::plain(self, &["serve", "--listen", &self.listen]);
+        if let Some(files) = self.files {
+            command = command::with_files(&command, files);
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

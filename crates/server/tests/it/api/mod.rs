@@ -5,6 +5,7 @@ mod bodies;
 mod client;
 mod content;
 mod cors;
+mod crowd;
 mod docs;
 mod events;
 mod files;
