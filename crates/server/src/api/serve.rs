@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::crowd::{self, Busy, Crowd, Place, Seldom};
 use super::gate::Gate;
-use super::socket::Socket;
+use super::socket::{self, Socket};
 use crate::{App, descriptors};
 
 /// Longest request line and headers, in bytes.
@@ -72,11 +72,12 @@ pub async fn serve(
         };
         let (http, gate) = (http.clone(), Arc::clone(&gate));
         let (stopping, cut) = (app.stopping.clone(), cut.clone());
+        let stall = app.settings.max_stall_seconds.duration();
         // A connection that fails or panics ends alone; when it is cut its requests are dropped.
         connections.spawn(async move {
             let guest = Arc::clone(&place.guest);
             tokio::select! {
-                () = connection(stream, &http, gate, &place, stopping) => {}
+                () = connection(stream, stall, &http, gate, &place, stopping) => {}
                 // Without a word: whatever it had to hear it has been told.
                 () = guest.dismissed() => {}
                 () = cut.cancelled() => {}
@@ -126,6 +127,7 @@ async fn place(crowd: &Arc<Crowd>, failures: &mut Seldom) -> Place {
 
 async fn connection(
     stream: TcpStream,
+    stall: Duration,
     http: &http1::Builder,
     gate: Arc<Gate>,
     place: &Place,
@@ -133,6 +135,7 @@ async fn connection(
 ) {
     // Answers are small and whole: waiting to fill a packet only delays them.
     let _ = stream.set_nodelay(true);
+    socket::bound_stall(&stream, stall);
     let door = Arc::clone(&gate);
     let guest = Arc::clone(&place.guest);
     let service = service_fn(move |request| {

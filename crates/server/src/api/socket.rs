@@ -31,6 +31,20 @@ const LINGER_BYTES: usize = 64 << 20;
 /// Length of what is thrown away at a time.
 const GULP: usize = 8 * 1024;
 
+/// Has the kernel end the connection when its peer takes nothing of what was sent for so long. Only
+/// the kernel knows: what a writer sees is the room in a buffer of megabytes, which stays the same
+/// for minutes while a slow client reads.
+#[cfg(target_os = "linux")]
+pub(super) fn bound_stall(stream: &TcpStream, stall: Duration) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall)) {
+        tracing::debug!(%error, "the connection has no bound of silence");
+    }
+}
+
+/// Elsewhere a client that reads nothing is kept until it ends.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn bound_stall(_: &TcpStream, _: Duration) {}
+
 /// A connection as hyper sees it.
 pub(super) struct Socket {
     stream: TokioIo<TcpStream>,

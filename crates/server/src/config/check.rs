@@ -34,6 +34,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     if let Some(connections) = settings.max_connections {
         at.key("max_connections").within(connections, 16..=1_000_000)?;
     }
+    at.key("max_stall_seconds").within(settings.max_stall_seconds.0, 0.1..=3600.0)?;
     at.key("max_queued").within(settings.max_queued, 1..=1_000_000_000)?;
     at.key("lease_seconds").within(settings.lease_seconds.0, 0.1..=3600.0)?;
     at.key("max_run_seconds").within(settings.max_run_seconds.0, 0.1..=30.0 * DAY)?;

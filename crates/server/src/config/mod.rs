@@ -80,6 +80,7 @@ pub struct Settings {
     pub max_bodies_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    pub max_stall_seconds: Seconds,
     pub input_roots: Vec<InputRoot>,
     pub max_queued: u64,
     pub lease_seconds: Seconds,

@@ -1,4 +1,4 @@
-//! Many connections: nobody keeps others out.
+//! Many connections, and clients that take nothing: nobody keeps others out.
 
 use std::time::Duration;
 
@@ -7,7 +7,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::client::{Answer, Server, TASKS};
+use super::client::{Answer, Server, TASKS, video};
+
+const OPEN: &str = "rayreel_connections";
 
 async fn connect(server: &Server) -> TcpStream {
     TcpStream::connect(&server.address).await.unwrap()
@@ -74,4 +76,42 @@ async fn a_connection_with_a_request_in_progress_is_never_closed_for_another() {
     for stream in streams {
         assert!(stream.text().await.expect("whole").contains("cancelled"));
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn who_takes_nothing_of_an_answer_is_disconnected_and_who_is_only_slow_is_not() {
+    let server = Server::with(&[("RAYREEL_MAX_STALL_SECONDS", "1")]).await;
+    let task = server.submit("p").await;
+    let worker = server.worker("w").await;
+    let fence = worker.take(1).await.fence;
+    let film = vec![7; 16 << 20];
+    worker.finish(fence, &[(video(&film), &film)]).await;
+    let other = server.submit("q").await;
+    let events = server.request(Method::GET, &format!("{TASKS}/{}/events", other.id));
+    let silent = events.send().await.unwrap();
+    let mut slow = connect(&server).await;
+    let get = format!("GET {TASKS}/{}/content HTTP/1.1\r\nHost: localhost\r\n", task.id);
+    slow.write_all(format!("{get}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let before = server.metric(OPEN).await.unwrap();
+    let mut stalled = connect(&server).await;
+    stalled.write_all(format!("{get}\r\n").repeat(100).as_bytes()).await.unwrap();
+    let mut taken = Vec::new();
+    let ended = async {
+        let mut seen = false;
+        loop {
+            let open = server.metric(OPEN).await.unwrap();
+            seen |= open > before;
+            if seen && open <= before {
+                break;
+            }
+            let mut piece = (&mut slow).take(16 << 10);
+            piece.read_to_end(&mut taken).await.expect("the slow one lives");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it is disconnected");
+    slow.read_to_end(&mut taken).await.expect("the slow one lives");
+    assert_eq!(Answer::parse(&taken).expect("whole").body.len(), film.len());
+    assert_eq!(server.post(&format!("{TASKS}/{}/cancel", other.id), &json!({})).await.status, 200);
+    assert!(silent.text().await.expect("whole").contains("cancelled"), "silence is no stall");
 }
