@@ -65,12 +65,42 @@ pub(super) fn jpeg(bytes: &[u8], max_pixels: u64) -> Decoded {
     decoder.decode_headers().map_err(|error| fault(&error))?;
     let (width, height) = decoder.dimensions().ok_or_else(|| fault(&"it has no size"))?;
     check(width as u64, height as u64, max_pixels)?;
+    if !is_whole(bytes) {
+        return Err(fault(&"it has no end"));
+    }
     let pixels = decoder.decode().map_err(|error| fault(&error))?;
     if pixels.len() != width * height * 3 {
         return Err(fault(&"its pixels are not RGB"));
     }
     let picture = Picture { width: width as u32, height: height as u32, channels: 3, pixels };
     Ok((picture, decoder.exif().cloned()))
+}
+
+/// Does a JPEG come to its end? The decoder takes one that is cut off for a grey one.
+///
+/// Its markers are followed to that of the end (ITU-T T.81, annex B): a segment, with whatever looks
+/// like an end in it, is passed over by its length, and the data of a scan has no other markers than
+/// those that belong to it. What stands behind the end is of no concern.
+fn is_whole(bytes: &[u8]) -> bool {
+    const START: u8 = 0xd8;
+    const END: u8 = 0xd9;
+    let follow = |mut rest: &'_ [u8]| loop {
+        // Escaped data, restarts and filling bytes are no segments.
+        let at = rest.windows(2).position(|pair| {
+            pair[0] == 0xff && !matches!(pair[1], 0x00 | 0x01 | 0xd0..=0xd7 | 0xff)
+        })?;
+        let marker = rest[at + 1];
+        rest = &rest[at + 2..];
+        match marker {
+            END => return Some(()),
+            START => {}
+            _ => {
+                let length = u16::from_be_bytes(*rest.first_chunk()?);
+                rest = rest.get(length.into()..)?;
+            }
+        }
+    };
+    follow(bytes).is_some()
 }
 
 pub(super) fn webp(bytes: &[u8], max_pixels: u64) -> Decoded {

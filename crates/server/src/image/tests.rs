@@ -48,10 +48,7 @@ fn shown(bytes: &[u8]) -> Picture {
 }
 
 fn refused(bytes: &[u8]) -> String {
-    match normalise(bytes, MOST) {
-        Err(fault) => fault.to_string(),
-        Ok(png) => panic!("taken, and written in {} bytes", png.len()),
-    }
+    normalise(bytes, MOST).map(drop).expect_err("refused").to_string()
 }
 
 #[test]
@@ -162,6 +159,58 @@ fn what_only_begins_like_an_image_is_refused() {
     let middle = damaged.len() / 2;
     damaged[middle] ^= 0xff;
     assert!(refused(&damaged).contains("not a readable PNG"));
+}
+
+/// A JPEG of pixels that differ.
+fn photo(change: impl FnOnce(&mut jpeg_encoder::Encoder<&mut Vec<u8>>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+    change(&mut encoder);
+    encoder.encode(&rgb(96, 80), 96, 80, jpeg_encoder::ColorType::Rgb).expect("encoded");
+    bytes
+}
+
+/// The decoder of JPEGs fills up with grey what is missing.
+#[test]
+fn an_image_that_was_cut_off_anywhere_is_refused() {
+    let baseline = photo(|_| {});
+    let thumbnail = [LYING, &jpeg(), b"\0\0"].concat();
+    assert!(thumbnail.windows(2).any(|pair| pair == b"\xff\xd9"), "it has an end of its own");
+    for (name, whole) in [
+        ("baseline", baseline.clone()),
+        ("progressive", photo(|encoder| encoder.set_progressive(true))),
+        ("with restarts", photo(|encoder| encoder.set_restart_interval(2))),
+        ("with a thumbnail", photo(|encoder| encoder.add_exif_metadata(&thumbnail).expect("fits"))),
+        ("PNG", png(96, 80)),
+        ("WebP", webp(96, 80, None)),
+        ("lossy WebP", STANDARD.decode(LOSSY_WEBP).expect("base64")),
+    ] {
+        shown(&whole);
+        let cuts = (5..100).step_by(5).map(|percent| whole.len() * percent / 100);
+        // With fewer bytes it is not known what it was.
+        for cut in cuts.filter(|cut| *cut >= 12) {
+            let why = normalise(&whole[..cut], MOST).map(drop).map_err(|fault| fault.to_string());
+            let why = why.expect_err(&format!("{name} cut at {cut} of {}", whole.len()));
+            assert!(why.contains("is the file whole?"), "{name} cut at {cut}: {why}");
+        }
+    }
+    for missing in [1, 2] {
+        refused(&baseline[..baseline.len() - missing]);
+    }
+    let trailed = [&baseline[..], b"what cameras write behind the end"].concat();
+    assert_eq!(shown(&trailed), shown(&baseline));
+}
+
+#[test]
+fn a_progressive_jpeg_that_was_cut_between_two_scans_is_refused() {
+    let whole = photo(|encoder| encoder.set_progressive(true));
+    let pairs = whole.windows(2).enumerate();
+    let scans: Vec<usize> =
+        pairs.filter(|(_, pair)| *pair == b"\xff\xda").map(|(at, _)| at).collect();
+    assert!(scans.len() > 2);
+    for scan in &scans[1..] {
+        assert!(refused(&whole[..*scan]).contains("is the file whole?"));
+    }
 }
 
 #[test]
