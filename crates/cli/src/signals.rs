@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks, the second insists.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks, the second insists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,9 @@ impl Interrupts {
         };
         let mut interrupt = open(SignalKind::interrupt())?;
         let mut terminate = open(SignalKind::terminate())?;
+        // Of a terminal that was closed, unless it is to go on (nohup).
+        let mut hangup =
+            if hangups_are_ignored() { None } else { Some(open(SignalKind::hangup())?) };
         let heard = Self {
             first: CancellationToken::new(),
             second: CancellationToken::new(),
@@ -74,6 +77,7 @@ impl Interrupts {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
+                    _ = async { hangup.as_mut()?.recv().await }, if hangup.is_some() => {}
                 }
                 token.cancel();
             }
@@ -92,5 +96,33 @@ impl Interrupts {
             second.cancelled().await;
             drafts.exit(INTERRUPTED);
         });
+    }
+}
+
+/// Does this process leave SIGHUP alone, as it was started? To listen would undo that.
+fn hangups_are_ignored() -> bool {
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangups(&status))
+}
+
+/// The same of a process with this status (proc(5)).
+fn ignores_hangups(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // A bit a signal; SIGHUP is the first.
+    mask.is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ignores_hangups;
+
+    #[test]
+    fn a_process_that_is_to_survive_its_terminal_is_known_by_its_mask() {
+        for mask in ["0000000000000001", "0000000000001003"] {
+            assert!(ignores_hangups(&format!("SigBlk:\t0\nSigIgn:\t{mask}\n")), "{mask}");
+        }
+        for status in ["SigIgn:\t0000000000001002\n", "SigBlk:\t0000000000000001\n", ""] {
+            assert!(!ignores_hangups(status), "{status}");
+        }
     }
 }

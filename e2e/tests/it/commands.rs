@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::rig::{Command, Server, only, sha256, until};
@@ -106,6 +107,19 @@ fn ctrl_c_on_watch_leaves_the_task_alone() {
     watch.interrupt();
     watch.finish().expect_code(130);
     assert!(!server.api().task(&id).status.is_terminal());
+}
+
+/// A terminal that is closed must leave nothing half done.
+#[test]
+fn a_hangup_is_as_good_as_a_request_to_stop() {
+    let server = Server::start("[pools.local]\nmax = 0\n");
+    let id = submit(&server);
+    for signal in [Signal::TERM, Signal::HUP] {
+        let watch = server.command(&["--json", "watch", &id]);
+        until("it watches", || watch.stdout().contains("QUEUED").then_some(()));
+        watch.process.signal(signal);
+        watch.finish().expect_code(130);
+    }
 }
 
 #[test]

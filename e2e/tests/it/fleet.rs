@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use rayreel_domain::task::State;
 use serde_json::json;
 
-use crate::rig::{Api, Faults, Server, only, until};
+use crate::rig::{Api, Faults, LONG, Process, Server, only, until};
 
 fn hold(api: &Api, count: usize) -> Vec<String> {
     (0..count).map(|_| api.submit(&json!({"model": "fault", "prompt": "hold"})).id).collect()
@@ -91,6 +91,31 @@ fn a_worker_that_is_killed_is_replaced() {
     let second = until("another worker", || server.workers().pop());
     assert_ne!(first.pid, second.pid);
     work(&server.api());
+}
+
+/// What an engine has started, such as the processes of other GPUs, holds the GPU's memory.
+#[test]
+fn what_an_engine_has_started_ends_with_its_worker_however_that_ends() {
+    let faults = Faults::new();
+    let script = r#"command = ["sh", "-c", "sleep 86400 <&- >&- 2>&- & exec \"$0\"", "#;
+    let model = faults.model("fault", "").replace("command = [", script);
+    let mut server = Server::start(&format!("[pools.local]\nmin = 1\n{model}"));
+    let sleeper = |server: &Server| {
+        work(&server.api());
+        let sleeps = |process: &Process| process.words.first().is_some_and(|word| word == "sleep");
+        until("what the engine has started", || server.processes().into_iter().find(sleeps))
+    };
+    let left = sleeper(&server);
+    until("a worker", || server.workers().pop()).kill();
+    assert!(left.wait(LONG), "it is ended by the server");
+
+    let left = sleeper(&server);
+    let worker = until("a worker", || server.workers().pop());
+    server.kill();
+    worker.kill();
+    assert!(left.is_alive(), "nobody is there to end it");
+    server.serve();
+    assert!(left.wait(LONG), "it is ended by the next server");
 }
 
 #[test]

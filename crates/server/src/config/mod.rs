@@ -53,7 +53,8 @@ pub const BUILT_IN_ENGINES: &[&str] = &["testcard"];
 const TEST_MODEL: &str = "testcard";
 
 /// Variables RAYREEL_… that the program reads, but not as settings.
-const OTHER_VARIABLES: &[&str] = &["config", "server", "token", "admin_key", "worker_token", "log"];
+const OTHER_VARIABLES: &[&str] =
+    &["config", "server", "token", "admin_key", "worker_token", "launch", "log"];
 
 /// A configuration file is not longer than this.
 const MAX_FILE: u64 = 1 << 20;

@@ -23,6 +23,9 @@ const KEPT_LOGS: usize = 20;
 
 /// Variables that open doors, and are none of a worker's business.
 const SECRETS: [&str; 2] = ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"];
+/// The variable by which everything that a worker has started is known. A worker that is killed can
+/// end only its engine; what the engine had started would stay, and keep the GPU's memory.
+const MARK: &str = "RAYREEL_LAUNCH";
 
 /// Starts `rayreel worker` processes.
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl Local {
             .arg("--home")
             .arg(&self.home)
             .env("RAYREEL_WORKER_TOKEN", &self.worker_token)
+            .env(MARK, &launch.id)
             .stdin(Stdio::null())
             .process_group(0);
         for secret in SECRETS {
@@ -77,21 +81,9 @@ impl Local {
         let mut command = self.command(launch, server).ok_or(std::io::ErrorKind::NotFound)?;
         command.stdout(out.try_clone()?).stderr(out).spawn()
     }
-}
 
-#[async_trait]
-impl Provider for Local {
-    async fn launch(&self, mut launch: Launch, server: &str) -> Result<Launch, String> {
-        let child = self
-            .start(&launch, server)
-            .map_err(|error| format!("{} could not be started: {error}", self.command.join(" ")))?;
-        launch.pid = Some(child.id());
-        launch.pid_started = process::start_time(child.id());
-        self.children().insert(launch.id.clone(), child);
-        Ok(launch)
-    }
-
-    async fn probe(&self, launch: &Launch) -> Result<(), Death> {
+    /// Is the worker there?
+    fn look(&self, launch: &Launch) -> Result<(), Death> {
         if let Some(child) = self.children().get_mut(&launch.id) {
             return match child.try_wait() {
                 Ok(None) => Ok(()),
@@ -113,12 +105,37 @@ impl Provider for Local {
         let reason = with_tail("it ended while no server watched", &self.log(&launch.id));
         Err(Death { reason, clean: launch.claimed })
     }
+}
+
+#[async_trait]
+impl Provider for Local {
+    async fn launch(&self, mut launch: Launch, server: &str) -> Result<Launch, String> {
+        let child = self
+            .start(&launch, server)
+            .map_err(|error| format!("{} could not be started: {error}", self.command.join(" ")))?;
+        launch.pid = Some(child.id());
+        launch.pid_started = process::start_time(child.id());
+        self.children().insert(launch.id.clone(), child);
+        Ok(launch)
+    }
+
+    async fn probe(&self, launch: &Launch) -> Result<(), Death> {
+        let found = self.look(launch);
+        if found.is_err() {
+            // Before its task is given to another.
+            sweep(&launch.id).await;
+        }
+        found
+    }
 
     async fn stop(&self, launch: &Launch, at_once: bool) {
         let pid = launch.pid.or_else(|| process::with_argument(&launch.id));
         if let Some(pid) = pid {
             let signal = if at_once { Signal::KILL } else { Signal::TERM };
             process::signal(pid, launch.pid_started, signal);
+        }
+        if at_once {
+            sweep(&launch.id).await;
         }
     }
 
@@ -136,6 +153,13 @@ impl Provider for Local {
             tracing::warn!(worker = launch.id, %error, "scratch files of a dead worker are left");
         }
     }
+}
+
+/// Ends whatever a worker that is dead, or must be, has left.
+async fn sweep(launch: &str) {
+    let entry = format!("{MARK}={launch}");
+    // Only a panic in it could be told here.
+    let _ = tokio::task::spawn_blocking(move || process::kill_with_variable(&entry)).await;
 }
 
 /// A reason with the last lines of a log.

@@ -1,8 +1,8 @@
 //! What an engine sees of the worker's environment.
 //!
 //! Engines run third-party code, so they get a short list instead of everything: what a program
-//! needs to find itself, its libraries, its accelerator and its model cache. Nothing of
-//! `RAYREEL_*` passes, the worker token least of all.
+//! needs to find itself, its libraries, its accelerator and its model cache. Of `RAYREEL_*` only the
+//! mark passes by which a server finds what a dead worker has left; the worker token least of all.
 
 use std::ffi::{OsStr, OsString};
 
@@ -24,6 +24,8 @@ pub(crate) const NAMES: &[&str] = &[
     // Certificates, for engines that fetch checkpoints.
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    // Whose it is.
+    "RAYREEL_LAUNCH",
     // Which accelerator.
     "GPU_DEVICE_ORDINAL",
 ];

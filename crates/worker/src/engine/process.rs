@@ -2,7 +2,8 @@
 //! killed with everything it has started.
 //!
 //! A worker that is killed can't do that any more. Most engines end with their input; on Linux the
-//! kernel kills one that does not. What such an engine had started itself is not reached.
+//! kernel kills one that does not. What such an engine had started itself is ended by the server
+//! that had started the worker, if one had.
 
 use std::io;
 use std::os::fd::OwnedFd;
