@@ -181,7 +181,7 @@ fn key() -> Value {
 fn model() -> Value {
     json!({
         "id": "wan2.2-t2v-a14b", "object": "model", "created": 0, "owned_by": "rayreel",
-        "aliases": ["t2v-A14B"], "default": true, "test_pattern": false,
+        "aliases": ["t2v-A14B"], "default": true, "test_pattern": false, "images": "first",
         "limits": {
             "min_side": 64, "max_side": 1280, "max_pixels": 921_600, "multiple": 16,
             "max_frames": 81, "max_fps": 24, "max_steps": 50,
