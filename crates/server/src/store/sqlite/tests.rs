@@ -146,9 +146,15 @@ impl Watched {
         (*task, fence)
     }
 
-    /// Steps of all statements so far.
+    /// Steps of all statements so far, but for the look at the log, which the writer takes after it
+    /// has answered: sooner or later than the caller looks here.
     fn steps(&self) -> i64 {
-        self.statements.lock().expect("not poisoned").values().sum()
+        let statements = self.statements.lock().expect("not poisoned");
+        statements
+            .iter()
+            .filter(|(sql, _)| !sql.starts_with("PRAGMA"))
+            .map(|(_, steps)| steps)
+            .sum()
     }
 }
 
