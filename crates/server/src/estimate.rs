@@ -424,37 +424,10 @@ mod tests {
     }
 
     fn task(estimate_ms: u64) -> Task {
-        Task::new(Record {
-            id: TaskId::new(1, [1; 10]),
-            tenant: "default".parse().expect("a name"),
-            pool: "local".parse().expect("a name"),
-            model: model(),
-            request: request(5),
-            priority: Default::default(),
-            idempotency: None,
-            siblings: Vec::new(),
-            remixed_from: None,
-            seconds: None,
-            estimate_ms,
-            created_at: Timestamp(1_000),
-            deadline: None,
-            webhook: None,
-            state: State::Queued,
-            not_before: Timestamp::ZERO,
-            attempt: 0,
-            lease: None,
-            failures: 0,
-            losses: 0,
-            releases: 0,
-            attempts: Vec::new(),
-            history: Vec::new(),
-            outputs: Vec::new(),
-            test_pattern: false,
-            error: None,
-            started_at: None,
-            finished_at: None,
-            delete_at: None,
-        })
+        let (tenant, pool) = ("default".parse().expect("a name"), "local".parse().expect("a name"));
+        let id = TaskId::new(1, [1; 10]);
+        let record = Record::new(id, tenant, pool, model(), request(5), Timestamp(1_000));
+        Task::new(Record { estimate_ms, ..record })
     }
 
     #[test]

@@ -171,6 +171,50 @@ pub struct Record {
     pub delete_at: Option<Timestamp>,
 }
 
+impl Record {
+    /// A task that is queued, of which nothing is asked beyond its request; no work is estimated.
+    pub fn new(
+        id: TaskId,
+        tenant: TenantName,
+        pool: PoolName,
+        model: ModelName,
+        request: Request,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            tenant,
+            pool,
+            model,
+            request,
+            priority: Priority::default(),
+            idempotency: None,
+            siblings: Vec::new(),
+            remixed_from: None,
+            seconds: None,
+            estimate_ms: 0,
+            created_at,
+            deadline: None,
+            webhook: None,
+            state: State::Queued,
+            not_before: Timestamp::ZERO,
+            attempt: 0,
+            lease: None,
+            failures: 0,
+            losses: 0,
+            releases: 0,
+            attempts: Vec::new(),
+            history: Vec::new(),
+            outputs: Vec::new(),
+            test_pattern: false,
+            error: None,
+            started_at: None,
+            finished_at: None,
+            delete_at: None,
+        }
+    }
+}
+
 /// The caller's key, under which a repeated submit finds its task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Idempotency {

@@ -14,50 +14,24 @@ const RULES: Rules = Rules {
 };
 
 fn queued() -> Task {
-    Task::new(Record {
-        id: TaskId::new(1, [1; 10]),
-        tenant: "default".parse().expect("a name"),
-        pool: "local".parse().expect("a name"),
-        model: "testcard".parse().expect("a name"),
-        request: Request {
-            prompt: "p".into(),
-            negative_prompt: String::new(),
-            size: Size { width: 64, height: 64 },
-            frames: 1,
-            fps: 16,
-            steps: 1,
-            guidance: None,
-            seed: 1,
-            format: Format::Mp4,
-            image: None,
-            last_image: None,
-            metadata: BTreeMap::new(),
-        },
-        priority: Priority::default(),
-        idempotency: None,
-        siblings: Vec::new(),
-        remixed_from: None,
-        seconds: None,
-        estimate_ms: 500,
-        created_at: Timestamp(10),
-        deadline: None,
-        webhook: None,
-        state: State::Queued,
-        not_before: Timestamp::ZERO,
-        attempt: 0,
-        lease: None,
-        failures: 0,
-        losses: 0,
-        releases: 0,
-        attempts: vec![],
-        history: vec![],
-        outputs: vec![],
-        test_pattern: false,
-        error: None,
-        started_at: None,
-        finished_at: None,
-        delete_at: None,
-    })
+    let request = Request {
+        prompt: "p".into(),
+        negative_prompt: String::new(),
+        size: Size { width: 64, height: 64 },
+        frames: 1,
+        fps: 16,
+        steps: 1,
+        guidance: None,
+        seed: 1,
+        format: Format::Mp4,
+        image: None,
+        last_image: None,
+        metadata: BTreeMap::new(),
+    };
+    let (tenant, pool) = ("default".parse().expect("a name"), "local".parse().expect("a name"));
+    let model = "testcard".parse().expect("a name");
+    let record = Record::new(TaskId::new(1, [1; 10]), tenant, pool, model, request, Timestamp(10));
+    Task::new(Record { estimate_ms: 500, ..record })
 }
 
 fn claim(task: &mut Task) -> Fence {

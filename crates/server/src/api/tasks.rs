@@ -185,37 +185,19 @@ pub(super) async fn accept(
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
     let mut siblings = ids[1..].to_vec();
     let tasks = ids.iter().zip(requests).map(|(id, request)| {
+        let estimate_ms = app.estimates.estimate_ms(&model.name, &request);
+        let (pool, name) = (model.pool.clone(), model.name.clone());
         Task::new(Record {
-            id: *id,
-            tenant: tenant.clone(),
-            pool: model.pool.clone(),
-            model: model.name.clone(),
-            estimate_ms: app.estimates.estimate_ms(&model.name, &request),
-            request,
             priority: asked.priority.unwrap_or_default(),
             // The first one speaks for all.
             idempotency: idempotency.take(),
             siblings: std::mem::take(&mut siblings),
             remixed_from: remixed.map(|source| source.id),
             seconds: asked.seconds.or(asked.duration).or(remixed.and_then(|source| source.seconds)),
-            created_at: now,
+            estimate_ms,
             deadline,
             webhook: webhook.clone(),
-            state: TaskState::Queued,
-            not_before: Timestamp::ZERO,
-            attempt: 0,
-            lease: None,
-            failures: 0,
-            losses: 0,
-            releases: 0,
-            attempts: Vec::new(),
-            history: Vec::new(),
-            outputs: Vec::new(),
-            test_pattern: false,
-            error: None,
-            started_at: None,
-            finished_at: None,
-            delete_at: None,
+            ..Record::new(*id, tenant.clone(), pool, name, request, now)
         })
     });
     let tasks: Vec<Task> = tasks.collect();

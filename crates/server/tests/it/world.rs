@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rayreel_domain::request::Request;
-use rayreel_domain::task::{Priority, Record, State, Task};
+use rayreel_domain::task::{Record, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::api::SubmitBody;
 use rayreel_domain::{ModelName, TaskId};
@@ -100,37 +100,10 @@ impl World {
         let spec = self.app.settings.model_spec(&model).unwrap();
         let body = SubmitBody { prompt: Some(prompt.to_owned()), ..SubmitBody::default() };
         let now = components.clock.wall();
-        let task = Task::new(Record {
-            id: components.random.task_id(now),
-            tenant: "default".parse().unwrap(),
-            pool: spec.pool.clone(),
-            model,
-            request: Request::resolve(&body, &spec, 1).unwrap(),
-            priority: Priority::default(),
-            idempotency: None,
-            siblings: Vec::new(),
-            remixed_from: None,
-            seconds: None,
-            estimate_ms: 1_000,
-            created_at: now,
-            deadline: None,
-            webhook: None,
-            state: State::Queued,
-            not_before: Timestamp::ZERO,
-            attempt: 0,
-            lease: None,
-            failures: 0,
-            losses: 0,
-            releases: 0,
-            attempts: vec![],
-            history: vec![],
-            outputs: vec![],
-            test_pattern: false,
-            error: None,
-            started_at: None,
-            finished_at: None,
-            delete_at: None,
-        });
+        let (id, tenant) = (components.random.task_id(now), "default".parse().unwrap());
+        let request = Request::resolve(&body, &spec, 1).unwrap();
+        let record = Record::new(id, tenant, spec.pool.clone(), model, request, now);
+        let task = Task::new(Record { estimate_ms: 1_000, ..record });
         components.store.submit(task).await.unwrap().task.id
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayreel_domain::code::Code;
 use rayreel_domain::request::{Request, Size};
-use rayreel_domain::task::{Commit, Failure, Idempotency, Output, Priority, Record, State};
+use rayreel_domain::task::{Commit, Failure, Idempotency, Output, Record};
 use rayreel_domain::wire::engine::{Format, Role};
 use rusqlite::StatementStatus;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
@@ -65,50 +65,25 @@ impl Watched {
 
     fn task(&self, change: impl FnOnce(&mut Record)) -> Task {
         let now = self.clock.wall();
-        let mut record = Record {
-            id: self.random.task_id(now),
-            tenant: "anna".parse().expect("a name"),
-            pool: "local".parse().expect("a name"),
-            model: "testcard".parse().expect("a name"),
-            request: Request {
-                prompt: "p".into(),
-                negative_prompt: String::new(),
-                size: Size { width: 64, height: 64 },
-                frames: 1,
-                fps: 16,
-                steps: 1,
-                guidance: None,
-                seed: 1,
-                format: Format::Mp4,
-                image: None,
-                last_image: None,
-                metadata: BTreeMap::new(),
-            },
-            priority: Priority::default(),
-            idempotency: None,
-            siblings: Vec::new(),
-            remixed_from: None,
-            seconds: None,
-            estimate_ms: 500,
-            created_at: now,
-            deadline: None,
-            webhook: None,
-            state: State::Queued,
-            not_before: Timestamp::ZERO,
-            attempt: 0,
-            lease: None,
-            failures: 0,
-            losses: 0,
-            releases: 0,
-            attempts: vec![],
-            history: vec![],
-            outputs: vec![],
-            test_pattern: false,
-            error: None,
-            started_at: None,
-            finished_at: None,
-            delete_at: None,
+        let request = Request {
+            prompt: "p".into(),
+            negative_prompt: String::new(),
+            size: Size { width: 64, height: 64 },
+            frames: 1,
+            fps: 16,
+            steps: 1,
+            guidance: None,
+            seed: 1,
+            format: Format::Mp4,
+            image: None,
+            last_image: None,
+            metadata: BTreeMap::new(),
         };
+        let (tenant, pool) = ("anna".parse().expect("a name"), "local".parse().expect("a name"));
+        let model = "testcard".parse().expect("a name");
+        let id = self.random.task_id(now);
+        let mut record = Record::new(id, tenant, pool, model, request, now);
+        record.estimate_ms = 500;
         change(&mut record);
         Task::new(record)
     }

@@ -23,7 +23,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use rayreel_domain::id::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::request::{Request, Size};
 use rayreel_domain::schedule::Locality;
-use rayreel_domain::task::{Commit, Output, Priority, Record, Rules, State, Task};
+use rayreel_domain::task::{Commit, Output, Record, Rules, Task};
 use rayreel_domain::tenant::Tenancy;
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::wire::engine::{Format, Role};
@@ -132,50 +132,23 @@ pub fn worker(name: &str) -> WorkerName {
 /// A request for something small, with defaults for all that a test does not care about.
 pub fn record(setup: &Setup, id: TaskId) -> Record {
     use rayreel_server::clock::Clock;
-    Record {
-        id,
-        tenant: tenant("anna"),
-        pool: pool("local"),
-        model: model("testcard"),
-        request: Request {
-            prompt: "a red fox".into(),
-            negative_prompt: String::new(),
-            size: Size { width: 64, height: 64 },
-            frames: 1,
-            fps: 16,
-            steps: 1,
-            guidance: None,
-            seed: 1,
-            format: Format::Mp4,
-            image: None,
-            last_image: None,
-            metadata: BTreeMap::new(),
-        },
-        priority: Priority::default(),
-        idempotency: None,
-        siblings: Vec::new(),
-        remixed_from: None,
-        seconds: None,
-        estimate_ms: 1_000,
-        created_at: setup.clock.wall(),
-        deadline: None,
-        webhook: None,
-        state: State::Queued,
-        not_before: Timestamp::ZERO,
-        attempt: 0,
-        lease: None,
-        failures: 0,
-        losses: 0,
-        releases: 0,
-        attempts: Vec::new(),
-        history: Vec::new(),
-        outputs: Vec::new(),
-        test_pattern: false,
-        error: None,
-        started_at: None,
-        finished_at: None,
-        delete_at: None,
-    }
+    let request = Request {
+        prompt: "a red fox".into(),
+        negative_prompt: String::new(),
+        size: Size { width: 64, height: 64 },
+        frames: 1,
+        fps: 16,
+        steps: 1,
+        guidance: None,
+        seed: 1,
+        format: Format::Mp4,
+        image: None,
+        last_image: None,
+        metadata: BTreeMap::new(),
+    };
+    let (pool, model) = (pool("local"), model("testcard"));
+    let record = Record::new(id, tenant("anna"), pool, model, request, setup.clock.wall());
+    Record { estimate_ms: 1_000, ..record }
 }
 
 /// A queued task.
