@@ -129,6 +129,9 @@ codes! {
     KeyNotFound "key_not_found" Request 404 4 false
         "There is no key with this id."
         "`rayreel keys list` shows the ids.";
+    TenantNotFound "tenant_not_found" Request 404 4 false
+        "No tenant of this name is configured, has a key, or uses anything."
+        "`rayreel tenants` shows the names.";
     StaleLease "stale_lease" Conflict 409 6 false
         "The attempt that reports no longer holds the task: it was cancelled, lost its lease, or another attempt has it."
         "A worker drops the task and claims the next one.";

@@ -106,9 +106,14 @@ impl Minute {
         self.slots.iter().filter(move |(at, _)| at + Self::SLOTS >= slot)
     }
 
+    /// So many came within the last minute.
+    pub fn count(&self, mono_ms: u64) -> u64 {
+        self.counted(mono_ms).map(|(_, count)| count).sum()
+    }
+
     /// May so many more come now? If not, when: never, if they are more than are allowed.
     fn admit(&self, allowed: u64, tasks: u64, mono_ms: u64) -> Result<(), Option<u64>> {
-        let mut sum: u64 = self.counted(mono_ms).map(|(_, count)| count).sum();
+        let mut sum = self.count(mono_ms);
         if sum.saturating_add(tasks) <= allowed {
             return Ok(());
         }
@@ -265,6 +270,10 @@ mod tests {
                 }
                 prop_assert!(minute.slots.len() as u64 <= Minute::SLOTS + 1);
             }
+            let late = |at: u64| now.saturating_sub(at) < MINUTE_MS;
+            let least: u64 = admitted.iter().filter(|(at, _)| late(*at)).map(|(_, tasks)| tasks).sum();
+            prop_assert!(minute.count(now) >= least, "none within the minute is forgotten");
+            prop_assert_eq!(minute.count(now + MINUTE_MS + Minute::SLOT_MS), 0);
             // No minute has more, wherever it begins.
             for (from, _) in &admitted {
                 let within = admitted.iter().filter(|(at, _)| (*from..from + MINUTE_MS).contains(at));

@@ -1,4 +1,4 @@
-//! The admin API: bodies of `/v1/admin/keys`.
+//! The admin API: bodies of `/v1/admin/…`.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,6 +9,8 @@ use crate::key::{KeyRecord, Scope};
 
 /// Where keys are made.
 pub const KEYS_PATH: &str = "/v1/admin/keys";
+/// Where tenants are seen.
+pub const TENANTS_PATH: &str = "/v1/admin/tenants";
 
 /// Body of `POST /v1/admin/keys`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -95,4 +97,57 @@ pub struct KeyList {
     /// Does every request need a key? So it is from the first one on, whatever became of it.
     #[serde(default)]
     pub locked: bool,
+}
+
+/// A tenant: its terms, and what it uses now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TenantBody {
+    pub name: String,
+    /// Has it terms of its own, `[tenants.NAME]`? Without, it has those of `default`.
+    pub configured: bool,
+    pub limits: TenantLimits,
+    pub usage: TenantUsage,
+}
+
+/// What a tenant may use, as it stands in the configuration; null is without a limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TenantLimits {
+    /// Its share of a pool: twice the weight gets twice the GPU time.
+    pub weight: f64,
+    pub tasks_per_minute: Option<u32>,
+    pub max_queued: Option<u64>,
+    pub max_running: Option<u64>,
+    pub gpu_seconds_per_day: Option<u64>,
+    /// Tasks that have ended are deleted after so many days.
+    pub keep_days: Option<f64>,
+    /// Bytes that its uploaded files may take.
+    pub max_file_bytes: u64,
+}
+
+/// What a tenant uses now.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TenantUsage {
+    pub queued: u64,
+    pub running: u64,
+    /// Estimate of what is queued.
+    pub queued_gpu_seconds: f64,
+    /// Charged today (UTC): the estimate while a task runs, what it took afterwards.
+    pub gpu_seconds_today: f64,
+    /// Tasks submitted within the last minute, since the server's start.
+    pub tasks_last_minute: u64,
+    /// Bytes of its uploaded files, as their limit counts them.
+    pub file_bytes: u64,
+    /// Keys that are in force.
+    pub keys: u64,
+}
+
+/// Answer to `GET /v1/admin/tenants`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TenantList {
+    /// By their names.
+    pub data: Vec<TenantBody>,
 }

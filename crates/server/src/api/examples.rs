@@ -43,6 +43,7 @@ impl Modify for Examples {
 
 fn in_path(path: &str, parameter: &str) -> &'static str {
     match parameter {
+        "name" if path.starts_with("/v1/admin/tenants/") => "default",
         "name" => "testcard",
         _ if path.starts_with("/v1/admin/keys/") => "k3v9x0q2m7ab",
         _ if path.starts_with("/v1/files/") => FILE,
@@ -93,6 +94,8 @@ fn answer(schema: &str) -> Option<Value> {
         }),
         "KeyBody" => key(),
         "KeyList" => json!({"data": [key()]}),
+        "TenantBody" => tenant(),
+        "TenantList" => json!({"data": [tenant()]}),
         "ModelBody" => model(),
         "ModelList" => json!({"object": "list", "data": [model()]}),
         "FileBody" => file(),
@@ -175,6 +178,20 @@ fn key() -> Value {
     json!({
         "id": "k3v9x0q2m7ab", "name": "frontend", "tenant": "default",
         "scopes": ["submit", "read"], "created_at": 1_700_000_000, "expires_at": null,
+    })
+}
+
+fn tenant() -> Value {
+    json!({
+        "name": "acme", "configured": true,
+        "limits": {
+            "weight": 2.0, "tasks_per_minute": 60, "max_queued": 1_000, "max_running": 4,
+            "gpu_seconds_per_day": 86_400, "keep_days": 30.0, "max_file_bytes": 1_073_741_824,
+        },
+        "usage": {
+            "queued": 12, "running": 2, "queued_gpu_seconds": 496.5, "gpu_seconds_today": 8_121.25,
+            "tasks_last_minute": 3, "file_bytes": 482_113, "keys": 2,
+        },
     })
 }
 

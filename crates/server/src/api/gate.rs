@@ -345,7 +345,6 @@ fn same_site(origin: &HeaderValue, host: &str) -> bool {
 /// The route that a path belongs to, for the metrics: a closed set, whatever callers make up.
 pub(super) fn pattern(path: &str) -> &'static str {
     const WHOLE: &[&str] = &[
-        "/v1/admin/keys",
         "/generate",
         "/v1/images/generations",
         "/v1/models",
@@ -401,8 +400,15 @@ pub(super) fn pattern(path: &str) -> &'static str {
             _ => "other",
         };
     }
-    if path.starts_with("/v1/admin/keys/") {
-        return "/v1/admin/keys/{id}";
+    if let Some(rest) = path.strip_prefix("/v1/admin/") {
+        let mut segments = rest.split('/');
+        return match (segments.next(), segments.next(), segments.next(), segments.next()) {
+            (Some("keys"), None, ..) => "/v1/admin/keys",
+            (Some("keys"), Some(_), None, _) => "/v1/admin/keys/{id}",
+            (Some("tenants"), None, ..) => "/v1/admin/tenants",
+            (Some("tenants"), Some(_), None, _) => "/v1/admin/tenants/{name}",
+            _ => "other",
+        };
     }
     if path.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) {
         return "/v1/models/{name}";

@@ -7,11 +7,11 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, Secur
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
+use super::admin::{keys, tenants};
 use super::examples::Examples;
 use super::openai::{images, videos};
 use super::{
-    admin, content, events, files, gate, generate, links, models, probes, reference, tasks,
-    webhooks,
+    content, events, files, gate, generate, links, models, probes, reference, tasks, webhooks,
 };
 
 /// The bytes of a file.
@@ -86,7 +86,7 @@ pub(super) enum Order {
         tasks::submit, tasks::list, tasks::show, tasks::delete, tasks::cancel,
         videos::create, videos::list, videos::show, videos::delete, videos::content, videos::remix,
         images::generate,
-        admin::create, admin::list, admin::revoke,
+        keys::create, keys::list, keys::revoke, tenants::list, tenants::show,
         events::events, content::content, generate::generate,
         links::link, webhooks::redeliver, webhooks::secret, webhooks::rotate,
         models::list, models::show,

@@ -26,7 +26,7 @@ use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
 use rayreel_domain::task::{End, Idempotency, State, Task};
-use rayreel_domain::tenant::Exceeded;
+use rayreel_domain::tenant::{Exceeded, Usage};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::engine::Format;
@@ -118,6 +118,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Queued and running work of every pool that has some, or had.
     async fn backlog(&self) -> Result<Vec<Backlog>, Error>;
+
+    /// What each tenant uses that uses something.
+    async fn usage(&self) -> Result<Vec<TenantUse>, Error>;
 
     /// Writes an API key, new or changed.
     async fn put_key(&self, key: KeyRecord) -> Result<(), Error>;
@@ -447,6 +450,18 @@ pub struct Backlog {
     /// Tasks that wait for their next try.
     pub delayed: u64,
     pub running: u64,
+}
+
+/// What a tenant uses now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantUse {
+    pub tenant: TenantName,
+    pub usage: Usage,
+    pub running: u64,
+    /// Tasks submitted within the last minute, as far as this process has seen it.
+    pub last_minute: u64,
+    /// Bytes of its files, as their limit counts them.
+    pub file_bytes: u64,
 }
 
 /// A worker process that the fleet has started or is about to.

@@ -16,7 +16,7 @@ use rayreel_domain::wire::worker::Progress;
 use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
 
-use super::{Activity, Backlog, Identity, LeaseView, Ready, WorkerView};
+use super::Identity;
 
 /// The store's number of a name.
 pub(super) type NameId = i64;
@@ -32,7 +32,7 @@ pub(super) struct Memory {
     /// The newest task's place in the order of submission; none is given twice.
     last_seq: i64,
     pub(super) tenancy: Arc<Tenancy>,
-    /// What each tenant with a rate has submitted lately.
+    /// What each tenant has submitted lately.
     pub(super) minutes: HashMap<NameId, Minute>,
 }
 
@@ -75,11 +75,11 @@ impl Account {
         Self { virtual_ms: 0, terms, running: 0, queues: BTreeMap::new(), day: 0, day_ms: 0 }
     }
 
-    fn queued_ms(&self) -> u64 {
+    pub(super) fn queued_ms(&self) -> u64 {
         self.queues.values().map(|q| q.ready_ms + q.delayed_ms).sum()
     }
 
-    fn queued(&self) -> u64 {
+    pub(super) fn queued(&self) -> u64 {
         self.queues.values().map(|q| q.ready_count() + q.delayed).sum()
     }
 
@@ -542,72 +542,6 @@ impl Memory {
         }
         worker.seen = now;
         Some(worker)
-    }
-
-    pub(super) fn leases(&self, now: Duration) -> Vec<LeaseView> {
-        let view = |live: &Live| LeaseView {
-            fence: live.fence,
-            worker: live.worker.clone(),
-            beats: live.beats,
-            confirmed: live.confirmed,
-            graces: live.graces,
-            held_ms: live.held_ms(now),
-        };
-        self.live.values().map(view).collect()
-    }
-
-    pub(super) fn worker_views(&self, now: Duration) -> Vec<WorkerView> {
-        let view = |(name, worker): (&WorkerName, &Worker)| WorkerView {
-            by: Identity { worker: name.clone(), incarnation: worker.incarnation },
-            pool: worker.pool.clone(),
-            launch: worker.launch.clone(),
-            silent_ms: millis(now.saturating_sub(worker.seen)),
-            activity: match worker.state {
-                WorkerState::Starting => Activity::Starting,
-                WorkerState::Busy => Activity::Busy,
-                WorkerState::IdleSince(since) => {
-                    Activity::Idle { for_ms: millis(now.saturating_sub(since)) }
-                }
-            },
-            quarantined: worker
-                .quarantine
-                .iter()
-                .map(|q| (q.model.clone(), q.message.clone()))
-                .collect(),
-        };
-        self.workers.iter().map(view).collect()
-    }
-
-    pub(super) fn backlog(&self) -> Vec<Backlog> {
-        self.pools
-            .iter()
-            .filter_map(|(id, pool)| {
-                let accounts = || pool.tenants.values();
-                let queues = || accounts().flat_map(|account| &account.queues);
-                let mut ready: BTreeMap<ModelName, Ready> = BTreeMap::new();
-                for (tenant, account) in &pool.tenants {
-                    let mut vacancies = self.vacancies(*tenant, account).unwrap_or(u64::MAX);
-                    for (model, queue) in &account.queues {
-                        let (tasks, ms) = (queue.ready_count(), queue.ready_ms);
-                        let may_run = tasks.min(vacancies);
-                        if may_run == 0 {
-                            continue;
-                        }
-                        vacancies -= may_run;
-                        let sum = ready.entry(self.names.get(model)?.parse().ok()?).or_default();
-                        sum.tasks += may_run;
-                        // What may not run yet needs no worker.
-                        sum.ms += if may_run < tasks { ms / tasks * may_run } else { ms };
-                    }
-                }
-                Some(Backlog {
-                    pool: self.names.get(id)?.parse().ok()?,
-                    ready,
-                    delayed: queues().map(|(_, queue)| queue.delayed).sum(),
-                    running: accounts().map(|account| account.running).sum(),
-                })
-            })
-            .collect()
     }
 
     /// The store's number of a name that it knows.

@@ -18,6 +18,7 @@ mod schema;
 mod submit;
 #[cfg(test)]
 mod tests;
+mod views;
 mod workers;
 mod writer;
 
@@ -41,8 +42,8 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity,
-    Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted, Taken, View,
-    WorkerView,
+    Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted, Taken,
+    TenantUse, View, WorkerView,
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;
@@ -279,6 +280,18 @@ impl Store for SqliteStore {
 
     async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
         Ok(self.memory().backlog())
+    }
+
+    async fn usage(&self) -> Result<Vec<TenantUse>, Error> {
+        let files = self.readers.with(views::file_bytes)?;
+        let mono_ms = memory::millis(self.ctx.clock.monotonic());
+        let today = self.ctx.clock.wall().0 / ops::DAY_MS;
+        let memory = self.memory();
+        let mut uses = memory.uses(mono_ms, today);
+        for (tenant, bytes) in files {
+            uses.entry(tenant).or_default().file_bytes = bytes;
+        }
+        Ok(memory.named(uses))
     }
 
     async fn put_key(&self, key: KeyRecord) -> Result<(), Error> {

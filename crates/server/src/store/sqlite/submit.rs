@@ -63,11 +63,8 @@ impl Tx<'_> {
             return Err(Error::QueueFull { queued }.into());
         }
         let terms = self.ctx.tenancy.of(tenant);
-        if terms.per_minute.or(terms.queued.and(Some(0))).or(terms.day_ms.and(Some(0))).is_none() {
-            return Ok(());
-        }
         let (mono, wall) = (millis(self.ctx.clock.monotonic()), self.now().0);
-        {
+        if terms.per_minute.is_some() || terms.queued.is_some() || terms.day_ms.is_some() {
             let memory = self.memory();
             let known = memory.tenant_id(tenant);
             let usage = known.map(|tenant| memory.usage(tenant, wall / DAY_MS));
@@ -81,10 +78,8 @@ impl Tx<'_> {
             )
             .map_err(Error::Limit)?;
         }
-        if terms.per_minute.is_some() {
-            let tenant = self.name(tenant.as_str())?;
-            self.memory().minutes.entry(tenant).or_default().add(tasks, mono);
-        }
+        let tenant = self.name(tenant.as_str())?;
+        self.memory().minutes.entry(tenant).or_default().add(tasks, mono);
         Ok(())
     }
 

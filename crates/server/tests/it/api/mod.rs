@@ -1,6 +1,7 @@
 //! The HTTP API over a real socket and a real store: every sentence of its documentation.
 
 mod access;
+mod admin;
 mod bodies;
 mod client;
 mod content;

@@ -16,7 +16,8 @@ use rayreel_domain::wire::worker::{Beaten, Progress};
 use rayreel_server::signing::Secret;
 use rayreel_server::store::{
     Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity, Launch,
-    LeaseView, ListQuery, Page, Registration, Room, Store, Submitted, Taken, View, WorkerView,
+    LeaseView, ListQuery, Page, Registration, Room, Store, Submitted, Taken, TenantUse, View,
+    WorkerView,
 };
 use rayreel_server::{App, Components};
 use serde_json::json;
@@ -98,6 +99,7 @@ faulty! {
     async fn leases(&self) -> Vec<LeaseView>;
     async fn advance(&self) -> Option<Timestamp>;
     async fn backlog(&self) -> Vec<Backlog>;
+    async fn usage(&self) -> Vec<TenantUse>;
     async fn put_key(&self, key: KeyRecord) -> ();
     async fn keys(&self) -> Vec<KeyRecord>;
     async fn hold_input(&self, tenant: &TenantName, input: Input) -> Input;

@@ -252,6 +252,12 @@ pub async fn keeps_files(stores: &impl Stores) {
     assert_eq!(home.put("anna", &input, HOUR).await.err(), Some(full));
     let other = home.hold("bert", 'a').await;
     home.put("bert", &other, HOUR).await.expect("there is room");
+    let bytes = async |home: &Home<_>| -> Vec<(String, u64)> {
+        let uses = home.store.usage().await.expect("answered");
+        uses.into_iter().map(|one| (one.tenant.to_string(), one.file_bytes)).collect()
+    };
+    let used = [("anna".to_owned(), fits * input.bytes), ("bert".to_owned(), other.bytes)];
+    assert_eq!(bytes(&home).await, used);
     home.wait(HOUR).await;
     let input = home.hold("anna", 'a').await;
     home.put("anna", &input, HOUR).await.expect("there is room again");

@@ -401,6 +401,8 @@ impl Run {
         backlog.retain(|b| !b.ready.is_empty() || b.delayed + b.running > 0);
         backlog.sort_by(|a, b| a.pool.cmp(&b.pool));
         prop_assert_eq!(backlog, self.model.backlog());
+        let uses = self.store().usage().await.map_err(failed)?;
+        prop_assert_eq!(uses, self.model.tenant_uses());
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What is taken into the queue, and what is not.
 
+use rayreel_domain::id::TenantName;
 use rayreel_domain::task::{State, Task};
 use rayreel_domain::tenant::{self, Usage};
 use rayreel_server::store::Error;
@@ -28,7 +29,7 @@ impl Model {
             return Err(Error::QueueFull { queued });
         }
         let terms = self.setup.tenancy.of(&first.tenant);
-        let usage = self.usage(first);
+        let usage = self.usage(&first.tenant);
         let (count, work) = (tasks.len() as u64, tasks.iter().map(|t| t.estimate_ms).sum());
         let (mono, wall) = (self.now().as_millis() as u64, self.wall().0);
         let minute = self.minutes.entry(first.tenant.clone()).or_default();
@@ -37,16 +38,14 @@ impl Model {
         Ok(tasks.iter().map(|task| self.insert(task)).collect())
     }
 
-    fn usage(&self, task: &Task) -> Usage {
+    pub(super) fn usage(&self, tenant: &TenantName) -> Usage {
         let today = self.wall().0 / DAY_MS;
         let queued = || {
-            let own = self.tasks.iter().filter(|e| e.task.tenant == task.tenant);
+            let own = self.tasks.iter().filter(|e| e.task.tenant == *tenant);
             own.filter(|e| e.task.state == State::Queued)
         };
-        let used = self
-            .used
-            .iter()
-            .filter(|((_, tenant), (day, _))| *tenant == task.tenant && *day == today);
+        let used =
+            self.used.iter().filter(|((_, other), (day, _))| other == tenant && *day == today);
         Usage {
             queued: queued().count() as u64,
             queued_ms: queued().map(|e| e.task.estimate_ms).sum(),

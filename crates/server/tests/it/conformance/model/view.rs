@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rayreel_domain::id::{PoolName, TaskId, WorkerName};
+use rayreel_domain::id::{PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::{self, Rival};
 use rayreel_domain::task::{Refusal, State, Task};
+use rayreel_domain::tenant::Usage;
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rayreel_server::store::{
-    Activity, Backlog, Error, Identity, LeaseView, ListQuery, Order, WorkerView,
+    Activity, Backlog, Error, Identity, LeaseView, ListQuery, Order, TenantUse, WorkerView,
 };
 
 use super::{Entry, Held, Model, Worker};
@@ -158,6 +159,25 @@ impl Model {
         }
         pools.retain(|_, b| !b.ready.is_empty() || b.delayed + b.running > 0);
         pools.into_values().collect()
+    }
+
+    /// Of those who use something, sorted; no file is ever sent in a sequence.
+    pub(in super::super) fn tenant_uses(&self) -> Vec<TenantUse> {
+        let mut tenants = self.tenants.clone();
+        tenants.sort();
+        let running = |tenant: &TenantName| {
+            let own = self.tasks.iter().filter(|e| e.task.tenant == *tenant);
+            own.filter(|e| e.task.state == State::Running).count() as u64
+        };
+        let now = self.now().as_millis() as u64;
+        let uses = tenants.into_iter().map(|tenant| TenantUse {
+            usage: self.usage(&tenant),
+            running: running(&tenant),
+            last_minute: self.minutes.get(&tenant).map_or(0, |minute| minute.count(now)),
+            file_bytes: 0,
+            tenant,
+        });
+        uses.filter(|u| u.usage != Usage::default() || u.running + u.last_minute > 0).collect()
     }
 
     /// Folders that may go now, sorted.

@@ -1,4 +1,4 @@
-//! The admin API: keys.
+//! Keys: who may call.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use rayreel_domain::key::{MAX_KEY_NAME, Scope};
 use rayreel_domain::wire::admin::{CreateKey, KeyBody, KeyList};
 use rayreel_domain::wire::api::ErrorBody;
 
-use super::error::Error;
-use super::{Api, body, json, query};
+use crate::api::error::Error;
+use crate::api::{Api, body, json, query};
 use crate::keyring::{DEFAULT_TENANT, NewKey};
 
 const MAX_BODY: u64 = 64 * 1024;
@@ -33,7 +33,7 @@ const MAX_DAYS: u32 = 36_500;
         (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
     ))]
-pub(super) async fn create(
+pub(in crate::api) async fn create(
     State(api): State<Arc<Api>>,
     request: Request,
 ) -> Result<Response, Error> {
@@ -93,7 +93,10 @@ pub(super) async fn create(
 #[utoipa::path(get, path = "/v1/admin/keys", tag = "admin", operation_id = "list_keys", responses(
     (status = 200, description = "Every key, revoked ones too.", body = KeyList),
 ))]
-pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Error> {
+pub(in crate::api) async fn list(
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Response, Error> {
     query::none(request.uri())?;
     let keyring = &api.app.keyring;
     let data = keyring.list().iter().map(KeyBody::from).collect();
@@ -108,7 +111,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, request: Request) -> Resul
         (status = 404, description = "`key_not_found`", body = ErrorBody),
         (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
     ))]
-pub(super) async fn revoke(
+pub(in crate::api) async fn revoke(
     State(api): State<Arc<Api>>,
     path: Result<Path<String>, PathRejection>,
     uri: Uri,
