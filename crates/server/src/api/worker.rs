@@ -169,6 +169,7 @@ pub(super) async fn register(
             worker: call.worker.clone(),
             pool: call.pool.clone(),
             launch: call.launch,
+            version: call.version.clone(),
         })
         .await?;
     tracing::info!(worker = %call.worker, pool = %call.pool, version = call.version, "worker registered");

@@ -31,6 +31,8 @@ pub(super) fn snapshot(
     for worker in crew {
         match worker.activity {
             Activity::Busy if hangs(worker.silent_ms) => {}
+            // It takes nothing more, and its place until it has gone.
+            _ if worker.draining => snapshot.busy += 1,
             Activity::Busy => snapshot.busy += 1,
             Activity::Idle { .. } if useless(worker) => snapshot.busy += 1,
             // Who has come by himself stays, however long nothing is to do.
@@ -80,6 +82,9 @@ mod tests {
             launch: Some(name.to_owned()),
             silent_ms: 0,
             activity: Activity::Idle { for_ms: idle_ms },
+            loaded: None,
+            version: String::new(),
+            draining: false,
             quarantined: barred.iter().map(model).collect(),
         }
     }
@@ -109,6 +114,13 @@ mod tests {
     fn who_has_come_by_himself_does_not_grow_old() {
         let crew = [WorkerView { launch: None, ..worker("a", 7, &[]) }];
         assert_eq!(count(&crew, &[]).idle_ms, [0]);
+    }
+
+    #[test]
+    fn who_is_drained_is_no_capacity_and_keeps_its_place() {
+        let crew = [WorkerView { draining: true, ..worker("a", 7, &[]) }];
+        let now = count(&crew, &["sound"]);
+        assert_eq!((now.busy, now.idle_ms.len(), now.queued), (1, 0, 2));
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub struct Targets(RwLock<HashMap<PoolName, Decision>>);
 struct Decision {
     target: Option<u32>,
     blocked: Option<String>,
+    /// Why nothing is started for now.
+    breaker: Option<String>,
+    /// Closed to claims by an operator.
+    drained: bool,
     /// Models that no worker of the pool may have tasks of, and why.
     barred: HashMap<ModelName, String>,
 }
@@ -75,7 +79,25 @@ impl Targets {
     pub fn blocked(&self, pool: &PoolName, model: &ModelName) -> Option<String> {
         let decisions = self.read();
         let decision = decisions.get(pool)?;
-        decision.barred.get(model).or(decision.blocked.as_ref()).cloned()
+        match decision.barred.get(model) {
+            Some(reason) if !decision.drained => Some(reason.clone()),
+            _ => decision.waits(pool),
+        }
+    }
+
+    /// Why tasks of the pool wait, and why it starts no workers for now.
+    pub fn obstacles(&self, pool: &PoolName) -> (Option<String>, Option<String>) {
+        let decisions = self.read();
+        let Some(decision) = decisions.get(pool) else { return (None, None) };
+        // Of several models that are barred one says enough; the workers say the rest.
+        let barred = decision.barred.values().min().cloned();
+        (decision.waits(pool).or(barred), decision.breaker.clone())
+    }
+
+    /// The pool was closed or opened a moment ago; the next look finds that, too.
+    pub fn drained(&self, pool: &PoolName, drained: bool) {
+        let mut decisions = self.0.write().expect("nothing panics while it holds this lock");
+        decisions.entry(pool.clone()).or_default().drained = drained;
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<PoolName, Decision>> {
@@ -85,6 +107,17 @@ impl Targets {
     fn set(&self, pool: &PoolName, decision: Decision) {
         let mut decisions = self.0.write().expect("nothing panics while it holds this lock");
         decisions.insert(pool.clone(), decision);
+    }
+}
+
+impl Decision {
+    fn waits(&self, pool: &PoolName) -> Option<String> {
+        if self.drained {
+            return Some(format!(
+                "pool `{pool}` is drained: its tasks wait until an operator resumes it"
+            ));
+        }
+        self.blocked.clone()
     }
 }
 
@@ -136,6 +169,7 @@ impl Fleet {
             launches.entry(launch.pool.clone()).or_default().push(launch);
         }
         let backlog = store.backlog().await?;
+        let closed = store.drained_pools().await?;
         let app = Arc::clone(&self.app);
         for (pool, config) in &app.settings.pools {
             let start_timeout = config.start_timeout_seconds.duration();
@@ -147,13 +181,22 @@ impl Fleet {
             }
             let crew: Vec<&WorkerView> =
                 workers.iter().filter(|w| w.pool == *pool && w.silent_ms < SILENT_MS).collect();
-            let ready = backlog.iter().find(|b| b.pool == *pool).map(|b| &b.ready);
+            let drained = closed.contains(pool);
+            let mut policy = config.policy();
+            if drained {
+                // Whom it has may stay for a while; nobody comes.
+                policy.min = 0;
+            }
+            // What may not be claimed needs nobody.
+            let work = backlog.iter().find(|b| b.pool == *pool && !drained);
+            let ready = work.map(|work| &work.ready);
             let ready = ready.cloned().unwrap_or_default();
             let mut snapshot = census::snapshot(&crew, &ready, app.settings.terms().lease_ms);
             snapshot.starting =
                 u32::try_from(live.iter().filter(|launch| !launch.claimed).count()).unwrap_or(0);
             let barred = census::barred(&crew);
-            self.reconcile(pool, config.policy(), &snapshot, barred).await?;
+            let decision = Decision { drained, barred, ..Decision::default() };
+            self.reconcile(pool, policy, &snapshot, decision).await?;
             let idle = |w: &&&WorkerView| matches!(w.activity, Activity::Idle { .. });
             let surplus = app.targets.of(pool).is_some_and(|target| snapshot.live() > target);
             if surplus && crew.iter().filter(idle).any(|worker| worker.launch.is_some()) {
@@ -228,21 +271,22 @@ impl Fleet {
         pool: &PoolName,
         policy: Policy,
         snapshot: &Snapshot,
-        barred: HashMap<ModelName, String>,
+        mut decision: Decision,
     ) -> Result<(), store::Error> {
         let plan = scale::plan(policy, snapshot);
         let components = self.app.components.clone();
         let now = components.clock.monotonic();
         let breaker = self.breaker(pool);
-        let mut blocked = (plan.launch > 0).then(|| breaker.blocked(now)).flatten();
-        let allowed = if blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
-        let target = (policy.max > 0).then_some(plan.target);
+        decision.breaker = breaker.blocked(now);
+        decision.blocked = decision.breaker.clone().filter(|_| plan.launch > 0);
+        let allowed = if decision.blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
+        decision.target = (policy.max > 0).then_some(plan.target);
         if policy.max == 0 && snapshot.live() == 0 {
-            blocked = Some(format!(
+            decision.blocked = Some(format!(
                 "pool `{pool}` starts no workers of its own (max = 0), and none has come"
             ));
         }
-        self.app.targets.set(pool, Decision { target, blocked, barred });
+        self.app.targets.set(pool, decision);
         for _ in 0..allowed {
             let launch = Launch {
                 id: format!("{pool:.40}-{:012x}", components.random.number() >> 16),

@@ -16,7 +16,7 @@
 
 pub mod sqlite;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -108,6 +108,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every registered worker.
     async fn workers(&self) -> Result<Vec<WorkerView>, Error>;
+
+    /// Lets a worker go: it finishes what it has, gets nothing more, and its next claim tells it to
+    /// exit. It costs its task nothing, and is kept until then, over restarts and a new registration
+    /// of the name in the same pool. Answers whether there is such a worker.
+    async fn drain_worker(&self, worker: &WorkerName) -> Result<bool, Error>;
+
+    /// Closes a pool to claims, or opens it again. What runs goes on, what is queued stays.
+    async fn drain_pool(&self, pool: &PoolName, drained: bool) -> Result<(), Error>;
+
+    /// The pools that are closed to claims.
+    async fn drained_pools(&self) -> Result<BTreeSet<PoolName>, Error>;
 
     /// Every live lease, for the rescuer.
     async fn leases(&self) -> Result<Vec<LeaseView>, Error>;
@@ -257,7 +268,7 @@ pub enum Claimed {
     Nothing {
         ready: bool,
     },
-    /// The worker has been deregistered and exits.
+    /// The worker is not needed, or was drained: it has been deregistered and exits.
     Drain,
     /// The model is in quarantine on this worker, tasks wait for it, and a test is due.
     Quarantine {
@@ -393,6 +404,8 @@ pub struct Registration {
     pub worker: WorkerName,
     pub pool: PoolName,
     pub launch: Option<String>,
+    /// Of its build.
+    pub version: String,
 }
 
 /// A registered worker.
@@ -404,6 +417,12 @@ pub struct WorkerView {
     /// Milliseconds since its last call, on the server's monotonic clock.
     pub silent_ms: u64,
     pub activity: Activity,
+    /// The model that it has loaded, or loads for its task; none if it has not said since a restart.
+    pub loaded: Option<ModelName>,
+    /// Of its build; empty if an older server has registered it.
+    pub version: String,
+    /// It goes when it has finished what it has.
+    pub draining: bool,
     /// Models that the worker gets no tasks of, and the failure that decided it.
     pub quarantined: Vec<(ModelName, String)>,
 }
@@ -450,6 +469,10 @@ pub struct Backlog {
     /// Tasks that wait for their next try.
     pub delayed: u64,
     pub running: u64,
+    /// All that is queued, also what may not start yet.
+    pub queued: u64,
+    /// Its estimated GPU-milliseconds.
+    pub queued_ms: u64,
 }
 
 /// What a tenant uses now.

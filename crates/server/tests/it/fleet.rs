@@ -89,6 +89,7 @@ impl Pool {
             worker: worker.clone(),
             pool: "local".parse().unwrap(),
             launch: Some(id.to_owned()),
+            version: "1".to_owned(),
         };
         let incarnation = self.store().register(registration).await.unwrap();
         Identity { worker, incarnation }
@@ -265,4 +266,42 @@ async fn launches_survive_a_restart_of_the_server() {
     let mut again = Fleet::new(Arc::clone(&pool.world.app), "http://127.0.0.1:2".to_owned());
     again.look().await.unwrap();
     assert_eq!(pool.provider.launched().len(), 1, "found again, not started again");
+}
+
+#[tokio::test]
+async fn a_drained_worker_is_replaced_when_it_has_gone_and_not_before() {
+    let mut pool = Pool::new(&[]);
+    pool.world.submit("first").await;
+    pool.look().await;
+    let first = pool.provider.launched()[0].clone();
+    let by = pool.register(&first).await;
+    let Claimed::Task(claimed) = pool.claim(&by, 1).await else { panic!("a task") };
+    pool.world.submit("second").await;
+    assert!(pool.store().drain_worker(&by.worker).await.unwrap());
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1, "it has the only place");
+    pool.store().cancel(&"default".parse().unwrap(), claimed.id).await.unwrap();
+    assert!(matches!(pool.claim(&by, 2).await, Claimed::Drain));
+    pool.provider.kill(&first, true);
+    pool.look().await;
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 2, "there is work");
+}
+
+#[tokio::test]
+async fn a_drained_pool_starts_nobody_and_its_tasks_say_why_over_a_restart() {
+    let mut pool = Pool::new(&[("RAYREEL_POOLS__LOCAL__MIN", "1")]);
+    let local: rayreel_domain::PoolName = "local".parse().unwrap();
+    pool.store().drain_pool(&local, true).await.unwrap();
+    pool.world.submit("first").await;
+    pool.look().await;
+    assert!(pool.provider.launched().is_empty());
+    let mut again = Fleet::new(Arc::clone(&pool.world.app), "http://127.0.0.1:2".to_owned());
+    again.look().await.unwrap();
+    let reason = pool.world.app.targets.blocked(&local, &testcard()).expect("says why");
+    assert!(reason.contains("pool `local` is drained"), "{reason}");
+    pool.store().drain_pool(&local, false).await.unwrap();
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1);
+    assert_eq!(pool.world.app.targets.blocked(&local, &testcard()), None);
 }

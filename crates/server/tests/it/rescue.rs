@@ -26,8 +26,12 @@ async fn claimed() -> Run {
     let store = &world.app.components.store;
     world.submit("a task").await;
     let worker: rayreel_domain::WorkerName = "w".parse().unwrap();
-    let registration =
-        Registration { worker: worker.clone(), pool: "local".parse().unwrap(), launch: None };
+    let registration = Registration {
+        worker: worker.clone(),
+        pool: "local".parse().unwrap(),
+        launch: None,
+        version: String::new(),
+    };
     let by = Identity { worker, incarnation: store.register(registration).await.unwrap() };
     let claim = Claim {
         by: by.clone(),

@@ -40,18 +40,30 @@ impl Tx<'_> {
             // The answer never arrived, or the worker has lost its memory.
             self.end(fence, End::Vanish, false)?;
         }
-        let idle = match self.memory().workers.get_mut(&claim.by.worker) {
-            Some(worker) if !matches!(worker.state, WorkerState::IdleSince(_)) => {
-                worker.state = WorkerState::IdleSince(now);
-                true
+        let (idle, draining) = match self.memory().workers.get_mut(&claim.by.worker) {
+            Some(worker) => {
+                worker.loaded.clone_from(&claim.loaded);
+                let idle = !matches!(worker.state, WorkerState::IdleSince(_));
+                if idle {
+                    worker.state = WorkerState::IdleSince(now);
+                }
+                (idle, worker.draining)
             }
-            _ => false,
+            None => (false, false),
         };
         self.wakes.backlog |= idle;
+        if draining {
+            self.deregister(&claim.by)?;
+            return Ok(Claimed::Drain);
+        }
         if let Some(test) = &claim.self_test {
             self.self_test(&claim.by, test)?;
         }
-        let pool_id = self.memory().id_of(pool.as_str());
+        let pool_id = {
+            let memory = self.memory();
+            // Of what is closed nobody has anything.
+            memory.id_of(pool.as_str()).filter(|_| !memory.drained.contains(&pool))
+        };
         let barred = self.barred(&claim.by.worker);
         let mut ready = Vec::new();
         if let Some(pool_id) = pool_id {
@@ -106,7 +118,7 @@ impl Tx<'_> {
             (loaded, if Some(streak.0) == loaded { streak.1 } else { 0 })
         };
         // A task that failed here goes elsewhere, as long as there is an elsewhere.
-        let alone = !self.counted_on(&self.memory(), pool).any(|(other, _)| other != name);
+        let alone = !self.others(&self.memory(), pool, name).any(|_| true);
         let avoiding = if alone { Vec::new() } else { self.avoiding(pool_id, name)? };
         let tenants = self.tenants(pool_id, loaded, &avoiding, barred);
         let mut heads = Vec::new();
@@ -136,7 +148,20 @@ impl Tx<'_> {
         let memory = self.memory();
         let Some(model) = memory.names.get(&model) else { return false };
         let takes = |worker: &Worker| worker.quarantine.iter().all(|q| q.model.as_str() != model);
-        self.counted_on(&memory, pool).any(|(other, worker)| other != name && takes(worker))
+        self.others(&memory, pool, name).any(takes)
+    }
+
+    /// Workers of the pool that may take what this one leaves to others.
+    fn others<'m>(
+        &self,
+        memory: &'m Memory,
+        pool: &PoolName,
+        name: &WorkerName,
+    ) -> impl Iterator<Item = &'m Worker> {
+        let counted = self.counted_on(memory, pool);
+        counted
+            .filter(move |(other, worker)| *other != name && !worker.draining)
+            .map(|(_, worker)| worker)
     }
 
     /// Workers of the pool that have called not long ago.
@@ -270,6 +295,7 @@ impl Tx<'_> {
         self.store_change(&mut task, &place, effect, None)?;
         if let Some(worker) = self.memory().workers.get_mut(&claim.by.worker) {
             worker.state = WorkerState::Busy;
+            worker.loaded = Some(task.model.clone());
             let (model, times) = worker.streak;
             worker.streak = (place.model, if model == place.model { times + 1 } else { 1 });
         }

@@ -2,7 +2,7 @@
 //! workers. All of it is rebuilt from the database at start, and after a batch that failed; what
 //! cannot be (beats, idle times) is allowed to start anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub(super) struct Memory {
     pub(super) pools: HashMap<NameId, Pool>,
     pub(super) live: HashMap<TaskId, Live>,
     pub(super) workers: HashMap<WorkerName, Worker>,
+    /// Closed to claims.
+    pub(super) drained: BTreeSet<PoolName>,
     pub(super) queued: u64,
     /// The newest task's place in the order of submission; none is given twice.
     last_seq: i64,
@@ -180,6 +182,10 @@ pub(super) struct Worker {
     pub(super) incarnation: u64,
     pub(super) pool: PoolName,
     pub(super) launch: Option<String>,
+    pub(super) version: String,
+    pub(super) draining: bool,
+    /// The model that it has loaded, or loads for its task.
+    pub(super) loaded: Option<ModelName>,
     pub(super) quarantine: Vec<Quarantine>,
     /// For each model, attempts that failed in a row through the engine, of different tasks.
     pub(super) failures: HashMap<ModelName, Vec<Fence>>,
@@ -233,12 +239,16 @@ impl Worker {
         incarnation: u64,
         pool: PoolName,
         launch: Option<String>,
+        version: String,
         now: Duration,
     ) -> Self {
         Self {
             incarnation,
             pool,
             launch,
+            version,
+            draining: false,
+            loaded: None,
             quarantine: Vec::new(),
             failures: HashMap::new(),
             seen: now,
@@ -328,7 +338,7 @@ impl Memory {
                 && known.incarnation == worker.incarnation
             {
                 let quarantine = std::mem::take(&mut worker.quarantine);
-                *worker = Worker { quarantine, ..known };
+                *worker = Worker { quarantine, draining: worker.draining, ..known };
             }
         }
         for (id, live) in &mut self.live {
@@ -345,13 +355,21 @@ impl Memory {
     }
 
     fn load_workers(&mut self, db: &Connection, now: Duration) -> rusqlite::Result<()> {
-        let mut workers =
-            db.prepare("SELECT name, incarnation, pool, launch, quarantine FROM workers")?;
+        let mut drained = db.prepare("SELECT name FROM drained_pools")?;
+        let mut rows = drained.query([])?;
+        while let Some(row) = rows.next()? {
+            self.drained.extend(row.get::<_, String>(0)?.parse::<PoolName>().ok());
+        }
+        let mut workers = db.prepare(
+            "SELECT name, incarnation, pool, launch, quarantine, version, draining FROM workers",
+        )?;
         let mut rows = workers.query([])?;
         while let Some(row) = rows.next()? {
             let (name, pool): (String, String) = (row.get(0)?, row.get(2)?);
             let (Ok(name), Ok(pool)) = (name.parse::<WorkerName>(), pool.parse()) else { continue };
-            let mut worker = Worker::new(unsigned(row.get(1)?), pool, row.get(3)?, now);
+            let mut worker =
+                Worker::new(unsigned(row.get(1)?), pool, row.get(3)?, row.get(5)?, now);
+            worker.draining = row.get(6)?;
             let quarantine: Option<String> = row.get(4)?;
             worker.quarantine =
                 quarantine.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
@@ -378,6 +396,7 @@ impl Memory {
             let Some(live) = Live::new(&task, row.get(2)?, now, held) else { continue };
             if let Some(worker) = self.workers.get_mut(&live.worker) {
                 worker.state = WorkerState::Busy;
+                worker.loaded = Some(task.model.clone());
                 if worker.incarnation == live.incarnation {
                     // An older claim that was held up on its way must not end this one.
                     worker.last_seq = live.seq;

@@ -22,12 +22,13 @@ mod views;
 mod workers;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rayreel_domain::file::FileRecord;
-use rayreel_domain::id::{FileId, TaskId, TenantName};
+use rayreel_domain::id::{FileId, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
@@ -268,6 +269,20 @@ impl Store for SqliteStore {
 
     async fn workers(&self) -> Result<Vec<WorkerView>, Error> {
         Ok(self.memory().worker_views(self.ctx.clock.monotonic()))
+    }
+
+    async fn drain_worker(&self, worker: &WorkerName) -> Result<bool, Error> {
+        let worker = worker.clone();
+        self.writer.call(move |tx| tx.drain_worker(&worker)).await
+    }
+
+    async fn drain_pool(&self, pool: &PoolName, drained: bool) -> Result<(), Error> {
+        let pool = pool.clone();
+        self.writer.call(move |tx| tx.drain_pool(&pool, drained)).await
+    }
+
+    async fn drained_pools(&self) -> Result<BTreeSet<PoolName>, Error> {
+        Ok(self.memory().drained.clone())
     }
 
     async fn leases(&self) -> Result<Vec<LeaseView>, Error> {

@@ -130,6 +130,12 @@ CREATE TABLE places (
 CREATE UNIQUE INDEX places_id ON places (id);
 CREATE INDEX places_until ON places (until);
 ",
+    "
+ALTER TABLE workers ADD COLUMN version TEXT NOT NULL DEFAULT '';
+ALTER TABLE workers ADD COLUMN draining INTEGER NOT NULL DEFAULT 0;
+-- Pools that are closed to claims.
+CREATE TABLE drained_pools (name TEXT PRIMARY KEY) WITHOUT ROWID;
+",
 ];
 
 /// The version this build writes.

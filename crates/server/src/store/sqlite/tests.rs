@@ -95,7 +95,8 @@ impl Watched {
     async fn register(&self, name: &str) -> Identity {
         let worker: rayreel_domain::WorkerName = name.parse().expect("a name");
         let pool = "local".parse().expect("a name");
-        let registration = Registration { worker: worker.clone(), pool, launch: None };
+        let registration =
+            Registration { worker: worker.clone(), pool, launch: None, version: String::new() };
         let incarnation = self.store.register(registration).await.expect("registered");
         Identity { worker, incarnation }
     }

@@ -8,7 +8,7 @@ use rayreel_domain::id::{ModelName, TenantName, WorkerName};
 use rayreel_domain::tenant::Usage;
 use rusqlite::Connection;
 
-use super::memory::{Live, Memory, NameId, Worker, WorkerState, millis, unsigned};
+use super::memory::{Account, Live, Memory, NameId, Worker, WorkerState, millis, unsigned};
 use super::{Activity, Backlog, Identity, LeaseView, Ready, TenantUse, WorkerView};
 
 impl Memory {
@@ -37,6 +37,9 @@ impl Memory {
                     Activity::Idle { for_ms: millis(now.saturating_sub(since)) }
                 }
             },
+            loaded: worker.loaded.clone(),
+            version: worker.version.clone(),
+            draining: worker.draining,
             quarantined: worker
                 .quarantine
                 .iter()
@@ -73,6 +76,8 @@ impl Memory {
                     ready,
                     delayed: queues().map(|(_, queue)| queue.delayed).sum(),
                     running: accounts().map(|account| account.running).sum(),
+                    queued: accounts().map(Account::queued).sum(),
+                    queued_ms: accounts().map(Account::queued_ms).sum(),
                 })
             })
             .collect()

@@ -1,7 +1,7 @@
 //! Workers: who is there, and of which models one may not have tasks for now.
 
 use rayreel_domain::ModelName;
-use rayreel_domain::id::WorkerName;
+use rayreel_domain::id::{PoolName, WorkerName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::End;
 use rayreel_domain::wire::worker::SelfTest;
@@ -19,20 +19,23 @@ impl Tx<'_> {
     pub(super) fn register(&mut self, worker: &Registration) -> Done<u64> {
         let incarnation = self.ctx.random.number() >> 12;
         let now = self.ctx.clock.monotonic();
-        let mut record = Worker::new(incarnation, worker.pool.clone(), worker.launch.clone(), now);
+        let (pool, launch) = (worker.pool.clone(), worker.launch.clone());
+        let mut record = Worker::new(incarnation, pool, launch, worker.version.clone(), now);
         {
             let memory = self.memory();
             if memory.lease_of(&worker.worker).is_some() {
                 record.state = WorkerState::Busy;
             }
-            // To come back is not to be healthy again.
+            // To come back is neither to be healthy again nor to be wanted again.
             let known = memory.workers.get(&worker.worker).filter(|w| w.pool == worker.pool);
             record.quarantine = known.map(|w| w.quarantine.clone()).unwrap_or_default();
+            record.draining = known.is_some_and(|w| w.draining);
         }
         self.db
             .prepare_cached(
-                "INSERT OR REPLACE INTO workers (name, incarnation, pool, launch, quarantine)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT OR REPLACE INTO workers
+                 (name, incarnation, pool, launch, quarantine, version, draining)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 worker.worker.as_str(),
@@ -40,6 +43,8 @@ impl Tx<'_> {
                 worker.pool.as_str(),
                 worker.launch,
                 Quarantine::text(&record.quarantine),
+                record.version,
+                record.draining,
             ])?;
         self.memory().workers.insert(worker.worker.clone(), record);
         self.wakes.workers.push(worker.worker.clone());
@@ -69,6 +74,39 @@ impl Tx<'_> {
             // What avoided this worker may now be free for another.
             self.wakes.pools.push(pool);
         }
+        Ok(())
+    }
+
+    pub(super) fn drain_worker(&mut self, name: &WorkerName) -> Done<bool> {
+        let pool = match self.memory().workers.get_mut(name) {
+            None => return Ok(false),
+            Some(worker) => {
+                worker.draining = true;
+                worker.pool.clone()
+            }
+        };
+        self.db
+            .prepare_cached("UPDATE workers SET draining = 1 WHERE name = ?1")?
+            .execute([name.as_str()])?;
+        // Its claim, if one is parked, is answered; and what avoids it has no elsewhere any more.
+        self.wakes.crowds.push(pool);
+        self.wakes.backlog = true;
+        Ok(true)
+    }
+
+    pub(super) fn drain_pool(&mut self, pool: &PoolName, drained: bool) -> Done<()> {
+        let sql = match drained {
+            true => "INSERT OR IGNORE INTO drained_pools (name) VALUES (?1)",
+            false => "DELETE FROM drained_pools WHERE name = ?1",
+        };
+        self.db.prepare_cached(sql)?.execute([pool.as_str()])?;
+        if drained {
+            self.memory().drained.insert(pool.clone());
+        } else {
+            self.memory().drained.remove(pool);
+            self.wakes.crowds.push(pool.clone());
+        }
+        self.wakes.backlog = true;
         Ok(())
     }
 

@@ -84,6 +84,8 @@ pub(super) struct Wakes {
     pub(super) webhooks: bool,
     pub(super) backlog: bool,
     pub(super) pools: Vec<rayreel_domain::PoolName>,
+    /// Pools of which every parked claim is woken.
+    pub(super) crowds: Vec<rayreel_domain::PoolName>,
     pub(super) workers: Vec<rayreel_domain::WorkerName>,
     /// Workers that are forgotten.
     pub(super) gone: Vec<rayreel_domain::WorkerName>,
@@ -102,6 +104,7 @@ impl Wakes {
             }
         }
         self.pools.iter().for_each(|pool| feed.wake_one(pool));
+        self.crowds.iter().for_each(|pool| feed.wake_all(pool));
         self.workers.iter().for_each(|worker| feed.control(worker).notify_waiters());
         self.gone.iter().for_each(|worker| feed.forget(worker));
     }

@@ -1,10 +1,11 @@
 //! A store that does not answer: what callers are told, and that nothing is lost or left.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rayreel_domain::file::FileRecord;
-use rayreel_domain::id::{FileId, TaskId, TenantName};
+use rayreel_domain::id::{FileId, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
@@ -96,6 +97,9 @@ faulty! {
     async fn register(&self, worker: Registration) -> u64;
     async fn deregister(&self, by: &Identity) -> ();
     async fn workers(&self) -> Vec<WorkerView>;
+    async fn drain_worker(&self, worker: &WorkerName) -> bool;
+    async fn drain_pool(&self, pool: &PoolName, drained: bool) -> ();
+    async fn drained_pools(&self) -> BTreeSet<PoolName>;
     async fn leases(&self) -> Vec<LeaseView>;
     async fn advance(&self) -> Option<Timestamp>;
     async fn backlog(&self) -> Vec<Backlog>;

@@ -95,7 +95,8 @@ async fn every_end_is_announced_once(stores: &impl Stores) {
     setup.clock.advance(Duration::from_secs(2));
     store.advance().await.expect("advanced");
     let (worker, pool) = (super::worker("w"), super::pool("local"));
-    let registration = Registration { worker: worker.clone(), pool, launch: None };
+    let registration =
+        Registration { worker: worker.clone(), pool, launch: None, version: String::new() };
     let incarnation = store.register(registration).await.expect("registered");
     let by = Identity { worker, incarnation };
     let claim = Claim {

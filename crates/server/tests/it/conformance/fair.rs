@@ -39,8 +39,12 @@ struct Shop {
 impl Shop {
     async fn open<S: Stores>(stores: &S, home: &S::Home, setup: &Setup) -> Self {
         let store = stores.open(home, setup).await;
-        let registration =
-            Registration { worker: super::worker("w1"), pool: super::pool("local"), launch: None };
+        let registration = Registration {
+            worker: super::worker("w1"),
+            pool: super::pool("local"),
+            launch: None,
+            version: String::new(),
+        };
         let incarnation = store.register(registration).await.expect("registered");
         let by = Identity { worker: super::worker("w1"), incarnation };
         let setup = setup.clone();

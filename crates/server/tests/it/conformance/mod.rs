@@ -6,6 +6,7 @@
 //! others; a failure prints the shortest sequence that still fails.
 
 mod deliveries;
+mod drain;
 mod fair;
 mod inputs;
 mod keys;
@@ -31,6 +32,7 @@ use rayreel_server::clock::{ManualClock, Random};
 use rayreel_server::store::Store;
 
 pub use deliveries::keeps_an_outbox;
+pub use drain::drains;
 pub use fair::shares_fairly;
 pub use inputs::{keeps_both_frames, keeps_contents, keeps_files};
 pub use keys::keeps_keys;

@@ -33,6 +33,13 @@ pub(super) enum Op {
     Deregister {
         by: By,
     },
+    DrainWorker {
+        worker: usize,
+    },
+    DrainPool {
+        pool: usize,
+        drained: bool,
+    },
     Claim(Claim),
     /// A claim, and what the worker then does with what it gets.
     Work {
@@ -408,6 +415,9 @@ fn register(mood: Mood) -> impl Strategy<Value = Op> {
         5 => (by(mood), pool, any::<bool>())
             .prop_map(|(by, pool, launch)| Op::Register { worker: by.worker, pool, launch }),
         1 => by(mood).prop_map(|by| Op::Deregister { by }),
+        1 => by(mood).prop_map(|by| Op::DrainWorker { worker: by.worker }),
+        1 => (0..POOLS.len(), prop::bool::weighted(0.3))
+            .prop_map(|(pool, drained)| Op::DrainPool { pool, drained }),
     ]
 }
 

@@ -41,7 +41,8 @@ impl Shop {
         let worker = super::worker(name);
         let pool = super::pool("local");
         let launch = Some(name.to_owned());
-        let registration = Registration { worker: worker.clone(), pool, launch };
+        let registration =
+            Registration { worker: worker.clone(), pool, launch, version: String::new() };
         Identity { worker, incarnation: self.store.register(registration).await.expect("known") }
     }
 

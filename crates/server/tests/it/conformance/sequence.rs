@@ -104,6 +104,7 @@ impl Run {
                     worker: worker(index),
                     pool: super::pool(op::POOLS[pool]),
                     launch: launch.then(|| "launch".to_owned()),
+                    version: "1.2.3".to_owned(),
                 };
                 let incarnation = self.store().register(registration.clone()).await;
                 let incarnation = incarnation.map_err(failed)?;
@@ -118,6 +119,15 @@ impl Run {
                 let by = self.identity(by);
                 self.store().deregister(&by).await.map_err(failed)?;
                 self.model.deregister(&by);
+            }
+            Op::DrainWorker { worker: index } => {
+                let told = self.store().drain_worker(&worker(index)).await;
+                prop_assert_eq!(told, Ok(self.model.drain_worker(&worker(index))));
+            }
+            Op::DrainPool { pool, drained } => {
+                let pool = super::pool(op::POOLS[pool]);
+                self.store().drain_pool(&pool, drained).await.map_err(failed)?;
+                self.model.drain_pool(&pool, drained);
             }
             Op::Claim(claim) => {
                 self.claim(claim).await?;
@@ -398,9 +408,10 @@ impl Run {
         workers.sort_by(|a, b| a.by.worker.cmp(&b.by.worker));
         prop_assert_eq!(workers, self.model.worker_views());
         let mut backlog = self.store().backlog().await.map_err(failed)?;
-        backlog.retain(|b| !b.ready.is_empty() || b.delayed + b.running > 0);
+        backlog.retain(|b| b.queued + b.running > 0);
         backlog.sort_by(|a, b| a.pool.cmp(&b.pool));
         prop_assert_eq!(backlog, self.model.backlog());
+        prop_assert_eq!(self.store().drained_pools().await, Ok(self.model.drained.clone()));
         let uses = self.store().usage().await.map_err(failed)?;
         prop_assert_eq!(uses, self.model.tenant_uses());
         Ok(())

@@ -84,7 +84,7 @@ fn an_empty_file_becomes_a_database() {
     let db = Connection::open(database(home.path())).expect("it opens");
     let version: u32 =
         db.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a version");
-    assert_eq!(version, 7);
+    assert_eq!(version, 8);
 }
 
 #[test]
@@ -96,11 +96,13 @@ fn a_database_of_an_older_version_is_brought_up_to_date() {
         let still = conformance::task(&setup, |record| record.request.format = Format::Png);
         store.submit(still).await.expect("accepted");
     });
-    // What versions 2 to 6 have added, taken away again.
+    // What versions 2 to 8 have added, taken away again.
     let older = Connection::open(database(home.path())).expect("it opens");
     older
         .execute_batch(
-            "DROP TABLE places; DROP INDEX tasks_last_input; ALTER TABLE tasks DROP COLUMN last_input;
+            "DROP TABLE drained_pools; ALTER TABLE workers DROP COLUMN version;
+             ALTER TABLE workers DROP COLUMN draining;
+             DROP TABLE places; DROP INDEX tasks_last_input; ALTER TABLE tasks DROP COLUMN last_input;
              DROP TABLE deliveries; DROP TABLE secrets;
              DROP TABLE files; DROP TABLE inputs; DROP INDEX tasks_input;
              ALTER TABLE tasks DROP COLUMN input;
@@ -146,7 +148,7 @@ fn a_database_of_a_newer_version_is_left_alone() {
     let before = contents(left.path());
     assert_eq!(before.len(), 2, "a database and its log");
     let refused = try_open(left.path(), &setup).map(|_| ());
-    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 7 }));
+    assert_eq!(refused, Err(Error::TooNew { found: 99, known: 8 }));
     assert_eq!(contents(left.path()), before);
 }
 
@@ -245,6 +247,7 @@ async fn use_it(store: &dyn Store, setup: &Setup) -> usize {
         worker: conformance::worker("w2"),
         pool: conformance::pool("local"),
         launch: None,
+        version: String::new(),
     };
     match store.register(by).await {
         Ok(incarnation) => {

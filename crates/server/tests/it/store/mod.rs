@@ -79,6 +79,11 @@ fn sqlite_quarantines() {
     conformance::runtime().block_on(conformance::quarantines(&Sqlite));
 }
 
+#[test]
+fn sqlite_drains() {
+    conformance::runtime().block_on(conformance::drains(&Sqlite));
+}
+
 /// A folder in memory, where there is such a place: few tests are about the disk itself.
 fn folder() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");
@@ -126,7 +131,8 @@ async fn has(store: &dyn Store, id: TaskId) -> bool {
 async fn register(store: &dyn Store, name: &str) -> Identity {
     let worker: WorkerName = conformance::worker(name);
     let pool = conformance::pool("local");
-    let registration = Registration { worker: worker.clone(), pool, launch: None };
+    let registration =
+        Registration { worker: worker.clone(), pool, launch: None, version: String::new() };
     Identity { worker, incarnation: store.register(registration).await.expect("registered") }
 }
 

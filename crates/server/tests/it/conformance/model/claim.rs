@@ -39,6 +39,11 @@ impl Model {
         let worker = self.caller(&claim.by)?;
         worker.started = true;
         worker.idle_since.get_or_insert(now);
+        worker.loaded.clone_from(&claim.loaded);
+        if worker.draining {
+            self.deregister(&claim.by);
+            return Ok(Told::Drain);
+        }
         let pool = worker.pool.clone();
         if let Some(SelfTest { model, failure }) = &claim.self_test {
             if failure.is_none() {
@@ -51,12 +56,14 @@ impl Model {
                 barred.due = now + Duration::from_millis(pause);
             }
         }
-        if let Some(id) = self.choose(claim, &pool) {
+        let open = !self.drained.contains(&pool);
+        if open && let Some(id) = self.choose(claim, &pool) {
             return Ok(Told::Task(Box::new(self.assign(claim, id, nonce))));
         }
         let ready: Vec<&ModelName> = self
             .tasks
             .iter()
+            .filter(|_| open)
             .filter(|e| e.ready && e.task.pool == pool && self.vacant(&e.task.tenant))
             .map(|e| &e.task.model)
             .collect();
@@ -85,7 +92,9 @@ impl Model {
         let counted = self.counted(pool);
         // A task that this worker has just failed is for others, if there are any.
         let allowed = |task: &Task| {
-            let others = counted.iter().any(|(other, w)| *other != name && !w.bars(&task.model));
+            let others = counted
+                .iter()
+                .any(|(other, w)| *other != name && !w.draining && !w.bars(&task.model));
             let last = task.attempts.last().filter(|a| a.outcome == Some(Outcome::Failed));
             let refused = others && last.is_some_and(|a| a.worker == *name);
             !refused && !self.workers[name].bars(&task.model) && self.vacant(&task.tenant)
@@ -148,6 +157,8 @@ impl Model {
         let effect = effect.expect("queued");
         self.apply(index, effect);
         let task = self.tasks[index].task.clone();
+        let worker = self.workers.get_mut(&claim.by.worker).expect("it claims");
+        worker.loaded = Some(task.model.clone());
         let fence = task.fence().expect("running");
         self.leases.insert(
             id,

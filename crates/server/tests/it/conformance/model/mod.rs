@@ -8,7 +8,7 @@ mod claim;
 mod submit;
 mod view;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use rayreel_domain::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
@@ -43,6 +43,7 @@ pub(super) struct Model {
     /// What each tenant has submitted lately.
     minutes: BTreeMap<TenantName, Minute>,
     pub(super) workers: BTreeMap<WorkerName, Worker>,
+    pub(super) drained: BTreeSet<PoolName>,
     pub(super) leases: BTreeMap<TaskId, Held>,
     garbage: Vec<(String, Timestamp)>,
     pub(super) launches: BTreeMap<String, Launch>,
@@ -64,6 +65,9 @@ pub(super) struct Worker {
     pub(super) incarnation: u64,
     pool: PoolName,
     launch: Option<String>,
+    version: String,
+    draining: bool,
+    loaded: Option<ModelName>,
     last_seq: u64,
     idle_since: Option<Duration>,
     started: bool,
@@ -134,6 +138,7 @@ impl Model {
             used: BTreeMap::new(),
             minutes: BTreeMap::new(),
             workers: BTreeMap::new(),
+            drained: BTreeSet::new(),
             leases: BTreeMap::new(),
             garbage: Vec::new(),
             launches: BTreeMap::new(),
@@ -194,23 +199,21 @@ impl Model {
     }
 
     pub(super) fn register(&mut self, worker: &Registration, incarnation: u64) {
-        let kept = self
-            .workers
-            .get(&worker.worker)
-            .filter(|old| old.pool == worker.pool)
-            .map(|old| old.quarantine.clone())
-            .unwrap_or_default();
+        let kept = self.workers.get(&worker.worker).filter(|old| old.pool == worker.pool);
         let record = Worker {
             incarnation,
             pool: worker.pool.clone(),
             launch: worker.launch.clone(),
+            version: worker.version.clone(),
+            draining: kept.is_some_and(|old| old.draining),
+            loaded: None,
             last_seq: 0,
             idle_since: None,
             started: self.lease_of(&worker.worker).is_some(),
             seen: self.now(),
             streak: None,
             failures: BTreeMap::new(),
-            quarantine: kept,
+            quarantine: kept.map(|old| old.quarantine.clone()).unwrap_or_default(),
         };
         self.workers.insert(worker.worker.clone(), record);
     }
@@ -223,6 +226,18 @@ impl Model {
             self.finish(fence, End::Vanish, 0).expect("a live lease");
         }
         self.workers.remove(&by.worker);
+    }
+
+    pub(super) fn drain_worker(&mut self, name: &WorkerName) -> bool {
+        let worker = self.workers.get_mut(name);
+        worker.map(|worker| worker.draining = true).is_some()
+    }
+
+    pub(super) fn drain_pool(&mut self, pool: &PoolName, drained: bool) {
+        match drained {
+            true => self.drained.insert(pool.clone()),
+            false => self.drained.remove(pool),
+        };
     }
 
     /// Workers of the pool that are alive.
@@ -442,10 +457,10 @@ impl Model {
         }
         for (name, worker) in &mut self.workers {
             let held = self.leases.values().find(|held| held.worker == *name);
-            let lease = held.and_then(|held| {
-                let entry = self.tasks.iter().find(|e| e.task.id == held.fence.task)?;
-                entry.task.lease.as_ref()
-            });
+            let entry = held
+                .and_then(|held| self.tasks.iter().find(|entry| entry.task.id == held.fence.task));
+            let lease = entry.and_then(|entry| entry.task.lease.as_ref());
+            worker.loaded = entry.map(|entry| entry.task.model.clone());
             worker.started = lease.is_some();
             worker.idle_since = None;
             worker.seen = now;

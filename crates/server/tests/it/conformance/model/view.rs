@@ -110,6 +110,9 @@ impl Model {
                 None if worker.started => Activity::Busy,
                 None => Activity::Starting,
             },
+            loaded: worker.loaded.clone(),
+            version: worker.version.clone(),
+            draining: worker.draining,
             quarantined: worker
                 .quarantine
                 .iter()
@@ -128,10 +131,16 @@ impl Model {
                 ready: BTreeMap::new(),
                 delayed: 0,
                 running: 0,
+                queued: 0,
+                queued_ms: 0,
             });
             if entry.task.state == State::Running {
                 backlog.running += 1;
-            } else if !entry.ready {
+                continue;
+            }
+            backlog.queued += 1;
+            backlog.queued_ms += entry.task.estimate_ms;
+            if !entry.ready {
                 backlog.delayed += 1;
             }
         }
@@ -157,7 +166,6 @@ impl Model {
                 }
             }
         }
-        pools.retain(|_, b| !b.ready.is_empty() || b.delayed + b.running > 0);
         pools.into_values().collect()
     }
 
