@@ -44,6 +44,9 @@ defaults = { size = "64x64", frames = 5, steps = 1 }
 # Its tasks wait for ever.
 [pools.nobody]
 max = 0
+# What is drained is not what does the tasks.
+[pools.h200]
+max = 0
 [models.waits]
 engine = "testcard"
 pool = "nobody"
@@ -125,6 +128,12 @@ def waiting(server):
     return [submit() for _ in range(40)]
 
 
+def register(server):
+    """The worker and the pool of the document's examples; it takes no task."""
+    worker = {"worker": "gpu-1", "pool": "h200", "version": "1"}
+    server.call("POST", "/v1/worker/register", worker)
+
+
 def main():
     binary, schemathesis = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
     which = ["--seed", sys.argv[3]] if len(sys.argv) > 3 else ["--generation-deterministic"]
@@ -140,6 +149,7 @@ def main():
                 sys.exit("\n".join(wrong))
         with Server(binary, data, CONFIG) as server:
             ids["waiting"] = waiting(server)
+            register(server)
             report, answered = f"{folder}/report.json", f"{folder}/answered"
             ran = subprocess.run(
                 [schemathesis, "--config-file", f"{here}/schemathesis.toml", "run",

@@ -131,7 +131,16 @@ codes! {
         "`rayreel keys list` shows the ids.";
     TenantNotFound "tenant_not_found" Request 404 4 false
         "No tenant of this name is configured, has a key, or uses anything."
-        "`rayreel tenants` shows the names.";
+        "`rayreel tenants list` shows the names.";
+    WorkerNotFound "worker_not_found" Request 404 4 false
+        "There is no worker of this name, or it has gone."
+        "`rayreel workers list` shows the names.";
+    PoolNotFound "pool_not_found" Request 404 4 false
+        "No pool of this name is configured."
+        "`rayreel pools list` shows the names.";
+    WorkerStarting "worker_starting" Conflict 409 6 true
+        "The worker's process has been started, but it has not registered yet."
+        "Try again in a moment.";
     StaleLease "stale_lease" Conflict 409 6 false
         "The attempt that reports no longer holds the task: it was cancelled, lost its lease, or another attempt has it."
         "A worker drops the task and claims the next one.";

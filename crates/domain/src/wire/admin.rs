@@ -11,6 +11,10 @@ use crate::key::{KeyRecord, Scope};
 pub const KEYS_PATH: &str = "/v1/admin/keys";
 /// Where tenants are seen.
 pub const TENANTS_PATH: &str = "/v1/admin/tenants";
+/// Where workers are seen and drained.
+pub const WORKERS_PATH: &str = "/v1/admin/workers";
+/// Where pools are seen, drained and resumed.
+pub const POOLS_PATH: &str = "/v1/admin/pools";
 
 /// Body of `POST /v1/admin/keys`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -150,4 +154,167 @@ pub struct TenantUsage {
 pub struct TenantList {
     /// By their names.
     pub data: Vec<TenantBody>,
+}
+
+/// What a worker is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum WorkerState {
+    /// It has not asked for work yet.
+    Starting,
+    Idle,
+    /// It has a task, or has not asked for the next one yet.
+    Busy,
+    /// It finishes what it has, gets nothing more, and goes.
+    Draining,
+    /// Idle, and may not have tasks of some model until a self-test has passed.
+    Quarantined,
+    /// Not heard of for so long that nobody counts on it.
+    Silent,
+}
+
+impl WorkerState {
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Quarantined => "quarantined",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkerBody {
+    pub name: String,
+    pub pool: String,
+    pub state: WorkerState,
+    /// The model that it has loaded, or loads for its task.
+    pub model: Option<String>,
+    /// What it works on.
+    pub task: Option<WorkerTask>,
+    /// Models of which it gets no tasks until a self-test has passed.
+    pub quarantined: Vec<QuarantinedModel>,
+    /// Unix seconds of its last call; null if there was none.
+    pub last_seen_at: Option<u64>,
+    /// Of its build.
+    pub version: Option<String>,
+    /// How the server started it; null if somebody else has.
+    pub launch: Option<LaunchBody>,
+}
+
+/// What a worker works on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkerTask {
+    pub id: String,
+    pub attempt: u32,
+    /// Unix seconds of the claim.
+    pub started_at: u64,
+}
+
+/// A model that does not work on a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct QuarantinedModel {
+    pub model: String,
+    /// The failure that decided it.
+    pub reason: String,
+}
+
+/// A worker process that the server has started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LaunchBody {
+    /// Process id on the server's machine.
+    pub pid: Option<u32>,
+    /// Unix seconds.
+    pub created_at: u64,
+}
+
+/// Answer to `GET /v1/admin/workers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkerList {
+    /// By their pools and names.
+    pub data: Vec<WorkerBody>,
+}
+
+/// A pool, its workers and its work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PoolBody {
+    pub name: String,
+    /// Who starts its workers.
+    #[cfg_attr(feature = "openapi", schema(example = "local"))]
+    pub provider: String,
+    pub min: u32,
+    pub max: u32,
+    /// Workers that it should have now; null if it starts none (`max` = 0).
+    pub target: Option<u32>,
+    /// Is it closed to claims until it is resumed?
+    pub drained: bool,
+    pub workers: WorkerCounts,
+    /// Tasks that wait, also those that may not start yet.
+    pub queued: u64,
+    pub running: u64,
+    /// Estimate of what is queued.
+    pub queued_gpu_seconds: f64,
+    pub breaker: BreakerBody,
+    /// Why its tasks wait although it would be their turn.
+    pub waiting_reason: Option<String>,
+}
+
+/// Workers by their states.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkerCounts {
+    /// All but the silent ones.
+    pub live: u32,
+    pub starting: u32,
+    pub idle: u32,
+    pub busy: u32,
+    pub draining: u32,
+    pub quarantined: u32,
+    pub silent: u32,
+}
+
+impl WorkerCounts {
+    /// One more.
+    pub fn add(&mut self, state: WorkerState) {
+        let count = match state {
+            WorkerState::Starting => &mut self.starting,
+            WorkerState::Idle => &mut self.idle,
+            WorkerState::Busy => &mut self.busy,
+            WorkerState::Draining => &mut self.draining,
+            WorkerState::Quarantined => &mut self.quarantined,
+            WorkerState::Silent => &mut self.silent,
+        };
+        *count += 1;
+        self.live += u32::from(state != WorkerState::Silent);
+    }
+}
+
+/// Whether the pool starts workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BreakerBody {
+    /// Workers have died before they asked for work: none is started for a while.
+    pub open: bool,
+    /// What the last of them said.
+    pub reason: Option<String>,
+}
+
+/// Answer to `GET /v1/admin/pools`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PoolList {
+    /// By their names.
+    pub data: Vec<PoolBody>,
 }

@@ -44,6 +44,8 @@ impl Modify for Examples {
 fn in_path(path: &str, parameter: &str) -> &'static str {
     match parameter {
         "name" if path.starts_with("/v1/admin/tenants/") => "default",
+        "name" if path.starts_with("/v1/admin/pools/") => "h200",
+        "name" if path.starts_with("/v1/admin/workers/") => "gpu-1",
         "name" => "testcard",
         _ if path.starts_with("/v1/admin/keys/") => "k3v9x0q2m7ab",
         _ if path.starts_with("/v1/files/") => FILE,
@@ -96,6 +98,10 @@ fn answer(schema: &str) -> Option<Value> {
         "KeyList" => json!({"data": [key()]}),
         "TenantBody" => tenant(),
         "TenantList" => json!({"data": [tenant()]}),
+        "WorkerBody" => worker(),
+        "WorkerList" => json!({"data": [worker()]}),
+        "PoolBody" => pool(),
+        "PoolList" => json!({"data": [pool()]}),
         "ModelBody" => model(),
         "ModelList" => json!({"object": "list", "data": [model()]}),
         "FileBody" => file(),
@@ -192,6 +198,29 @@ fn tenant() -> Value {
             "queued": 12, "running": 2, "queued_gpu_seconds": 496.5, "gpu_seconds_today": 8_121.25,
             "tasks_last_minute": 3, "file_bytes": 482_113, "keys": 2,
         },
+    })
+}
+
+fn worker() -> Value {
+    json!({
+        "name": "gpu-1", "pool": "h200", "state": "draining", "model": "wan2.2-t2v-a14b",
+        "task": {"id": TASK, "attempt": 1, "started_at": 1_700_000_001},
+        "quarantined": [{"model": "wan2.2-i2v-a14b", "reason": "out of memory"}],
+        "last_seen_at": 1_700_000_010, "version": "0.1.0",
+        "launch": {"pid": 4711, "created_at": 1_699_999_000},
+    })
+}
+
+fn pool() -> Value {
+    json!({
+        "name": "h200", "provider": "local", "min": 0, "max": 4, "target": 2, "drained": true,
+        "workers": {
+            "live": 2, "starting": 0, "idle": 1, "busy": 1, "draining": 0, "quarantined": 0,
+            "silent": 0,
+        },
+        "queued": 12, "running": 1, "queued_gpu_seconds": 496.5,
+        "breaker": {"open": false, "reason": null},
+        "waiting_reason": "pool `h200` is drained: its tasks wait until an operator resumes it",
     })
 }
 

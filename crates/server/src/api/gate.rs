@@ -405,6 +405,11 @@ pub(super) fn pattern(path: &str) -> &'static str {
         return match (segments.next(), segments.next(), segments.next(), segments.next()) {
             (Some("keys"), None, ..) => "/v1/admin/keys",
             (Some("keys"), Some(_), None, _) => "/v1/admin/keys/{id}",
+            (Some("workers"), None, ..) => "/v1/admin/workers",
+            (Some("workers"), Some(_), Some("drain"), None) => "/v1/admin/workers/{name}/drain",
+            (Some("pools"), None, ..) => "/v1/admin/pools",
+            (Some("pools"), Some(_), Some("drain"), None) => "/v1/admin/pools/{name}/drain",
+            (Some("pools"), Some(_), Some("resume"), None) => "/v1/admin/pools/{name}/resume",
             (Some("tenants"), None, ..) => "/v1/admin/tenants",
             (Some("tenants"), Some(_), None, _) => "/v1/admin/tenants/{name}",
             _ => "other",

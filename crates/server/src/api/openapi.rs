@@ -7,7 +7,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, Secur
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Required, Response};
 use utoipa::{Modify, OpenApi};
 
-use super::admin::{keys, tenants};
+use super::admin::{keys, pools, tenants, workers};
 use super::examples::Examples;
 use super::openai::{images, videos};
 use super::{
@@ -87,6 +87,7 @@ pub(super) enum Order {
         videos::create, videos::list, videos::show, videos::delete, videos::content, videos::remix,
         images::generate,
         keys::create, keys::list, keys::revoke, tenants::list, tenants::show,
+        workers::list, workers::drain, pools::list, pools::drain, pools::resume,
         events::events, content::content, generate::generate,
         links::link, webhooks::redeliver, webhooks::secret, webhooks::rotate,
         models::list, models::show,

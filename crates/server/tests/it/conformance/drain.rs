@@ -95,7 +95,7 @@ async fn a_worker_finishes_its_task_and_goes(stores: &impl Stores) {
 
 async fn a_restart_and_a_new_registration_change_nothing(stores: &impl Stores) {
     let home = stores.home();
-    let mut shop = Shop::open(stores, &home).await;
+    let shop = Shop::open(stores, &home).await;
     shop.register("w1").await;
     shop.submit().await;
     shop.drain("w1").await;
