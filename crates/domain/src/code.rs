@@ -178,7 +178,7 @@ codes! {
         "The task store can't be written or read just now (the disk is full, read-only or failing); nothing was stored."
         "Free space or mend the disk; the server goes on by itself.";
     ServerBusy "server_busy" Capacity 503 7 true
-        "The server reads as many long bodies as fit into `max_bodies_bytes`, or as many as your tenant may send at once."
+        "The server reads as many long bodies as fit into `max_bodies_bytes`, or as many as your tenant may send at once; or as many of your tenant's images as may wait to be taken in."
         "Wait as long as Retry-After says; send fewer at once, or ask the operator to raise the setting.";
     WaitExceeded "wait_exceeded" Capacity 504 7 true
         "The images were not made within `max_wait_seconds`, or the server was about to stop; their tasks, which the message names, have been cancelled."

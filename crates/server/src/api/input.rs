@@ -5,16 +5,17 @@ use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use rayreel_domain::id::{FileId, TenantName};
 use rayreel_domain::request::Input;
-use tokio::sync::Semaphore;
 
-use super::Api;
 use super::error::Error;
+use super::{Api, generate};
 use crate::artifacts::{Key, sha256};
 use crate::image::{self, Fault};
 use crate::outbound;
 
 /// Images that are fetched, or wait to be decoded, at once: each may take as many bytes as a body.
-const MAX_FETCHES: usize = 16;
+pub(super) const MAX_FETCHES: usize = 16;
+/// Decoding takes memory and a core.
+pub(super) const MAX_DECODERS: usize = 1;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
@@ -28,6 +29,8 @@ pub(super) enum Source {
     Named(String),
     /// The file itself.
     Sent(Bytes),
+    /// A path on this machine.
+    AtPath(String),
     /// What the tenant has sent before.
     Kept(Input),
 }
@@ -37,20 +40,6 @@ pub(super) enum Source {
 pub(super) struct Sources {
     pub(super) image: Option<Source>,
     pub(super) last_image: Option<Source>,
-}
-
-/// Bounds what images take at once, all callers together.
-#[derive(Debug)]
-pub(super) struct Turns {
-    fetching: Semaphore,
-    /// Decoding takes memory: one at a time.
-    pub(super) decoding: Semaphore,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self { fetching: Semaphore::new(MAX_FETCHES), decoding: Semaphore::new(1) }
-    }
 }
 
 impl Api {
@@ -65,6 +54,12 @@ impl Api {
         let text = match source {
             Source::Sent(bytes) => return self.keep_image(tenant, param, Raw::Bytes(bytes)).await,
             Source::Kept(input) => return Ok(input),
+            Source::AtPath(path) => {
+                // Kept until it is stored: until then it is held in memory.
+                let _turn = self.fetching.take(tenant).await?;
+                let bytes = generate::read(self, path).await?;
+                return self.keep_image(tenant, param, Raw::Bytes(bytes)).await;
+            }
             Source::Named(text) => text,
         };
         if let Some(begin) = text.get(..5)
@@ -83,7 +78,7 @@ impl Api {
             return Err(Error::invalid(param, message));
         }
         // Kept until it is stored: until then it is held in memory.
-        let _turn = self.turns.fetching.acquire().await.map_err(Error::internal)?;
+        let _turn = self.fetching.take(tenant).await?;
         let bytes = self.fetch(param, &text).await?;
         self.keep_image(tenant, param, Raw::Bytes(bytes)).await
     }
@@ -124,7 +119,7 @@ impl Api {
     ) -> Result<Input, Error> {
         let most = self.app.settings.inputs.max_pixels;
         let bytes = {
-            let _turn = self.turns.decoding.acquire().await.map_err(Error::internal)?;
+            let _turn = self.decoding.take(tenant).await?;
             let decoded = tokio::task::spawn_blocking(move || raw.normalise(most)).await;
             // A decoder that panics has met an image that it can't read.
             decoded.unwrap_or_else(|panic| {

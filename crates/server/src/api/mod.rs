@@ -29,6 +29,7 @@ mod reference;
 mod serve;
 mod socket;
 mod tasks;
+mod turns;
 mod uploads;
 mod wait;
 mod webhooks;
@@ -62,7 +63,8 @@ use error::Error;
 struct Api {
     app: Arc<App>,
     models: BTreeMap<ModelName, ModelSpec>,
-    turns: input::Turns,
+    fetching: Arc<turns::Turns>,
+    decoding: Arc<turns::Turns>,
     bodies: Arc<budget::Budget>,
     roster: worker::Roster,
     /// When the artifact store was last seen to take a file.
@@ -77,7 +79,8 @@ impl Api {
             models: names
                 .filter_map(|name| Some((name.clone(), app.settings.model_spec(name)?)))
                 .collect(),
-            turns: input::Turns::default(),
+            fetching: turns::Turns::new(input::MAX_FETCHES),
+            decoding: turns::Turns::new(input::MAX_DECODERS),
             bodies: budget::Budget::new(app.settings.max_bodies_bytes, app.metrics.bodies.clone()),
             roster: worker::Roster::default(),
             written: Mutex::default(),

@@ -7,6 +7,7 @@ mod file;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
@@ -65,10 +66,7 @@ pub(super) async fn generate(
         size: asked.size,
         ..SubmitBody::default()
     };
-    let image = match asked.image {
-        Some(image) => Some(source(&api, image).await?),
-        None => None,
-    };
+    let image = asked.image.map(source).transpose()?;
     let images = Sources { image, last_image: None };
     let submission = Submission { asked: &body, images, idempotency, remixed: None };
     let views = tasks::accept(&api, tenant, &base, submission).await?;
@@ -134,23 +132,26 @@ fn normalised(path: &str) -> Option<PathBuf> {
     path.is_absolute().then_some(plain)
 }
 
-/// An image by its path or as a data URI.
-async fn source(api: &Api, image: String) -> Result<Source, Error> {
-    if !image.starts_with('/') {
-        if !image.contains(':') && !image.starts_with(FileId::PREFIX) {
-            return Err(Error::invalid(
-                "image",
-                "`image` must be a whole path, from `/` on, a URL, a data URI or the id of a file",
-            ));
-        }
-        return Ok(Source::Named(image));
+/// An image by its path, or named as in a submit.
+fn source(image: String) -> Result<Source, Error> {
+    if image.starts_with('/') {
+        return Ok(Source::AtPath(image));
     }
-    // One at a time, as it is held in memory.
-    let _turn = api.turns.decoding.acquire().await.map_err(Error::internal)?;
+    if !image.contains(':') && !image.starts_with(FileId::PREFIX) {
+        return Err(Error::invalid(
+            "image",
+            "`image` must be a whole path, from `/` on, a URL, a data URI or the id of a file",
+        ));
+    }
+    Ok(Source::Named(image))
+}
+
+/// Reads a file of this machine below `input_roots`.
+pub(super) async fn read(api: &Api, path: String) -> Result<Bytes, Error> {
     let (roots, limit) = (api.app.settings.input_roots.clone(), api.app.settings.max_body_bytes);
-    let read = move || file::read(&roots, &image, limit);
+    let read = move || file::read(&roots, &path, limit);
     let bytes = tokio::task::spawn_blocking(read).await.map_err(Error::internal)??;
-    Ok(Source::Sent(bytes.into()))
+    Ok(bytes.into())
 }
 
 #[cfg(test)]

@@ -7,15 +7,21 @@ use rayreel_server::{App, Components, outbound};
 use serde_json::json;
 
 use super::client::{Answer, Server, TASKS, TOKEN};
+use super::limits::key;
 use super::uploads::{files, pixels, png, with_image};
 use crate::outbound::{Names, Peer, ok};
 use crate::world::World;
 
 /// A server that may call this machine, by addresses, and believes this DNS.
 pub(super) async fn server(names: Arc<Names>) -> Server {
+    patient_server(names, "2").await
+}
+
+/// One that waits so many seconds for what it calls.
+async fn patient_server(names: Arc<Names>, seconds: &str) -> Server {
     let world = World::new(&[
         ("RAYREEL_OUTBOUND__ALLOW", r#"["127.0.0.1"]"#),
-        ("RAYREEL_OUTBOUND__WHOLE_SECONDS", "2"),
+        ("RAYREEL_OUTBOUND__WHOLE_SECONDS", seconds),
     ]);
     let settings = world.app.settings.clone();
     let client = outbound::Client::new(settings.outbound.options(), names);
@@ -97,4 +103,36 @@ async fn an_image_that_can_not_be_had_is_refused_with_the_reason() {
     }
     assert_eq!(server.count().await, 0);
     assert!(files(&server).is_empty());
+}
+
+#[tokio::test]
+async fn a_tenant_whose_images_do_not_come_keeps_no_other_waiting() {
+    let (slow, fast) =
+        (Peer::stalling("HTTP/1.1 200 OK\r\n").await, Peer::answering(ok(&png())).await);
+    let server = patient_server(Names::of(&[]), "60").await;
+    let (evil, other) = (key(&server, "evil").await, key(&server, "other").await);
+    let submit = |key: &str, peer: &Peer| {
+        let image = format!("http://127.0.0.1:{}/a.png", peer.port);
+        let body = json!({"prompt": "p", "image": image});
+        server.request(reqwest::Method::POST, TASKS).bearer_auth(key).json(&body)
+    };
+    let mut evils = tokio::task::JoinSet::new();
+    (0..100).for_each(|_| _ = evils.spawn(submit(&evil, &slow).send()));
+    // Half of all fetches, and a line as long as it may be: the others are told to come later.
+    for _ in 0..100 - 8 - 64 {
+        let refused = evils.join_next().await.unwrap().unwrap().unwrap();
+        assert_eq!(
+            (refused.status().as_u16(), &refused.headers()["retry-after"]),
+            (503, &"1".parse().unwrap())
+        );
+    }
+    let reached = async {
+        while slow.heard().len() < 8 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), reached).await.unwrap();
+    assert_eq!(Answer::of(submit(&other, &fast)).await.status, 202);
+    assert!(evils.try_join_next().is_none(), "nothing had to end for that");
+    assert_eq!(slow.heard().len(), 8);
 }

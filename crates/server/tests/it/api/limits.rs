@@ -11,7 +11,7 @@ use super::client::{Answer, LOCAL_TOKEN, Server, TASKS};
 use super::uploads::png;
 
 /// Makes a key of the tenant.
-async fn key(server: &Server, tenant: &str) -> String {
+pub(super) async fn key(server: &Server, tenant: &str) -> String {
     let request = server.request(Method::POST, "/v1/admin/keys").bearer_auth(LOCAL_TOKEN);
     let made = Answer::of(request.json(&json!({"tenant": tenant}))).await;
     made.json::<serde_json::Value>()["key"].as_str().unwrap().to_owned()
