@@ -29,7 +29,7 @@ use super::openapi::Only;
 use super::{Api, Id, Tenant, body, json, query, wait};
 use crate::artifacts;
 use crate::estimate::eta_ms;
-use crate::store::{self, After, Cancelled, ListQuery, Order, Submitted, View};
+use crate::store::{self, After, Cancelled, Demand, ListQuery, Order, Submitted, View};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TEST_PATTERN: HeaderName = HeaderName::from_static("x-rayreel-test-pattern");
@@ -173,6 +173,18 @@ pub(super) async fn accept(
         return Err(request::past_deadline(now).into());
     }
     let webhook = asked.webhook.as_ref().map(|target| api.webhook(target, base)).transpose()?;
+    let estimates: Vec<u64> =
+        requests.iter().map(|request| app.estimates.estimate_ms(&model.name, request)).collect();
+    if images.image.is_some() || images.last_image.is_some() {
+        // Nothing is fetched, decoded or stored for what would be refused.
+        let demand = Demand {
+            tenant: tenant.clone(),
+            idempotency: idempotency.clone(),
+            tasks: estimates.len() as u64,
+            work_ms: estimates.iter().sum(),
+        };
+        components.store.admits(demand).await?;
+    }
     // First the images, then the tasks: one that a worker can claim has its inputs.
     if let Some(source) = images.image {
         let input = api.take_image(&tenant, "image", source).await?;
@@ -184,8 +196,7 @@ pub(super) async fn accept(
     }
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
     let mut siblings = ids[1..].to_vec();
-    let tasks = ids.iter().zip(requests).map(|(id, request)| {
-        let estimate_ms = app.estimates.estimate_ms(&model.name, &request);
+    let tasks = ids.iter().zip(requests).zip(estimates).map(|((id, request), estimate_ms)| {
         let (pool, name) = (model.pool.clone(), model.name.clone());
         Task::new(Record {
             priority: asked.priority.unwrap_or_default(),

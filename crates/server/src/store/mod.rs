@@ -53,6 +53,10 @@ pub trait Store: Send + Sync + 'static {
     /// refused when none is.
     async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error>;
 
+    /// Refuses what a submit of so much would be refused for now: the queue is full, a limit of the
+    /// tenant is reached, the key was another request's. Counts nothing; the submit decides anew.
+    async fn admits(&self, demand: Demand) -> Result<(), Error>;
+
     /// The tasks that were submitted under this key within a day, if there are any; refuses the key
     /// if it was another request. A submit decides once more: two may come at the same moment.
     async fn repeated(
@@ -236,6 +240,16 @@ pub enum Error {
 pub struct Identity {
     pub worker: WorkerName,
     pub incarnation: u64,
+}
+
+/// What a submit would add.
+#[derive(Debug, Clone)]
+pub struct Demand {
+    pub tenant: TenantName,
+    pub idempotency: Option<Idempotency>,
+    pub tasks: u64,
+    /// Their estimates, in GPU-milliseconds.
+    pub work_ms: u64,
 }
 
 /// Answer to a submit.

@@ -42,9 +42,9 @@ use rusqlite::{Connection, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Activity, Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity,
-    Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted, Taken,
-    TenantUse, View, WorkerView,
+    Activity, Backlog, Cancelled, Claim, Claimed, Demand, Error, FilePage, FileQuery, Garbage,
+    Identity, Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted,
+    Taken, TenantUse, View, WorkerView,
 };
 use crate::clock::{Clock, Random};
 use crate::feed::Feed;
@@ -163,6 +163,11 @@ impl Store for SqliteStore {
     async fn submit_all(&self, tasks: Vec<Task>) -> Result<Vec<Submitted>, Error> {
         let tasks = tasks.into_iter().map(|task| (ops::body(&task), task)).collect();
         self.writer.call(move |tx| tx.submit_all(tasks)).await
+    }
+
+    async fn admits(&self, demand: Demand) -> Result<(), Error> {
+        // Among the submits, so that it counts those which are about to be written.
+        self.writer.call(move |tx| tx.admits(&demand)).await
     }
 
     async fn repeated(

@@ -11,12 +11,12 @@ use super::memory::{NameId, Place, Queue, Slot, format_number, millis, parse, si
 use super::ops::{DAY_MS, Done, KEY_MS, task_and_place};
 use super::read::{self, Readers};
 use super::writer::Tx;
-use super::{Error, Submitted, View};
+use super::{Demand, Error, Submitted, View};
 
 impl Tx<'_> {
     /// Adds a task with its stored form.
     pub(super) fn submit(&mut self, (body, task): (Vec<u8>, Task)) -> Done<Submitted> {
-        match self.same_key(&task)? {
+        match self.same_key(&task.tenant, task.idempotency.as_ref(), task.created_at)? {
             Some(Known::Task(task, place)) => return self.found(*task, &place),
             Some(Known::Deleted(grave)) => return Err(Error::Deleted { task: grave.id }.into()),
             None => {}
@@ -28,7 +28,9 @@ impl Tx<'_> {
     /// Adds tasks of one tenant, or finds those that were submitted under the first one's key.
     pub(super) fn submit_all(&mut self, tasks: Vec<(Vec<u8>, Task)>) -> Done<Vec<Submitted>> {
         let Some((_, first)) = tasks.first() else { return Ok(Vec::new()) };
-        if let Some(known) = self.same_key(first)? {
+        if let Some(known) =
+            self.same_key(&first.tenant, first.idempotency.as_ref(), first.created_at)?
+        {
             let (id, siblings) = known.family();
             let mut all = Vec::new();
             if let Known::Task(task, place) = known {
@@ -51,36 +53,51 @@ impl Tx<'_> {
         tasks.into_iter().map(|(body, task)| self.insert(task, &body)).collect()
     }
 
-    /// Is it not too late for a new task, and is there room for so many like it, in the queue and
-    /// within the tenant's limits?
+    /// Would so much be refused now? It is not counted, and what was submitted before is welcome.
+    pub(super) fn admits(&mut self, demand: &Demand) -> Done<()> {
+        let Demand { tenant, idempotency, tasks, work_ms } = demand;
+        if self.same_key(tenant, idempotency.as_ref(), self.now())?.is_some() {
+            return Ok(());
+        }
+        self.room(tenant, *tasks, *work_ms)
+    }
+
+    /// Is it not too late for a new task, and is there room for so many like it? They are counted.
     fn admit(&mut self, task: &Task, tasks: u64, work_ms: u64) -> Done<()> {
         if task.deadline.is_some_and(|deadline| deadline <= task.created_at) {
             return Err(Error::DeadlinePassed { now: task.created_at }.into());
         }
         let tenant = &task.tenant;
+        self.room(tenant, tasks, work_ms)?;
+        let mono = millis(self.ctx.clock.monotonic());
+        let tenant = self.name(tenant.as_str())?;
+        self.memory().minutes.entry(tenant).or_default().add(tasks, mono);
+        Ok(())
+    }
+
+    /// Is there room for so many tasks, in the queue and within the tenant's limits?
+    fn room(&self, tenant: &TenantName, tasks: u64, work_ms: u64) -> Done<()> {
         let queued = self.memory().queued;
         if queued + tasks > self.ctx.max_queued {
             return Err(Error::QueueFull { queued }.into());
         }
         let terms = self.ctx.tenancy.of(tenant);
-        let (mono, wall) = (millis(self.ctx.clock.monotonic()), self.now().0);
-        if terms.per_minute.is_some() || terms.queued.is_some() || terms.day_ms.is_some() {
-            let memory = self.memory();
-            let known = memory.tenant_id(tenant);
-            let usage = known.map(|tenant| memory.usage(tenant, wall / DAY_MS));
-            let minute = known.and_then(|tenant| memory.minutes.get(&tenant));
-            tenant::admit(
-                &terms,
-                &usage.unwrap_or_default(),
-                minute.unwrap_or(&Minute::default()),
-                (tasks, work_ms),
-                (mono, wall),
-            )
-            .map_err(Error::Limit)?;
+        if terms.per_minute.is_none() && terms.queued.is_none() && terms.day_ms.is_none() {
+            return Ok(());
         }
-        let tenant = self.name(tenant.as_str())?;
-        self.memory().minutes.entry(tenant).or_default().add(tasks, mono);
-        Ok(())
+        let (mono, wall) = (millis(self.ctx.clock.monotonic()), self.now().0);
+        let memory = self.memory();
+        let known = memory.tenant_id(tenant);
+        let usage = known.map(|tenant| memory.usage(tenant, wall / DAY_MS));
+        let minute = known.and_then(|tenant| memory.minutes.get(&tenant));
+        tenant::admit(
+            &terms,
+            &usage.unwrap_or_default(),
+            minute.unwrap_or(&Minute::default()),
+            (tasks, work_ms),
+            (mono, wall),
+        )
+        .map_err(|exceeded| Error::Limit(exceeded).into())
     }
 
     /// A task that was there already.
@@ -154,9 +171,14 @@ impl Tx<'_> {
     }
 
     /// What was submitted under the same key within a day.
-    fn same_key(&mut self, task: &Task) -> Done<Option<Known>> {
-        let Some(asked) = &task.idempotency else { return Ok(None) };
-        let Some(tenant) = self.memory().tenant_id(&task.tenant) else { return Ok(None) };
+    fn same_key(
+        &mut self,
+        tenant: &TenantName,
+        asked: Option<&Idempotency>,
+        now: Timestamp,
+    ) -> Done<Option<Known>> {
+        let Some(asked) = asked else { return Ok(None) };
+        let Some(tenant) = self.memory().tenant_id(tenant) else { return Ok(None) };
         let stored = self
             .db
             .prepare_cached(
@@ -166,14 +188,14 @@ impl Tx<'_> {
             .query_row(params![tenant, asked.key], task_and_place)
             .optional()?;
         let known = match stored {
-            Some((old, place)) if task.created_at.ms_since(old.created_at) >= KEY_MS => {
+            Some((old, place)) if now.ms_since(old.created_at) >= KEY_MS => {
                 self.db
                     .prepare_cached("UPDATE tasks SET key = NULL WHERE seq = ?1")?
                     .execute([place.seq])?;
                 None
             }
             Some((old, place)) => Some(Known::Task(Box::new(old), place)),
-            None => grave(self.db, tenant, &asked.key, task.created_at)?.map(Known::Deleted),
+            None => grave(self.db, tenant, &asked.key, now)?.map(Known::Deleted),
         };
         match known {
             Some(known) if known.asked() != Some(&asked.request) => {

@@ -8,7 +8,8 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::client::{Answer, LOCAL_TOKEN, Server, TASKS};
-use super::uploads::png;
+use super::uploads::{files, png};
+use crate::outbound::{Peer, ok};
 
 /// Makes a key of the tenant.
 pub(super) async fn key(server: &Server, tenant: &str) -> String {
@@ -121,6 +122,49 @@ async fn running_tasks_hold_exactly_under_sixty_four_workers() {
     let claims = join_all(idle.map(|(worker, _)| worker.claim(2, 0))).await;
     let taken = claims.iter().filter(|claimed| matches!(claimed, Claimed::Task(_)));
     assert_eq!(taken.count(), 1);
+}
+
+#[tokio::test]
+async fn what_is_over_a_limit_is_neither_fetched_nor_decoded_nor_stored() {
+    let peer = Peer::answering(ok(&png())).await;
+    let server = Server::with(&[
+        ("RAYREEL_OUTBOUND__ALLOW", r#"["127.0.0.1"]"#),
+        ("RAYREEL_TENANTS__DEFAULT__MAX_QUEUED", "1"),
+        ("RAYREEL_TENANTS__DEFAULT__TASKS_PER_MINUTE", "2"),
+    ])
+    .await;
+    let anna = key(&server, "anna").await;
+    let url = format!("http://127.0.0.1:{}/a.png", peer.port);
+    let first = json!({"prompt": "p", "image": url});
+    let keyed = async |body: &serde_json::Value| {
+        let request = server.request(Method::POST, TASKS).bearer_auth(&anna).json(body);
+        Answer::of(request.header("idempotency-key", "k")).await
+    };
+    assert_eq!(keyed(&first).await.status, 202);
+    let other = format!("{url}?2");
+    for body in [
+        json!({"prompt": "p", "image": other}),
+        json!({"prompt": "p", "image": "data:image/png;base64,AAAA"}),
+        json!({"prompt": "p", "image": url, "last_image": other}),
+    ] {
+        let refused = submit(&server, &anna, &body).await;
+        refused.refused(429, "limit_reached", Some("max_queued"));
+    }
+    assert_eq!(peer.heard().len(), 1);
+    assert_eq!(files(&server).len(), 1);
+    assert_eq!(keyed(&first).await.status, 202, "what was accepted once stays so");
+    keyed(&json!({"prompt": "q", "image": url})).await.refused(
+        409,
+        "idempotency_mismatch",
+        Some("Idempotency-Key"),
+    );
+
+    // To look is not to submit: of two a minute there is one left.
+    let listed = server.request(Method::GET, TASKS).bearer_auth(&anna);
+    let id = Answer::of(listed).await.json::<serde_json::Value>()["data"][0]["id"].clone();
+    let cancel = format!("{TASKS}/{}/cancel", id.as_str().unwrap());
+    Answer::of(server.request(Method::POST, &cancel).bearer_auth(&anna)).await;
+    assert_eq!(submit(&server, &anna, &first).await.status, 202);
 }
 
 #[tokio::test]

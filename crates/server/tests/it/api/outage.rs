@@ -16,9 +16,9 @@ use rayreel_domain::wire::api::TaskBody;
 use rayreel_domain::wire::worker::{Beaten, Progress};
 use rayreel_server::signing::Secret;
 use rayreel_server::store::{
-    Backlog, Cancelled, Claim, Claimed, Error, FilePage, FileQuery, Garbage, Identity, Launch,
-    LeaseView, ListQuery, Page, Registration, Room, Store, Submitted, Taken, TenantUse, View,
-    WorkerView,
+    Backlog, Cancelled, Claim, Claimed, Demand, Error, FilePage, FileQuery, Garbage, Identity,
+    Launch, LeaseView, ListQuery, Page, Registration, Room, Store, Submitted, Taken, TenantUse,
+    View, WorkerView,
 };
 use rayreel_server::{App, Components};
 use serde_json::json;
@@ -83,6 +83,7 @@ macro_rules! faulty {
 
 faulty! {
     async fn submit_all(&self, tasks: Vec<Task>) -> Vec<Submitted>;
+    async fn admits(&self, demand: Demand) -> ();
     async fn repeated(&self, tenant: &TenantName, asked: &Idempotency) -> Option<Vec<View>>;
     async fn claim(&self, claim: Claim) -> Claimed;
     async fn beat(&self, by: &Identity, fence: Fence, progress: Option<Progress>) -> Beaten;
