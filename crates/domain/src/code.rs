@@ -172,8 +172,8 @@ codes! {
         "The queue holds as many tasks as `max_queued` allows."
         "Wait as long as Retry-After says.";
     LimitReached "limit_reached" Capacity 429 7 true
-        "Your tenant has reached one of its limits; `param` names it: `tasks_per_minute`, `max_queued` or `gpu_seconds_per_day`."
-        "Wait as long as Retry-After says, or ask the operator for more.";
+        "Your tenant has reached one of its limits; `param` names it: `tasks_per_minute`, `max_queued` or `gpu_seconds_per_day`, or `inputs.max_tenant_bytes` if its files take as much room as they may."
+        "Wait as long as Retry-After says, delete files that you do not need, or ask the operator for more.";
     StoreUnavailable "store_unavailable" Capacity 503 7 true
         "The task store can't be written or read just now (the disk is full, read-only or failing); nothing was stored."
         "Free space or mend the disk; the server goes on by itself.";

@@ -118,6 +118,11 @@ impl Error {
                 ("gpu_seconds_per_day", format!("your tenant may use {seconds} GPU-seconds a day"))
             }
         };
+        Self::beyond(param, message, retry_ms)
+    }
+
+    /// A limit of the tenant's is reached.
+    fn beyond(param: &'static str, message: String, retry_ms: Option<u64>) -> Self {
         // Who asks for more than there is must ask for less, or the operator for a higher limit.
         let (retry_ms, message) = match retry_ms {
             Some(retry_ms) => (retry_ms, message),
@@ -220,7 +225,7 @@ impl From<store::Error> for Error {
             Store::Limit(exceeded) => Self::limit(exceeded),
             Store::FilesFull { allowed, retry_ms } => {
                 let message = format!("your tenant's files may have {allowed} bytes together");
-                Self::new(Code::LimitReached, message).param("file").retry_after_ms(retry_ms)
+                Self::beyond("inputs.max_tenant_bytes", message, retry_ms)
             }
             Store::InputGone => {
                 Self::invalid("image", "the image is not kept any more; send it again")

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use super::error::Error;
 use super::form::Form;
-use super::input::Source;
+use super::input::{Raw, Taken};
 use super::openapi::{File, Order};
 use super::{Api, Tenant, json, query};
 use crate::artifacts::Key;
@@ -89,8 +89,13 @@ pub(super) async fn upload(
         Some(asked) => time_to_live(&asked, settings.inputs.file_seconds.ms() / 1000)? * 1000,
         None => settings.inputs.file_seconds.ms(),
     };
-    let input = api.take_image(&tenant, "file", Source::Sent(file.bytes)).await?;
     let components = &api.app.components;
+    let most = settings.inputs.max_tenant_bytes;
+    // Before it is decoded and before it is written; whether it fits is decided at the end.
+    components.store.admits_file(&tenant, 0, most).await?;
+    let png = api.decode(&tenant, "file", Raw::Bytes(file.bytes)).await?;
+    components.store.admits_file(&tenant, png.len() as u64, most).await?;
+    let Taken { input, hold } = api.keep(&tenant, png).await?;
     let now = components.clock.wall();
     let record = FileRecord {
         id: components.random.file_id(now),
@@ -101,7 +106,8 @@ pub(super) async fn upload(
         created_at: now,
         expires_at: now.plus_ms(lives_ms),
     };
-    components.store.put_file(record.clone(), settings.inputs.max_tenant_bytes).await?;
+    components.store.put_file(record.clone(), most).await?;
+    drop(hold);
     json(StatusCode::OK, &FileBody::new(&record))
 }
 

@@ -1,16 +1,20 @@
 //! The images of a request: from wherever they come, PNGs of its tenant's.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use rayreel_domain::id::{FileId, TenantName};
 use rayreel_domain::request::Input;
+use tokio::runtime::Handle;
 
 use super::error::Error;
 use super::{Api, generate};
 use crate::artifacts::{Key, sha256};
 use crate::image::{self, Fault};
 use crate::outbound;
+use crate::store::Store;
 
 /// Images that are fetched, or wait to be decoded, at once: each may take as many bytes as a body.
 pub(super) const MAX_FETCHES: usize = 16;
@@ -44,16 +48,16 @@ pub(super) struct Sources {
 
 impl Api {
     /// Makes an image the tenant's: fetched, decoded, written anew, and stored. Names `param` in
-    /// what it refuses. If nothing comes to name what is stored, it is garbage.
+    /// what it refuses.
     pub(super) async fn take_image(
         &self,
         tenant: &TenantName,
         param: &'static str,
         source: Source,
-    ) -> Result<Input, Error> {
+    ) -> Result<Taken, Error> {
         let text = match source {
             Source::Sent(bytes) => return self.keep_image(tenant, param, Raw::Bytes(bytes)).await,
-            Source::Kept(input) => return Ok(input),
+            Source::Kept(input) => return Ok(Taken { input, hold: None }),
             Source::AtPath(path) => {
                 // Kept until it is stored: until then it is held in memory.
                 let _turn = self.fetching.take(tenant).await?;
@@ -68,7 +72,8 @@ impl Api {
             return self.keep_image(tenant, param, Raw::DataUri(text)).await;
         }
         if text.starts_with(FileId::PREFIX) {
-            return self.uploaded(tenant, param, &text).await;
+            let input = self.uploaded(tenant, param, &text).await?;
+            return Ok(Taken { input, hold: None });
         }
         if !text.contains(':') {
             let message = format!(
@@ -110,49 +115,103 @@ impl Api {
         }
     }
 
-    /// Decodes an image, writes it anew, and stores it.
     async fn keep_image(
         &self,
         tenant: &TenantName,
         param: &'static str,
         raw: Raw,
-    ) -> Result<Input, Error> {
+    ) -> Result<Taken, Error> {
+        let png = self.decode(tenant, param, raw).await?;
+        self.keep(tenant, png).await
+    }
+
+    /// Decodes an image and writes it anew.
+    pub(super) async fn decode(
+        &self,
+        tenant: &TenantName,
+        param: &'static str,
+        raw: Raw,
+    ) -> Result<Bytes, Error> {
         let most = self.app.settings.inputs.max_pixels;
-        let bytes = {
-            let _turn = self.decoding.take(tenant).await?;
-            let decoded = tokio::task::spawn_blocking(move || raw.normalise(most)).await;
-            // A decoder that panics has met an image that it can't read.
-            decoded.unwrap_or_else(|panic| {
-                Err(Bad { message: "the image can't be read".to_owned(), cause: panic.to_string() })
-            })
-        };
-        let bytes: Bytes = match bytes {
-            Ok(bytes) => bytes.into(),
-            Err(bad) => {
-                let message = format!("`{param}`: {}", bad.message);
-                return Err(Error::invalid(param, message).because(bad.cause));
-            }
-        };
+        let turn = self.decoding.take(tenant).await?;
+        let decoding = tokio::task::spawn_blocking(move || {
+            // A caller who hangs up stops nothing that has begun.
+            let _turn = turn;
+            raw.normalise(most)
+        });
+        // A decoder that panics has met an image that it can't read.
+        let decoded = decoding.await.unwrap_or_else(|panic| {
+            Err(Bad { message: "the image can't be read".to_owned(), cause: panic.to_string() })
+        });
+        decoded.map(Bytes::from).map_err(|bad| {
+            let message = format!("`{param}`: {}", bad.message);
+            Error::invalid(param, message).because(bad.cause)
+        })
+    }
+
+    /// Stores an image.
+    pub(super) async fn keep(&self, tenant: &TenantName, png: Bytes) -> Result<Taken, Error> {
         let components = &self.app.components;
         let input = Input {
             place: None,
-            sha256: sha256(&bytes),
+            sha256: sha256(&png),
             media_type: "image/png".to_owned(),
-            bytes: bytes.len() as u64,
+            bytes: png.len() as u64,
         };
         let input = components.store.hold_input(tenant, input).await?;
+        let hold = Hold {
+            store: Arc::clone(&components.store),
+            tenant: tenant.clone(),
+            input: input.clone(),
+        };
         let key = Key::content(tenant, &input)
             .ok_or_else(|| Error::internal("the store has given an input no place"))?;
         // The same bytes may be there already.
         if components.artifacts.head(&key).await.ok() != Some(input.bytes) {
-            components.artifacts.put(&key, bytes).await?;
+            components.artifacts.put(&key, png).await?;
         }
-        Ok(input)
+        Ok(Taken { input, hold: Some(hold) })
+    }
+}
+
+/// An image that is stored.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) input: Input,
+    /// Keeps it until something names it.
+    pub(super) hold: Option<Hold>,
+}
+
+/// Somebody is about to name an image. Dropped, it leaves the image to what names it; if nothing
+/// does, for the submit was refused or its caller has hung up, it is garbage.
+pub(super) struct Hold {
+    store: Arc<dyn Store>,
+    tenant: TenantName,
+    input: Input,
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hold").field(&self.input).finish()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end, and the hold has its time.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (store, tenant) = (Arc::clone(&self.store), self.tenant.clone());
+        let input = self.input.clone();
+        runtime.spawn(async move {
+            if let Err(error) = store.release_input(&tenant, input).await {
+                tracing::debug!(%error, "an image that nothing names is kept for its hour");
+            }
+        });
     }
 }
 
 /// An image as it came.
-enum Raw {
+pub(super) enum Raw {
     Bytes(Bytes),
     DataUri(String),
 }

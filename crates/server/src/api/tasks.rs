@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use super::base::Base;
 use super::error::Error;
 use super::form::{self, Form};
-use super::input::{Source, Sources};
+use super::input::{Source, Sources, Taken};
 use super::openapi::Only;
 use super::{Api, Id, Tenant, body, json, query, wait};
 use crate::artifacts;
@@ -186,12 +186,15 @@ pub(super) async fn accept(
         components.store.admits(demand).await?;
     }
     // First the images, then the tasks: one that a worker can claim has its inputs.
+    let mut holds = Vec::new();
     if let Some(source) = images.image {
-        let input = api.take_image(&tenant, "image", source).await?;
+        let Taken { input, hold } = api.take_image(&tenant, "image", source).await?;
+        holds.push(hold);
         requests.iter_mut().for_each(|request| request.image = Some(input.clone()));
     }
     if let Some(source) = images.last_image {
-        let input = api.take_image(&tenant, "last_image", source).await?;
+        let Taken { input, hold } = api.take_image(&tenant, "last_image", source).await?;
+        holds.push(hold);
         requests.iter_mut().for_each(|request| request.last_image = Some(input.clone()));
     }
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
@@ -214,6 +217,7 @@ pub(super) async fn accept(
     let tasks: Vec<Task> = tasks.collect();
     let started = components.clock.monotonic();
     let submitted = store(api, tasks).await?;
+    drop(holds);
     app.metrics.submit.observe((components.clock.monotonic() - started).as_secs_f64());
     let mut views = Vec::with_capacity(submitted.len());
     for Submitted { task, existed, position } in submitted {

@@ -147,6 +147,14 @@ pub trait Store: Send + Sync + 'static {
     /// beyond that, as long as a task or a file names it. Then its file becomes garbage.
     async fn hold_input(&self, tenant: &TenantName, input: Input) -> Result<Input, Error>;
 
+    /// Whoever has held it does not need it any more. When nobody else holds it and nothing names it,
+    /// it is garbage at once.
+    async fn release_input(&self, tenant: &TenantName, input: Input) -> Result<(), Error>;
+
+    /// Refuses a file of so many bytes if the tenant's files would now have more than `most`.
+    /// [`Self::put_file`] decides anew.
+    async fn admits_file(&self, tenant: &TenantName, bytes: u64, most: u64) -> Result<(), Error>;
+
     /// Adds a file, unless the tenant's files would have more than `most` bytes.
     async fn put_file(&self, file: FileRecord, most: u64) -> Result<(), Error>;
 
@@ -217,7 +225,8 @@ pub enum Error {
     #[error("the tenant's limit is reached: {0:?}")]
     Limit(Exceeded),
     #[error("the tenant's files have {allowed} bytes")]
-    FilesFull { allowed: u64, retry_ms: u64 },
+    /// When it may be tried again; none if this one alone is too much.
+    FilesFull { allowed: u64, retry_ms: Option<u64> },
     /// The image of a request is not kept any more.
     #[error("the input is gone")]
     InputGone,

@@ -9,13 +9,13 @@ use rayreel_domain::id::{FileId, TenantName};
 use rayreel_domain::request::Input;
 use rayreel_domain::task::Task;
 use rayreel_domain::time::Timestamp;
-use rusqlite::{OptionalExtension, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use serde::de::DeserializeOwned;
 
 use super::memory::{NameId, signed, unsigned};
 use super::ops::Done;
 use super::read::Readers;
-use super::writer::Tx;
+use super::writer::{Failure, Tx};
 use super::{Error, FilePage, FileQuery};
 
 /// How long a content stays that nothing names yet: whoever holds it stores it and submits.
@@ -47,9 +47,49 @@ impl Tx<'_> {
                 self.db.last_insert_rowid()
             }
         };
+        *self.memory().holds.entry(id).or_default() += 1;
         self.wakes.timers = true;
         input.place = Some(unsigned(id));
         Ok(input)
+    }
+
+    /// Ends a hold. Of one that is unknown, for it was before a restart, its hour is the end.
+    pub(super) fn release_input(&mut self, tenant: &TenantName, input: &Input) -> Done<()> {
+        let Some(tenant) = self.memory().tenant_id(tenant) else { return Ok(()) };
+        let id = match self.input_of(tenant, Some(input)) {
+            Ok(Some(id)) => id,
+            Ok(None) | Err(Failure::Refused(_)) => return Ok(()),
+            Err(failed) => return Err(failed),
+        };
+        let others = {
+            let mut memory = self.memory();
+            let Some(holds) = memory.holds.get_mut(&id) else { return Ok(()) };
+            *holds -= 1;
+            let others = *holds > 0;
+            if !others {
+                memory.holds.remove(&id);
+            }
+            others
+        };
+        if !others && !self.is_named(id)? {
+            let now = signed(self.now().0);
+            self.db
+                .prepare_cached("UPDATE inputs SET look_at = ?2 WHERE id = ?1")?
+                .execute([id, now])?;
+            self.wakes.timers = true;
+        }
+        Ok(())
+    }
+
+    /// Does a task or a file name this content?
+    fn is_named(&self, id: i64) -> rusqlite::Result<bool> {
+        self.db
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_input WHERE input = ?1)
+                 OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_last_input WHERE last_input = ?1)
+                 OR EXISTS (SELECT 1 FROM files WHERE input = ?1)",
+            )?
+            .query_row([id], |row| row.get(0))
     }
 
     /// Finds out at this time whether a content is still needed, or later if that is asked already.
@@ -89,22 +129,8 @@ impl Tx<'_> {
     pub(super) fn put_file(&mut self, file: &FileRecord, most: u64) -> Done<()> {
         let tenant = self.name(file.tenant.as_str())?;
         let input = self.input_of(tenant, Some(&file.input))?;
-        let counted = file.input.bytes.max(LEAST_BYTES);
-        let used = self
-            .db
-            .prepare_cached("SELECT ifnull(sum(counted), 0) FROM files WHERE tenant = ?1")?
-            .query_row([tenant], |row| row.get(0).map(unsigned))?;
-        if used + counted > most {
-            let first = self
-                .db
-                .prepare_cached(
-                    "SELECT expires_at FROM files WHERE tenant = ?1 ORDER BY seq LIMIT 1",
-                )?
-                .query_row([tenant], |row| row.get(0).map(unsigned))
-                .optional()?;
-            let retry_ms = first.map_or(0, |at| at.saturating_sub(self.now().0));
-            return Err(Error::FilesFull { allowed: most, retry_ms }.into());
-        }
+        let counted = counted(file.input.bytes);
+        room(self.db, Some(tenant), counted, most, self.now())??;
         let body = serde_json::to_string(file).unwrap_or_default();
         self.db
             .prepare_cached(
@@ -165,22 +191,14 @@ impl Tx<'_> {
             .collect::<Result<_, _>>()?;
         let more = expired.len() as i64 == step || due.len() as i64 == step;
         for (id, tenant, sha256) in due {
-            let named: bool = self
-                .db
-                .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_input WHERE input = ?1)
-                     OR EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_last_input
-                                WHERE last_input = ?1)
-                     OR EXISTS (SELECT 1 FROM files WHERE input = ?1)",
-                )?
-                .query_row([id], |row| row.get(0))?;
-            if named {
+            if self.is_named(id)? {
                 self.db
                     .prepare_cached("UPDATE inputs SET look_at = NULL WHERE id = ?1")?
                     .execute([id])?;
                 continue;
             }
             self.db.prepare_cached("DELETE FROM inputs WHERE id = ?1")?.execute([id])?;
+            self.memory().holds.remove(&id);
             let tenant = self.memory().names.get(&tenant).and_then(|name| name.parse().ok());
             let place = Some(unsigned(id));
             let gone = Input { place, sha256, media_type: String::new(), bytes: 0 };
@@ -192,7 +210,49 @@ impl Tx<'_> {
     }
 }
 
+/// What a file counts.
+fn counted(bytes: u64) -> u64 {
+    bytes.max(LEAST_BYTES)
+}
+
+/// Is there room for so much more among the tenant's files?
+fn room(
+    db: &Connection,
+    tenant: Option<NameId>,
+    counted: u64,
+    most: u64,
+    now: Timestamp,
+) -> rusqlite::Result<Result<(), Error>> {
+    if counted > most {
+        return Ok(Err(Error::FilesFull { allowed: most, retry_ms: None }));
+    }
+    let (used, first): (i64, Option<i64>) = db
+        .prepare_cached(
+            "SELECT ifnull(sum(counted), 0),
+                    (SELECT expires_at FROM files WHERE tenant = ?1 ORDER BY seq LIMIT 1)
+             FROM files WHERE tenant = ?1",
+        )?
+        .query_row([tenant], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if unsigned(used) + counted <= most {
+        return Ok(Ok(()));
+    }
+    let first = first.map_or(0, unsigned);
+    let retry_ms = Some(first.saturating_sub(now.0));
+    Ok(Err(Error::FilesFull { allowed: most, retry_ms }))
+}
+
 impl Readers {
+    pub(super) fn admits_file(
+        &self,
+        tenant: &TenantName,
+        bytes: u64,
+        most: u64,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let tenant = self.memory().tenant_id(tenant);
+        self.with(|db| room(db, tenant, counted(bytes), most, now))?
+    }
+
     pub(super) fn file(
         &self,
         tenant: &TenantName,

@@ -36,6 +36,8 @@ pub(super) struct Memory {
     pub(super) tenancy: Arc<Tenancy>,
     /// What each tenant has submitted lately.
     pub(super) minutes: HashMap<NameId, Minute>,
+    /// How many hold each content of [`super::inputs`].
+    pub(super) holds: HashMap<i64, u32>,
 }
 
 #[derive(Debug, Default)]
@@ -333,6 +335,7 @@ impl Memory {
     /// Takes over what only memory knows, where it still fits: beats, and what workers are at.
     pub(super) fn adopt(&mut self, mut old: Memory) {
         self.minutes = std::mem::take(&mut old.minutes);
+        self.holds = std::mem::take(&mut old.holds);
         for (name, worker) in &mut self.workers {
             if let Some(known) = old.workers.remove(name)
                 && known.incarnation == worker.incarnation

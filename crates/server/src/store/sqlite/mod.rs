@@ -337,6 +337,15 @@ impl Store for SqliteStore {
         self.writer.call(move |tx| tx.hold_input(&tenant, input)).await
     }
 
+    async fn release_input(&self, tenant: &TenantName, input: Input) -> Result<(), Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.release_input(&tenant, &input)).await
+    }
+
+    async fn admits_file(&self, tenant: &TenantName, bytes: u64, most: u64) -> Result<(), Error> {
+        self.readers.admits_file(tenant, bytes, most, self.ctx.clock.wall())
+    }
+
     async fn put_file(&self, file: FileRecord, most: u64) -> Result<(), Error> {
         self.writer.call(move |tx| tx.put_file(&file, most)).await
     }

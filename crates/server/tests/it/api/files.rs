@@ -145,12 +145,44 @@ async fn files_expire_and_have_a_limit() {
     let first = upload(&server, "1.png").await;
     upload(&server, "2.png").await;
     let full = server.form(FILES, &[], &[("file", "3.png", &png())]).await;
-    assert!(full.refused(429, "limit_reached", Some("file")).message.contains("131072"));
+    assert!(
+        full.refused(429, "limit_reached", Some("inputs.max_tenant_bytes"))
+            .message
+            .contains("131072")
+    );
     assert_eq!(full.header("retry-after"), "60");
     server.world.clock.advance(Duration::from_secs(60));
     server.get(&format!("{FILES}/{}", first.id)).await.refused(404, "file_not_found", None);
     server.app.components.store.advance().await.unwrap();
     upload(&server, "3.png").await;
+}
+
+#[tokio::test]
+async fn where_no_files_are_kept_none_is_decoded_or_written() {
+    let server = Server::with(&[("RAYREEL_INPUTS__MAX_TENANT_BYTES", "0")]).await;
+    for bytes in [&png()[..], b"no picture"] {
+        let answer = server.form(FILES, &[], &[("file", "a.png", bytes)]).await;
+        let refused = answer.refused(429, "limit_reached", Some("inputs.max_tenant_bytes"));
+        assert!(refused.message.contains("this request alone is more"), "{}", refused.message);
+        assert_eq!(answer.header("retry-after"), "3600");
+    }
+    assert!(files(&server).is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_fit_is_not_written() {
+    let server = Server::with(&[("RAYREEL_INPUTS__MAX_TENANT_BYTES", "65536")]).await;
+    let noise: Vec<u8> =
+        (0..200 * 200_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut large = Vec::new();
+    let mut encoder = png::Encoder::new(&mut large, 200, 200);
+    encoder.set_color(png::ColorType::Rgb);
+    let rgb = [&noise[..], &noise, &noise].concat();
+    encoder.write_header().unwrap().write_image_data(&rgb).unwrap();
+    let answer = server.form(FILES, &[], &[("file", "a.png", &large)]).await;
+    answer.refused(429, "limit_reached", Some("inputs.max_tenant_bytes"));
+    assert!(files(&server).is_empty());
+    upload(&server, "small.png").await;
 }
 
 #[tokio::test]

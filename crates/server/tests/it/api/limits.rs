@@ -168,6 +168,30 @@ async fn what_is_over_a_limit_is_neither_fetched_nor_decoded_nor_stored() {
 }
 
 #[tokio::test]
+async fn what_is_refused_in_the_end_leaves_nothing_behind() {
+    let server = Server::running(&[("RAYREEL_TENANTS__DEFAULT__MAX_QUEUED", "1")]).await;
+    // All are looked at before the first one is submitted, or some are: one is accepted.
+    let submits = (0..16_u8).map(|shade| {
+        let mut picture = Vec::new();
+        let mut encoder = png::Encoder::new(&mut picture, 1, 1);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&[shade]).unwrap();
+        let server = &server;
+        async move { server.form(TASKS, &[("prompt", "p")], &[("image", "a.png", &picture)]).await }
+    });
+    let answers = join_all(submits).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status == 202).count(), 1);
+    let reached = async {
+        while files(&server).len() > 1 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), reached).await.expect("garbage at once");
+    let worker = server.worker("w").await;
+    assert!(worker.take(1).await.request.image.is_some());
+}
+
+#[tokio::test]
 async fn the_room_for_files_holds_exactly_under_sixty_four_clients() {
     let upload = async |server: &Server, key: &str, picture: &[u8]| {
         let part = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
@@ -186,7 +210,7 @@ async fn the_room_for_files_holds_exactly_under_sixty_four_clients() {
         answers.iter().partition(|answer| answer.status == 200);
     assert_eq!(taken.len(), 7);
     for answer in refused {
-        answer.refused(429, "limit_reached", Some("file"));
+        answer.refused(429, "limit_reached", Some("inputs.max_tenant_bytes"));
         assert!(answer.headers.contains_key("retry-after"));
     }
     assert_eq!(upload(&server, &bert, &picture).await.status, 200, "each has its own room");

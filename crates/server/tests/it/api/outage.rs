@@ -108,6 +108,8 @@ faulty! {
     async fn put_key(&self, key: KeyRecord) -> ();
     async fn keys(&self) -> Vec<KeyRecord>;
     async fn hold_input(&self, tenant: &TenantName, input: Input) -> Input;
+    async fn release_input(&self, tenant: &TenantName, input: Input) -> ();
+    async fn admits_file(&self, tenant: &TenantName, bytes: u64, most: u64) -> ();
     async fn put_file(&self, file: FileRecord, most: u64) -> ();
     async fn file(&self, tenant: &TenantName, id: FileId) -> Option<FileRecord>;
     async fn files(&self, query: &FileQuery) -> FilePage;

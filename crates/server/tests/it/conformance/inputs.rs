@@ -168,6 +168,54 @@ pub async fn keeps_contents(stores: &impl Stores) {
     assert_eq!(home.store.check().await, Ok(vec![]));
 }
 
+/// Plays what is promised of contents that were held for nothing.
+pub async fn lets_contents_go(stores: &impl Stores) {
+    let home = Home::new(stores).await;
+    let anna = tenant("anna");
+    let release = async |input: &Input| {
+        home.store.release_input(&anna, input.clone()).await.expect("released");
+        home.wait(0).await;
+    };
+    // Two hold it: it goes with the second, at once.
+    let a = home.hold("anna", 'a').await;
+    assert_eq!(home.hold("anna", 'a').await, a);
+    release(&a).await;
+    assert_eq!(home.discarded().await, [""; 0], "another one holds it");
+    home.store.release_input(&tenant("bert"), a.clone()).await.expect("it is not his");
+    home.wait(0).await;
+    assert_eq!(home.discarded().await, [""; 0]);
+    release(&a).await;
+    assert_eq!(home.discarded().await, [a.folder(&anna).expect("it has a place")]);
+    release(&a).await;
+    assert_eq!(home.submit("anna", &a).await.err(), Some(Error::InputGone));
+
+    // A task or a file names it: it stays with them.
+    let b = home.hold("anna", 'b').await;
+    let task = home.submit("anna", &b).await.expect("queued");
+    release(&b).await;
+    home.wait(HOUR).await;
+    assert_eq!(home.discarded().await, [""; 0], "the task needs it");
+    home.delete("anna", task).await;
+    assert_eq!(home.discarded().await.len(), 1);
+    let c = home.hold("anna", 'c').await;
+    home.put("anna", &c, 2 * HOUR).await.expect("there is room");
+    release(&c).await;
+    home.wait(2 * HOUR - 1).await;
+    assert_eq!(home.discarded().await, [""; 0], "the file needs it");
+    home.wait(1).await;
+    assert_eq!(home.discarded().await.len(), 1);
+
+    // After a restart nobody knows who held it: it has its hour.
+    let d = home.hold("anna", 'd').await;
+    let home = home.again(stores).await;
+    home.store.release_input(&anna, d).await.expect("ignored");
+    home.wait(HOUR - 1).await;
+    assert_eq!(home.discarded().await, [""; 0]);
+    home.wait(1).await;
+    assert_eq!(home.discarded().await.len(), 1);
+    assert_eq!(home.store.check().await, Ok(vec![]));
+}
+
 /// Plays what is promised of the two contents of a task with a first and a last frame.
 pub async fn keeps_both_frames(stores: &impl Stores) {
     let home = Home::new(stores).await;
@@ -248,8 +296,14 @@ pub async fn keeps_files(stores: &impl Stores) {
     for _ in 0..fits {
         home.put("anna", &input, HOUR).await.expect("there is room");
     }
-    let full = Error::FilesFull { allowed: MOST, retry_ms: HOUR };
-    assert_eq!(home.put("anna", &input, HOUR).await.err(), Some(full));
+    let full = Error::FilesFull { allowed: MOST, retry_ms: Some(HOUR) };
+    assert_eq!(home.put("anna", &input, HOUR).await.err(), Some(full.clone()));
+    let admits =
+        async |owner: &str, bytes: u64| home.store.admits_file(&tenant(owner), bytes, MOST).await;
+    assert_eq!(admits("anna", input.bytes).await, Err(full));
+    assert_eq!(admits("bert", MOST).await, Ok(()));
+    let never = Error::FilesFull { allowed: MOST, retry_ms: None };
+    assert_eq!(admits("bert", MOST + 1).await, Err(never));
     let other = home.hold("bert", 'a').await;
     home.put("bert", &other, HOUR).await.expect("there is room");
     let bytes = async |home: &Home<_>| -> Vec<(String, u64)> {

@@ -34,7 +34,7 @@ use rayreel_server::store::Store;
 pub use deliveries::keeps_an_outbox;
 pub use drain::drains;
 pub use fair::shares_fairly;
-pub use inputs::{keeps_both_frames, keeps_contents, keeps_files};
+pub use inputs::{keeps_both_frames, keeps_contents, keeps_files, lets_contents_go};
 pub use keys::keeps_keys;
 pub use places::keeps_places;
 pub use quarantine::quarantines;

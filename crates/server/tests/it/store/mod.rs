@@ -50,6 +50,11 @@ fn sqlite_keeps_keys() {
 }
 
 #[test]
+fn sqlite_lets_contents_go() {
+    conformance::runtime().block_on(conformance::lets_contents_go(&Sqlite));
+}
+
+#[test]
 fn sqlite_keeps_both_frames() {
     conformance::runtime().block_on(conformance::keeps_both_frames(&Sqlite));
 }
