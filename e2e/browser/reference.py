@@ -48,8 +48,9 @@ def main():
             with open(f"{folder}/data/server.json") as file:
                 url = json.load(file)["url"].rstrip("/")
             with urllib.request.urlopen(f"{url}/openapi.json") as answer:
-                paths = json.load(answer)["paths"]
-            wanted = {operation["operationId"] for item in paths.values() for operation in item.values()}
+                document = json.load(answer)
+            items = [*document["paths"].values(), *document["webhooks"].values()]
+            wanted = {operation["operationId"] for item in items for operation in item.values()}
             page, told = dom(f"{url}/docs", folder)
         finally:
             server.terminate()
@@ -60,8 +61,13 @@ def main():
     faults = []
     if drawn != wanted or not wanted <= linked:
         faults.append(f"drawn {len(drawn)}, linked {len(linked & wanted)} of {len(wanted)} operations")
-    if commands < len(wanted):
+    if commands < len(wanted) - len(document["webhooks"]):
         faults.append(f"{commands} commands for {len(wanted)} operations")
+    codes = set(re.findall(r"<li><code>([a-z_]+)</code> \(\d{3}\)", page))
+    if len(codes) < 40:
+        faults.append(f"{len(codes)} error codes")
+    if "webhook-signature" not in page or "evt_" not in page:
+        faults.append("webhooks are not shown")
     if "[object " in page or "undefined" in page:
         faults.append("something was drawn that is no text")
     if told:

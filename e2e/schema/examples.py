@@ -28,8 +28,7 @@ def check(document, send):
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
                 for example in examples(content):
                     # Of a form, a file is named as for curl.
-                    if media_type == "application/json":
-                        wrong += faults(document, content["schema"], example, f"{name}, request")
+                    wrong += faults(document, content["schema"], example, f"{name}, request")
                     status, answer = send(method.upper(), path, *encoded(media_type, example))
                     sent += 1
                     if not 200 <= status < 300:
@@ -45,6 +44,14 @@ def check(document, send):
                     answers += 1
                 if not examples(content):
                     wrong.append(f"{name}: {status} has no example")
+    for name, item in document["webhooks"].items():
+        for operation in item.values():
+            content = operation["requestBody"]["content"]["application/json"]
+            if not examples(content):
+                wrong.append(f"webhook {name} has no example")
+            for example in examples(content):
+                wrong += faults(document, content["schema"], example, f"webhook {name}")
+                answers += 1
     for name, schema in document["components"]["schemas"].items():
         for field, of in schema.get("properties", {}).items():
             if "example" in of:

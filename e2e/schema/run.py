@@ -27,17 +27,11 @@ KEY = "schema-test-admin-key-of-the-operator"
 TASKS = "/v1/video/generations"
 # So much is generated for each operation.
 MAX_EXAMPLES = "8"
-# The model of the document's example.
-ALIASES = """
-[models.testcard]
-aliases = ["t2v-A14B"]
-"""
 # What the document's examples ask for is not made again: here everything is small, and done at once.
 CONFIG = """
 default_model = "testcard"
 max_wait_seconds = 30
 [models.testcard]
-aliases = ["t2v-A14B"]
 settings = { step_ms = 0 }
 limits = { max_side = 1024, max_frames = 5, max_steps = 20 }
 defaults = { size = "64x64", frames = 5, steps = 1 }
@@ -140,7 +134,7 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/data"
-        with Server(binary, data, ALIASES) as server:
+        with Server(binary, data, "") as server:
             ids = made(server)
             known = lambda path: path.replace("{id}", ids["done"][0])
             send = lambda method, path, *body: server.send(method, known(path), *body)

@@ -88,8 +88,8 @@ codes! {
         "No model of that name is configured; the message lists those that are."
         "Use one of the names, or add the model to the configuration.";
     InvalidCursor "invalid_cursor" Request 400 2 false
-        "The list cursor was not made by this server."
-        "Start again without a cursor; take the next one from `next_cursor`.";
+        "The place to go on from, `cursor` or `after`, is none in this list; it may have been deleted too long ago."
+        "Start again without it; take the next one from `next_cursor` or `last_id`.";
     InvalidConfig "invalid_config" Request 400 2 false
         "The configuration has an unknown key or a value that is not allowed."
         "`rayreel config check` says where and what is right.";

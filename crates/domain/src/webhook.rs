@@ -93,6 +93,9 @@ pub struct Delivery {
     pub number: u32,
     /// Calls since it was first, or by hand, set going.
     pub tries: u32,
+    /// Is it being made? Then `due` is when it is taken for lost.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub taken: bool,
     #[serde(default)]
     pub attempts: Vec<Attempt>,
 }
@@ -107,8 +110,14 @@ impl Delivery {
             due: Some(now),
             number: 0,
             tries: 0,
+            taken: false,
             attempts: Vec::new(),
         }
+    }
+
+    /// When it is to be made next; none while it is being made, and once it is over.
+    pub fn next(&self) -> Option<Timestamp> {
+        self.due.filter(|_| !self.taken)
     }
 
     /// Is it to be made now?
@@ -120,6 +129,7 @@ impl Delivery {
     pub fn take(&mut self, hold_ms: u64, now: Timestamp) {
         self.number += 1;
         self.tries += 1;
+        self.taken = true;
         self.due = Some(now.plus_ms(hold_ms.min(HORIZON_MS)));
     }
 
@@ -134,6 +144,7 @@ impl Delivery {
         if number != self.number || self.standing != Standing::Pending {
             return;
         }
+        self.taken = false;
         let wait = WAITS_MS.get(self.tries.saturating_sub(1) as usize);
         (self.standing, self.due) = match wait {
             _ if delivered => (Standing::Delivered, None),
@@ -151,6 +162,7 @@ impl Delivery {
         self.due = Some(now);
         self.number += 1;
         self.tries = 0;
+        self.taken = false;
     }
 }
 
@@ -253,6 +265,19 @@ mod tests {
         assert_eq!((delivery.standing, delivery.attempts.len()), (Standing::Pending, 1));
         delivery.report(delivery.number, answered(200), 0, Timestamp(HOLD));
         assert_eq!(delivery.standing, Standing::Delivered);
+    }
+
+    #[test]
+    fn while_it_is_made_no_next_time_is_told() {
+        let mut delivery = delivery();
+        assert_eq!(delivery.next(), Some(Timestamp(0)));
+        delivery.take(HOLD, Timestamp(1));
+        assert_eq!(delivery.next(), None, "the end of the hold is nobody's business");
+        delivery.report(delivery.number, answered(500), 1_000, Timestamp(2));
+        assert_eq!(delivery.next(), Some(Timestamp(5_002)));
+        delivery.take(HOLD, Timestamp(5_002));
+        delivery.restart(Timestamp(6_000));
+        assert_eq!(delivery.next(), Some(Timestamp(6_000)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::code::Code;
 use crate::id::{ModelName, Nonce, PoolName, TaskId, TenantName, WorkerName};
@@ -107,6 +107,20 @@ impl From<Priority> for u8 {
     }
 }
 
+/// Reads a length, which the first versions kept as a number.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Kept {
+        Number(f64),
+        Text(String),
+    }
+    Ok(Option::<Kept>::deserialize(deserializer)?.map(|kept| match kept {
+        Kept::Number(number) => number.to_string(),
+        Kept::Text(text) => text,
+    }))
+}
+
 /// Everything known of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -124,9 +138,9 @@ pub struct Record {
     /// The task whose request this one repeats with another prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remixed_from: Option<TaskId>,
-    /// The length that was asked for, in seconds; the frames are the nearest that there are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds: Option<f64>,
+    /// The length in seconds as it was asked for; the frames are the nearest that there are.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text_or_number")]
+    pub seconds: Option<String>,
     /// GPU-milliseconds that the task is expected to take.
     pub estimate_ms: u64,
     pub created_at: Timestamp,

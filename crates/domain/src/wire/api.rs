@@ -31,11 +31,15 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
-        schema(required = true, example = "a red fox running through snow")
+        schema(
+            value_type = String, required = true, min_length = 1, max_length = 10_000,
+            example = "a red fox running through snow"
+        )
     )]
     pub prompt: Option<String>,
     /// What not to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 10_000))]
     pub negative_prompt: Option<String>,
     /// First frame, a PNG, JPEG or WebP: an https:// URL, a data URI (`data:image/png;base64,…`), or
     /// the id of an uploaded file.
@@ -57,10 +61,11 @@ pub struct SubmitBody {
     pub height: Option<u32>,
     /// Number of frames, 4n+1. Give this or `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = 49))]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, example = 49))]
     pub frames: Option<u32>,
     /// Length in seconds, which becomes the nearest 4n+1 frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(exclusive_minimum = 0.0))]
     pub seconds: Option<f64>,
     /// The same as `seconds`; 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,12 +75,15 @@ pub struct SubmitBody {
     pub fps: Option<u32>,
     /// Denoising steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub steps: Option<u32>,
     /// Classifier-free guidance scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance: Option<f64>,
     /// Up to 2^53 - 1; chosen at random when absent, and told in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
     pub seed: Option<u64>,
     /// So many tasks at once, all or none; they take `seed`, `seed` + 1 and so on. 0 is as if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

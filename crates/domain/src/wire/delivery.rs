@@ -78,7 +78,7 @@ pub struct WebhookBody {
     pub state: Standing,
     /// The newest calls of the receiver.
     pub attempts: Vec<WebhookAttempt>,
-    /// When it is called next; null if it isn't.
+    /// When it is called next; null if it isn't, and while it is being called.
     pub next_attempt_at: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ impl WebhookBody {
             url: webhook.url.clone(),
             state: delivery.map_or(fallback, |delivery| delivery.standing),
             attempts: attempts.iter().map(WebhookAttempt::new).collect(),
-            next_attempt_at: delivery.and_then(|delivery| Some(delivery.due?.unix_seconds())),
+            next_attempt_at: delivery.and_then(|delivery| Some(delivery.next()?.unix_seconds())),
         })
     }
 }

@@ -10,18 +10,25 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GenerateBody {
-    /// Name of a model, or an alias such as `i2v-A14B`; the configured default when absent.
+    /// Name of a model, or an alias such as `i2v-A14B` if the server's configuration gives a model
+    /// that one; the configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
     /// What to show; up to 10,000 characters. Required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(required = true, example = "a beautiful cat"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            value_type = String, required = true, min_length = 1, max_length = 10_000,
+            example = "a beautiful cat"
+        )
+    )]
     pub prompt: Option<String>,
     /// Name of the same model, or the path of its checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ckpt_dir: Option<String>,
-    /// First frame: the path of a PNG or JPEG below one of the server's `input_roots`, or a data URI
-    /// (`data:image/png;base64,…`).
+    /// First frame, a PNG, JPEG or WebP: its path below one of the server's `input_roots`, an
+    /// https:// URL, a data URI (`data:image/png;base64,…`), or the id of an uploaded file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Pixels, `832*480` or `832x480`.

@@ -5,12 +5,11 @@
 //! refused, as everywhere.
 
 use alloc::collections::BTreeMap;
-use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::api::{SubmitBody, percent, unique_strings};
 use super::delivery::WebhookTarget;
@@ -33,6 +32,77 @@ pub const SPELLINGS: [(&str, &str); 4] = [
 pub const NUMBERS: &[&str] =
     &["fps", "num_frames", "num_inference_steps", "guidance_scale", "seed", "priority", "deadline"];
 
+/// A field that clients of OpenAI send and that has no effect here, whatever is in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ignored;
+
+impl Serialize for Ignored {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// Always: what has no effect is no part of what a request asks for.
+fn is_ignored(_: &Option<Ignored>) -> bool {
+    true
+}
+
+/// A length as it was asked for: a number, and the text that tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seconds {
+    pub text: String,
+    pub number: f64,
+}
+
+/// Longest text of a length, in bytes.
+const MAX_SECONDS: usize = 16;
+
+/// Above 0: in text of at most 16 characters, as OpenAI has it, or as a number.
+#[cfg(feature = "openapi")]
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[schema(as = Seconds, example = "4")]
+#[expect(dead_code, reason = "it only describes what is read")]
+enum SecondsForms {
+    Text(String),
+    Number(f64),
+}
+
+impl Serialize for Seconds {
+    /// However it was written, it asks for the same.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.number)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Asked {
+            Number(f64),
+            Text(String),
+        }
+        let wrong = || serde::de::Error::custom("must be a length in seconds, such as \"4\"");
+        match Asked::deserialize(deserializer).map_err(|_| wrong())? {
+            Asked::Number(number) => Ok(Self { text: number.to_string(), number }),
+            Asked::Text(text) => {
+                // Plain decimals: `f64::from_str` would also take `inf` and `1e3`.
+                let plain = text.len() <= MAX_SECONDS
+                    && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+                let number = plain.then(|| text.parse().ok()).flatten();
+                number.map(|number| Self { text, number }).ok_or_else(wrong)
+            }
+        }
+    }
+}
+
 /// Body of `POST /v1/videos`, as JSON or as a form (`multipart/form-data`).
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,40 +112,49 @@ pub struct CreateVideo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "openapi",
-        schema(required = true, example = "a red fox running through snow")
+        schema(
+            value_type = String, required = true, min_length = 1, max_length = 10_000,
+            example = "a red fox running through snow"
+        )
     )]
     pub prompt: Option<String>,
     /// Name or alias of a model; the configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// First frame. In a form, the file itself: a PNG or JPEG.
+    /// First frame, a PNG, JPEG or WebP. In a form, the file itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_reference: Option<InputReference>,
     /// Length in seconds, as a string or a number; becomes the nearest 4n+1 frames.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "seconds")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "4"))]
-    pub seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<SecondsForms>))]
+    pub seconds: Option<Seconds>,
     /// Pixels, `832x480`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "832x480"))]
     pub size: Option<String>,
     /// What not to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 10_000))]
     pub negative_prompt: Option<String>,
     /// Frames a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub fps: Option<u32>,
     /// Number of frames, 4n+1. Give this or `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub num_frames: Option<u32>,
     /// Denoising steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub num_inference_steps: Option<u32>,
     /// Classifier-free guidance scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance_scale: Option<f64>,
     /// Up to 2^53 - 1; chosen at random when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
     pub seed: Option<u64>,
     /// 1 (last) to 5 (first) among your own tasks; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,26 +173,26 @@ pub struct CreateVideo {
     /// Up to 16 strings of your own, kept with the task; in a form, `metadata[key]`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "unique_strings")]
     pub metadata: Option<BTreeMap<String, String>>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub user: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub quality: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub style: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub background: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub moderation: Option<IgnoredAny>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub user: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub quality: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub style: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub background: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub moderation: Option<Ignored>,
 }
 
 impl CreateVideo {
@@ -125,7 +204,7 @@ impl CreateVideo {
             negative_prompt: self.negative_prompt.clone(),
             size: self.size.clone(),
             frames: self.num_frames,
-            seconds: self.seconds,
+            seconds: self.seconds.as_ref().map(|seconds| seconds.number),
             fps: self.fps,
             steps: self.num_inference_steps,
             guidance: self.guidance_scale,
@@ -160,8 +239,42 @@ pub struct InputReference {
 pub struct RemixVideo {
     /// What to show instead. Required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(required = true, example = "the same fox, at night"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            value_type = String, required = true, min_length = 1, max_length = 10_000,
+            example = "the same fox, at night"
+        )
+    )]
     pub prompt: Option<String>,
+    /// Told, signed, when the new video has ended: an https URL, or `{"url": …}`. That of the source
+    /// is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(value_type = Option<crate::wire::delivery::WebhookForms>)
+    )]
+    pub webhook: Option<WebhookTarget>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub user: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub quality: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub style: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub background: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub moderation: Option<Ignored>,
 }
 
 impl RemixVideo {
@@ -181,28 +294,8 @@ impl RemixVideo {
             format: Some(request.format),
             priority: Some(source.priority),
             metadata: Some(request.metadata.clone()),
+            webhook: self.webhook.clone(),
             ..SubmitBody::default()
-        }
-    }
-}
-
-/// Reads a length, as OpenAI has it in text.
-fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Asked {
-        Number(f64),
-        Text(String),
-    }
-    let wrong = || serde::de::Error::custom("must be a length in seconds, such as \"4\"");
-    match Option::<Asked>::deserialize(deserializer).map_err(|_| wrong())? {
-        None => Ok(None),
-        Some(Asked::Number(number)) => Ok(Some(number)),
-        Some(Asked::Text(text)) => {
-            // Plain decimals: `f64::from_str` would also take `inf` and `1e3`.
-            let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-            let number = plain.then(|| text.parse().ok()).flatten();
-            number.map(Some).ok_or_else(wrong)
         }
     }
 }
@@ -251,7 +344,7 @@ pub struct VideoBody {
     pub error: Option<VideoError>,
     pub prompt: String,
     pub remixed_from_video_id: Option<String>,
-    /// The length that was asked for, else the one that the frames make.
+    /// The length as it was asked for, else the one that the frames make.
     #[cfg_attr(feature = "openapi", schema(example = "4"))]
     pub seconds: String,
     /// `WxH` in pixels.
@@ -273,7 +366,7 @@ impl VideoBody {
         let request = &task.request;
         let frames = f64::from(request.frames) / f64::from(request.fps);
         // To hundredths: a third of a second has no end.
-        let seconds = task.seconds.unwrap_or_else(|| hundredths(frames));
+        let seconds = task.seconds.clone().unwrap_or_else(|| hundredths(frames).to_string());
         let error = task.error.as_ref().map(|failure| VideoError {
             code: failure.code.to_string(),
             message: failure.message.clone(),
@@ -293,7 +386,7 @@ impl VideoBody {
             error,
             prompt: request.prompt.clone(),
             remixed_from_video_id: task.remixed_from.map(|id| id.to_string()),
-            seconds: format!("{seconds}"),
+            seconds,
             size: request.size.to_string(),
         }
     }
@@ -335,7 +428,13 @@ pub struct VideoDeleted {
 pub struct GenerateImages {
     /// What to show; up to 10,000 characters. Required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(required = true, example = "a red fox in snow"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            value_type = String, required = true, min_length = 1, max_length = 10_000,
+            example = "a red fox in snow"
+        )
+    )]
     pub prompt: Option<String>,
     /// Name or alias of a model; the configured default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -355,36 +454,40 @@ pub struct GenerateImages {
     pub output_format: Option<OutputFormat>,
     /// What not to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_length = 10_000))]
     pub negative_prompt: Option<String>,
     /// Denoising steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub num_inference_steps: Option<u32>,
     /// Classifier-free guidance scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance_scale: Option<f64>,
     /// Of the first image; those after it take the numbers that follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
     pub seed: Option<u64>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub user: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub quality: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub style: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub background: Option<IgnoredAny>,
-    /// Ignored.
-    #[serde(default, skip_serializing)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-    pub moderation: Option<IgnoredAny>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub user: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub quality: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub style: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub background: Option<Ignored>,
+    /// Taken and ignored.
+    #[serde(default, skip_serializing_if = "is_ignored")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Value))]
+    pub moderation: Option<Ignored>,
 }
 
 impl GenerateImages {
@@ -449,22 +552,52 @@ pub struct ImageBody {
 
 #[cfg(test)]
 mod tests {
+    use alloc::format;
+
     use super::*;
 
-    fn asked(seconds: &str) -> Result<Option<f64>, ()> {
+    fn asked(seconds: &str) -> Option<Option<Seconds>> {
         let body = format!("{{\"seconds\":{seconds}}}");
-        serde_json::from_str::<CreateVideo>(&body).map(|body| body.seconds).map_err(|_| ())
+        serde_json::from_str::<CreateVideo>(&body).map(|body| body.seconds).ok()
     }
 
     #[test]
     fn seconds_are_plain_decimals_in_text_or_as_a_number() {
-        for (text, number) in [("\"4\"", 4.0), ("\"2.5\"", 2.5), ("8", 8.0), ("0.5", 0.5)] {
-            assert_eq!(asked(text), Ok(Some(number)), "{text}");
+        for (json, number, text) in [
+            ("\"4\"", 4.0, "4"),
+            ("\"04\"", 4.0, "04"),
+            ("\"2.50\"", 2.5, "2.50"),
+            ("8", 8.0, "8"),
+            ("0.5", 0.5, "0.5"),
+        ] {
+            let expected = Seconds { text: text.to_string(), number };
+            assert_eq!(asked(json), Some(Some(expected)), "{json}");
         }
-        assert_eq!(asked("null"), Ok(None));
-        for wrong in ["\"four\"", "\"1e3\"", "\"inf\"", "\"-4\"", "\"\"", "\".\"", "[4]", "true"] {
-            assert_eq!(asked(wrong), Err(()), "{wrong}");
+        assert_eq!(asked("null"), Some(None));
+        let long = format!("\"4.{}\"", "0".repeat(15));
+        for wrong in
+            ["\"four\"", "\"1e3\"", "\"inf\"", "\"-4\"", "\"\"", "\".\"", "[4]", "true", &long]
+        {
+            assert_eq!(asked(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_ignored_is_no_part_of_what_is_asked_for() {
+        let with =
+            r#"{"prompt":"a","user":{"any":[1]},"quality":"hd","style":null,"moderation":0}"#;
+        for (with, without) in [
+            (canonical::<CreateVideo>(with), canonical::<CreateVideo>(r#"{"prompt":"a"}"#)),
+            (canonical::<GenerateImages>(with), canonical::<GenerateImages>(r#"{"prompt":"a"}"#)),
+            (canonical::<RemixVideo>(with), canonical::<RemixVideo>(r#"{"prompt":"a"}"#)),
+        ] {
+            assert_eq!(with, without);
+        }
+    }
+
+    fn canonical<T: Serialize + serde::de::DeserializeOwned>(text: &str) -> String {
+        let asked: T = serde_json::from_str(text).expect("a body");
+        serde_json::to_string(&asked).expect("JSON")
     }
 
     #[test]

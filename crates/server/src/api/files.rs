@@ -38,12 +38,19 @@ struct Fields {
     expires_after: Option<ExpiresAfter>,
 }
 
-/// Times of a form are text.
+/// Times of a form are text; a part of it in JSON has numbers.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExpiresAfter {
     anchor: String,
-    seconds: String,
+    seconds: Seconds,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seconds {
+    Text(String),
+    Number(u64),
 }
 
 /// Uploads an image, to be named in requests by its id.
@@ -57,11 +64,8 @@ struct ExpiresAfter {
     responses(
         (status = 200, description = "Stored.", body = FileBody),
         (status = 400, description = "`invalid_request`, `missing_field`, `unknown_field` or `invalid_value`.", body = ErrorBody),
-        (status = 408, description = "`invalid_request`: the body does not come.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
         (status = 415, description = "`unsupported_media_type`: send a form.", body = ErrorBody),
         (status = 429, description = "`limit_reached`: your files take as much room as they may.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`", body = ErrorBody),
     ))]
 pub(super) async fn upload(
@@ -118,8 +122,13 @@ fn time_to_live(asked: &ExpiresAfter, most: u64) -> Result<u64, Error> {
         return Err(Error::invalid("expires_after.anchor", message));
     }
     let least = SHORTEST_LIFE.min(most);
-    let digits = asked.seconds.bytes().all(|b| b.is_ascii_digit());
-    let seconds = digits.then(|| asked.seconds.parse().ok()).flatten();
+    let seconds = match &asked.seconds {
+        Seconds::Number(seconds) => Some(*seconds),
+        Seconds::Text(text) => {
+            let digits = text.bytes().all(|b| b.is_ascii_digit());
+            digits.then(|| text.parse().ok()).flatten()
+        }
+    };
     seconds.filter(|seconds| (least..=most).contains(seconds)).ok_or_else(|| {
         let message = format!(
             "`expires_after[seconds]` is a whole number from {least} to {most}; no file is kept \

@@ -30,6 +30,8 @@ const MAX_BOUNDARY: usize = 70;
 pub(super) struct Form {
     fields: Map<String, Value>,
     files: Vec<Upload>,
+    /// Fields that were looked for among the files.
+    known: Vec<&'static str>,
 }
 
 /// A part that was sent as a file.
@@ -80,6 +82,7 @@ impl Form {
                     malformed(message.to_owned())
                 })?;
             let filename = part.file_name().map(|name| base_name(name).to_owned());
+            let json = part.content_type().is_some_and(|of| of.essence_str() == "application/json");
             let bytes = part.bytes().await.map_err(|error| broken(&error))?;
             match filename {
                 Some(filename) => {
@@ -88,6 +91,8 @@ impl Form {
                     }
                     form.files.push(Upload { field: name, filename, bytes });
                 }
+                // Objects, as OpenAPI has them in a form that says nothing else.
+                None if json => form.insert_json(name, &bytes)?,
                 None => form.insert(&name, &bytes, typed)?,
             }
         }
@@ -96,6 +101,18 @@ impl Form {
 
     fn has(&self, name: &str) -> bool {
         self.fields.contains_key(name) || self.files.iter().any(|file| file.field == name)
+    }
+
+    fn insert_json(&mut self, name: String, bytes: &[u8]) -> Result<(), Error> {
+        if self.has(&name) {
+            return Err(twice(&name));
+        }
+        let value = serde_json::from_slice(bytes).map_err(|error| {
+            let message = format!("`{name}` says that it is JSON, and is not: {error}");
+            Error::new(Code::InvalidJson, message).param(name.clone())
+        })?;
+        self.fields.insert(name, value);
+        Ok(())
     }
 
     fn insert(&mut self, name: &str, bytes: &[u8], typed: &[&str]) -> Result<(), Error> {
@@ -112,7 +129,12 @@ impl Form {
             .strip_suffix(']')
             .filter(|key| !key.is_empty() && !key.contains(['[', ']']) && !object.is_empty())
             .ok_or_else(|| {
-                let message = format!("`{name}` is no field; write an object's key as `name[key]`");
+                let hint = if rest == "]" && !object.is_empty() {
+                    format!("did you mean `{object}`?")
+                } else {
+                    "write an object's key as `name[key]`".to_owned()
+                };
+                let message = format!("`{name}` is no field; {hint}");
                 Error::new(Code::UnknownField, message).param(name.to_owned())
             })?;
         if self.files.iter().any(|file| file.field == object) {
@@ -128,7 +150,8 @@ impl Form {
     }
 
     /// Takes out the file that was sent as this field.
-    pub(super) fn take_file(&mut self, field: &str) -> Option<Upload> {
+    pub(super) fn take_file(&mut self, field: &'static str) -> Option<Upload> {
+        self.known.push(field);
         let at = self.files.iter().position(|file| file.field == field)?;
         Some(self.files.swap_remove(at))
     }
@@ -139,11 +162,28 @@ impl Form {
         allowed: impl FnOnce(&str, &[u8]) -> Option<String>,
     ) -> Result<T, Error> {
         if let Some(file) = self.files.first() {
-            let message = format!("`{}` is not sent as a file here", file.field);
+            let hint = body::nearest(&file.field, self.known.iter().copied());
+            let message = format!("`{}` is not sent as a file here{hint}", file.field);
             return Err(Error::new(Code::UnknownField, message).param(file.field.clone()));
         }
         let text = serde_json::to_vec(&self.fields).map_err(Error::internal)?;
-        body::parse(&text, |field| allowed(field, &text))
+        body::parse(&text, |field| allowed(field, &text)).map_err(|error: Error| {
+            // An object in one piece of text, as curl sends it.
+            let whole = self.fields.iter().find(|(name, value)| {
+                value.is_string()
+                    && error.cause().starts_with(&format!("`{name}` must be an object"))
+            });
+            match whole {
+                Some((name, _)) => Error::invalid(
+                    name.clone(),
+                    format!(
+                        "{}; in a form, each entry of it is a field `{name}[key]`",
+                        error.cause()
+                    ),
+                ),
+                None => error,
+            }
+        })
     }
 }
 
@@ -230,7 +270,8 @@ mod tests {
             (&[("metadata[a]", "1"), ("metadata[a]", "2")], "`metadata[a]` stands twice"),
             (&[("metadata", "x"), ("metadata[a]", "1")], "`metadata` stands twice"),
             (&[("metadata[a]", "1"), ("metadata", "x")], "`metadata` stands twice"),
-            (&[("metadata[]", "1")], "`name[key]`"),
+            (&[("metadata[]", "1")], "did you mean `metadata`?"),
+            (&[("metadata", r#"{"a":"b"}"#)], "each entry of it is a field `metadata[key]`"),
             (&[("metadata[a", "1")], "`name[key]`"),
             (&[("metadata[a][b]", "1")], "`name[key]`"),
             (&[("[a]", "1")], "`name[key]`"),
@@ -267,6 +308,29 @@ mod tests {
         assert!(refused.cause().contains("not sent as a file"));
         let both = format!("{}{head}\"a\"\n\nx\n--b--\n", part("image", "y"));
         assert!(parse(&both).await.expect_err("refused").cause().contains("twice"));
+    }
+
+    #[tokio::test]
+    async fn a_file_under_another_name_is_told_the_right_one() {
+        let head = "--b\nContent-Disposition: form-data; name=\"image[]\"; filename=";
+        let mut form = parse(&format!("{head}\"a\"\n\nx\n--b--\n")).await.expect("a form");
+        assert!(form.take_file("image").is_none());
+        let refused = form.into_body::<SubmitBody>(|_, _| None).expect_err("refused");
+        assert!(refused.cause().ends_with("did you mean `image`?"), "{}", refused.cause());
+    }
+
+    #[tokio::test]
+    async fn a_part_may_be_json_if_it_says_so() {
+        let part = |text: &str| {
+            let head = "--b\nContent-Disposition: form-data; name=\"metadata\"\n";
+            format!("{head}Content-Type: application/json\n\n{text}\n--b--\n")
+        };
+        let form = parse(&part(r#"{"a":"b"}"#)).await.expect("a form");
+        let asked: SubmitBody = form.into_body(|_, _| None).expect("a body");
+        let metadata = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        assert_eq!(asked.metadata, Some(metadata));
+        let refused = parse(&part("{")).await.expect_err("refused");
+        assert!(refused.cause().contains("`metadata` says that it is JSON"));
     }
 
     #[tokio::test]

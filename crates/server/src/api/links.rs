@@ -40,8 +40,6 @@ const MAX_TIME: u64 = 7 * 86_400;
         (status = 404, description = "`task_not_found`", body = ErrorBody),
         (status = 409, description = "`not_finished`: the task is queued or running.", body = ErrorBody),
         (status = 410, description = "The task ended without a result; the code says how.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
     ))]
 pub(super) async fn link(
     State(api): State<Arc<Api>>,

@@ -13,7 +13,6 @@ mod cors;
 mod crowd;
 mod error;
 mod events;
-mod examples;
 mod files;
 mod form;
 mod gate;

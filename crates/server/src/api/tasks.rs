@@ -65,11 +65,8 @@ const LATEST: u64 = 253_402_300_799;
             )),
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
         (status = 409, description = "`idempotency_mismatch`: the key was used with another request. `task_deleted`: what it made is gone.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
-        (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
-        (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
+        (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
+        (status = 507, description = "`storage_full`: there is no room for the images.", body = ErrorBody),
     ))]
 pub(super) async fn submit(
     State(api): State<Arc<Api>>,
@@ -86,7 +83,8 @@ pub(super) async fn submit(
                 image: sent.image.or(asked.image.take().map(Source::Named)),
                 last_image: sent.last_image.or(asked.last_image.take().map(Source::Named)),
             };
-            let submission = Submission { asked: &asked, images, idempotency, remixed: None };
+            let submission =
+                Submission { asked: &asked, images, idempotency, remixed: None, seconds: None };
             accept(&api, tenant.clone(), &base, submission).await?
         }
     };
@@ -148,6 +146,8 @@ pub(super) struct Submission<'a> {
     pub(super) idempotency: Option<Idempotency>,
     /// The task whose request it repeats with another prompt.
     pub(super) remixed: Option<&'a Task>,
+    /// Its length as the caller wrote it, if that is to be told so.
+    pub(super) seconds: Option<String>,
 }
 
 /// Makes the tasks that a submit asks for, or finds those that it made before: the one way in, for
@@ -158,7 +158,7 @@ pub(super) async fn accept(
     base: &Base,
     submission: Submission<'_>,
 ) -> Result<Vec<View>, Error> {
-    let Submission { asked, images, mut idempotency, remixed } = submission;
+    let Submission { asked, images, mut idempotency, remixed, seconds } = submission;
     let app = &api.app;
     let components = &app.components;
     let model = api.model(asked.model.as_deref())?;
@@ -197,6 +197,9 @@ pub(super) async fn accept(
         holds.push(hold);
         requests.iter_mut().for_each(|request| request.last_image = Some(input.clone()));
     }
+    let number = || asked.seconds.or(asked.duration).map(|number| number.to_string());
+    let seconds = seconds.or_else(number);
+    let seconds = seconds.or_else(|| remixed.and_then(|source| source.seconds.clone()));
     let ids: Vec<TaskId> = requests.iter().map(|_| components.random.task_id(now)).collect();
     let mut siblings = ids[1..].to_vec();
     let tasks = ids.iter().zip(requests).zip(estimates).map(|((id, request), estimate_ms)| {
@@ -207,7 +210,7 @@ pub(super) async fn accept(
             idempotency: idempotency.take(),
             siblings: std::mem::take(&mut siblings),
             remixed_from: remixed.map(|source| source.id),
-            seconds: asked.seconds.or(asked.duration).or(remixed.and_then(|source| source.seconds)),
+            seconds: seconds.clone(),
             estimate_ms,
             deadline,
             webhook: webhook.clone(),

@@ -43,7 +43,6 @@ impl Api {
         (status = 400, description = "`unknown_field`: there are no query parameters here.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
         (status = 409, description = "`not_finished`: there is nothing to tell yet. `no_webhook`: the submit named none.", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
     ))]
 pub(super) async fn redeliver(
     State(api): State<Arc<Api>>,
@@ -94,7 +93,6 @@ pub(super) async fn secret(
 #[utoipa::path(post, path = "/v1/webhooks/secret/rotate", tag = "webhooks", operation_id = "rotate_webhook_secret", responses(
     (status = 200, description = "The new secret.", body = SecretBody),
     (status = 400, description = "`unknown_field`: there are no query parameters here.", body = ErrorBody),
-    (status = 503, description = "`store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
 ))]
 pub(super) async fn rotate(
     State(api): State<Arc<Api>>,

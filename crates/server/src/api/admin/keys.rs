@@ -29,9 +29,6 @@ const MAX_DAYS: u32 = 36_500;
     responses(
         (status = 201, description = "The key; store it now.", body = KeyBody),
         (status = 400, description = "`invalid_json`, `unknown_field` or `invalid_value`.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn create(
     State(api): State<Arc<Api>>,
@@ -109,7 +106,6 @@ pub(in crate::api) async fn list(
     responses(
         (status = 200, description = "The key, which is refused from now on.", body = KeyBody),
         (status = 404, description = "`key_not_found`", body = ErrorBody),
-        (status = 503, description = "`store_unavailable` or `outcome_unknown`.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn revoke(
     State(api): State<Arc<Api>>,

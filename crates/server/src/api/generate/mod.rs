@@ -31,7 +31,7 @@ const MAX_QUOTE: usize = 200;
 /// `/v1/video/generations/{task_id}`.
 #[utoipa::path(post, path = "/generate", tag = "generations", operation_id = "generate",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
-    request_body(content = GenerateBody, example = json!({"task": "t2v-A14B", "size": "1280*720", "prompt": "two anthropomorphic cats box on a lit stage"})),
+    request_body(content = GenerateBody, example = json!({"task": "testcard", "size": "1280*720", "prompt": "two anthropomorphic cats box on a lit stage"})),
     responses(
         (status = 200, description = "Queued, or there already under the same key.", body = TaskBody,
             headers(
@@ -40,10 +40,7 @@ const MAX_QUOTE: usize = 200;
             )),
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
         (status = 409, description = "`idempotency_mismatch`: the key was used with another request. `task_deleted`: what it made is gone.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
-        (status = 429, description = "`queue_full`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
+        (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(super) async fn generate(
@@ -68,7 +65,7 @@ pub(super) async fn generate(
     };
     let image = asked.image.map(source).transpose()?;
     let images = Sources { image, last_image: None };
-    let submission = Submission { asked: &body, images, idempotency, remixed: None };
+    let submission = Submission { asked: &body, images, idempotency, remixed: None, seconds: None };
     let views = tasks::accept(&api, tenant, &base, submission).await?;
     // What a service that answers with an object says by default, and such clients expect.
     tasks::answer(&api, StatusCode::OK, &views, false, &base)

@@ -37,11 +37,8 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
     responses(
         (status = 200, description = "The images.", body = ImagesBody),
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 422, description = "An image failed or was cancelled; the code says how.", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 504, description = "`wait_exceeded`: not made in time, and cancelled.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn generate(
@@ -128,7 +125,8 @@ impl Awaited {
         asked: SubmitBody,
     ) -> Result<Self, Error> {
         let images = Sources::default();
-        let submission = Submission { asked: &asked, images, idempotency: None, remixed: None };
+        let submission =
+            Submission { asked: &asked, images, idempotency: None, remixed: None, seconds: None };
         let made = tasks::accept(&api, tenant.clone(), &base, submission).await;
         Ok(Self { api, tenant, views: made.map_err(spelt)? })
     }

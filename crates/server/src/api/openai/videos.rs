@@ -9,6 +9,7 @@ use futures_util::TryStreamExt;
 use http::header::HeaderName;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use rayreel_domain::Code;
 use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::task::{State as TaskState, Task};
 use rayreel_domain::wire::api::ErrorBody;
@@ -49,10 +50,7 @@ const MAX_PAGE: u64 = 100;
             headers(("openai-poll-after-ms" = u64, description = "When to ask for it."))),
         (status = 400, description = "`invalid_json`, `invalid_request`, `missing_field`, `unknown_field`, `invalid_value` or `unknown_model`.", body = ErrorBody),
         (status = 409, description = "`idempotency_mismatch`: the key was used with another request. `task_deleted`: what it made is gone.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn create(
@@ -76,7 +74,8 @@ pub(in crate::api) async fn create(
     };
     let native = asked.native();
     let images = Sources { image, last_image: None };
-    let submission = Submission { asked: &native, images, idempotency, remixed: None };
+    let seconds = asked.seconds.map(|seconds| seconds.text);
+    let submission = Submission { asked: &native, images, idempotency, remixed: None, seconds };
     let made = tasks::accept(&api, tenant, &base, submission).await;
     answer(&api, only(made.map_err(spelt)?)?)
 }
@@ -86,13 +85,22 @@ async fn read(api: &Api, request: Request) -> Result<(Parts, CreateVideo, Option
     let limit = api.app.settings.max_body_bytes;
     if !form::is_form(request.headers()) {
         let (parts, bytes) = body::whole(&api.bodies, request, limit).await?;
-        let asked = body::parse(&bytes, |field| api.allowed(native(field), &bytes))?;
+        let asked = body::parse(&bytes, |field| allowed(api, field, &bytes))?;
         return Ok((parts, asked, None));
     }
     let (parts, mut form) = Form::read(&api.bodies, request, limit, NUMBERS).await?;
     let sent = form.take_file("input_reference").map(|file| file.bytes);
-    let asked = form.into_body(|field, text| api.allowed(native(field), text))?;
+    let asked = form.into_body(|field, text| allowed(api, field, text))?;
     Ok((parts, asked, sent))
+}
+
+/// What a field may be.
+fn allowed(api: &Api, field: &str, asked: &[u8]) -> Option<String> {
+    match field {
+        // Text, here.
+        "seconds" => Some("a number above 0, such as \"4\"".to_owned()),
+        _ => api.allowed(native(field), asked),
+    }
 }
 
 /// The image that a reference names: as the native `image` does, in one text.
@@ -160,7 +168,7 @@ pub(in crate::api) async fn show(
     ),
     responses(
         (status = 200, description = "A page.", body = VideoList),
-        (status = 400, description = "`invalid_value` or `unknown_field`.", body = ErrorBody),
+        (status = 400, description = "`invalid_value`, `unknown_field` or `invalid_cursor`.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn list(
     State(api): State<Arc<Api>>,
@@ -169,10 +177,9 @@ pub(in crate::api) async fn list(
 ) -> Result<Response, Error> {
     let [after, limit, order] = query::read(&uri, ["after", "limit", "order"])?;
     let no_place = || {
-        Error::invalid(
-            "after",
-            "`after` is not the id of a video of yours, nor of one that was deleted within the last 24 hours",
-        )
+        let message = "`after` is not the id of a video of yours, nor of one that was deleted within \
+                       the last 24 hours";
+        Error::new(Code::InvalidCursor, message).param("after")
     };
     let after = after.map(|id| id.parse().map(After::Task).map_err(|_| no_place()));
     let limit = query::number("limit", limit, 1..=MAX_PAGE)?.unwrap_or(DEFAULT_PAGE);
@@ -284,7 +291,8 @@ pub(in crate::api) async fn content(
 
 /// Makes a completed video again, with another prompt.
 ///
-/// All else is as it was: model, size, length, seed, images.
+/// All else is as it was: model, size, length, seed, images; but only a `webhook` that is given here
+/// is told. `user`, `quality`, `style`, `background` and `moderation` are ignored.
 #[utoipa::path(post, path = "/v1/videos/{id}/remix", tag = "videos", operation_id = "remix_video",
     params(
         ("id" = String, Path, description = "Id of the source."),
@@ -297,10 +305,7 @@ pub(in crate::api) async fn content(
         (status = 400, description = "`invalid_json`, `missing_field`, `unknown_field`, `unknown_model`, or `invalid_value`: the source has not completed.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
         (status = 409, description = "`idempotency_mismatch`: the key was used with another request. `task_deleted`: what it made is gone.", body = ErrorBody),
-        (status = 413, description = "`body_too_large`", body = ErrorBody),
-        (status = 415, description = "`unsupported_media_type`", body = ErrorBody),
         (status = 429, description = "`queue_full` or `limit_reached`; come back after Retry-After.", body = ErrorBody),
-        (status = 503, description = "`server_busy`, `store_unavailable` or `outcome_unknown`; come back after Retry-After.", body = ErrorBody),
         (status = 507, description = "`storage_full`: there is no room for the image.", body = ErrorBody),
     ))]
 pub(in crate::api) async fn remix(
@@ -330,7 +335,7 @@ pub(in crate::api) async fn remix(
     };
     let native = asked.native(&source);
     let remixed = Some(&*source);
-    let submission = Submission { asked: &native, images, idempotency, remixed };
+    let submission = Submission { asked: &native, images, idempotency, remixed, seconds: None };
     let made = tasks::accept(&api, tenant, &base, submission).await;
     answer(&api, only(made.map_err(spelt)?)?)
 }

@@ -17,9 +17,11 @@ function inline(text) {
   return text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
 }
 
-/** Paragraphs. */
+/** Paragraphs, and lists of lines that begin with a dash. */
 function prose(text) {
-  return (text || "").split(/\n\s*\n/).filter(Boolean).map((part) => el("p", {}, inline(part)));
+  return (text || "").split(/\n\s*\n/).filter(Boolean).map((part) => (part.startsWith("- ")
+    ? el("ul", { class: "list" }, part.split(/\n?^- /m).filter(Boolean).map((line) => el("li", {}, inline(line))))
+    : el("p", {}, inline(part))));
 }
 
 function resolve(schema) {
@@ -204,9 +206,13 @@ function responses(operation) {
   }))];
 }
 
-/** What is asked and what comes back, as one may type it. */
+/** What is asked and what comes back, as one may type it; of a call that the server makes, its body. */
 function examples(method, path, operation) {
   const bodies = Object.entries((operation.requestBody || {}).content || {});
+  if (!path) {
+    return bodies.flatMap(([, media]) => examplesOf(media)).map(([, value]) =>
+      [el("h4", {}, "Body that you get"), copyable(JSON.stringify(value, null, 2))]);
+  }
   const asked = bodies.flatMap(([type, media]) => examplesOf(media).map(([name, value]) => [name, type, value]));
   const commands = asked.length ? asked : [["", "", undefined]];
   const drawn = commands.map(([name, type, value]) => [
@@ -224,7 +230,7 @@ function examples(method, path, operation) {
 function drawOperation({ method, path, operation, id }) {
   return el("article", { id },
     el("h3", {}, inline((operation.summary || id).replace(/\.$/, ""))),
-    el("div", { class: "line" }, el("span", { class: `method ${method}` }, method), el("span", {}, path)),
+    el("div", { class: "line" }, el("span", { class: `method ${method}` }, method), el("span", {}, path || "your webhook's URL")),
     el("div", { class: "two" },
       el("div", {}, prose(operation.description), parameters(operation), requestBody(operation), responses(operation)),
       el("div", {}, examples(method, path, operation))));
@@ -235,7 +241,7 @@ function words({ method, path, operation }) {
   const bodies = Object.values((operation.requestBody || {}).content || {});
   const names = bodies.flatMap((media) => objectsOf(media.schema)).flatMap((object) => Object.keys(object.properties || {}));
   const asked = (operation.parameters || []).flatMap((one) => [one.name, one.description]);
-  return [method, path, operation.summary, operation.description, ...names, ...asked].join(" ").toLowerCase();
+  return [method, path || "webhook", operation.summary, operation.description, ...names, ...asked].join(" ").toLowerCase();
 }
 
 function draw(doc) {
@@ -244,24 +250,29 @@ function draw(doc) {
   document.getElementById("title").textContent = doc.info.title;
   document.getElementById("version").textContent = doc.info.version;
   const tags = new Map((doc.tags || []).map((tag) => [tag.name, { ...tag, operations: [] }]));
+  const add = (method, path, operation) => {
+    const tag = (operation.tags || ["other"])[0];
+    if (!tags.has(tag)) tags.set(tag, { name: tag, operations: [] });
+    tags.get(tag).operations.push({ method, path, operation, id: operation.operationId });
+  };
   for (const [path, item] of Object.entries(doc.paths)) {
-    for (const method of METHODS.filter((name) => item[name])) {
-      const operation = item[method];
-      const tag = (operation.tags || ["other"])[0];
-      if (!tags.has(tag)) tags.set(tag, { name: tag, operations: [] });
-      tags.get(tag).operations.push({ method, path, operation, id: operation.operationId });
-    }
+    for (const method of METHODS.filter((name) => item[name])) add(method, path, item[method]);
+  }
+  // Calls that the server makes have no path here.
+  for (const item of Object.values(doc.webhooks || {})) {
+    for (const method of METHODS.filter((name) => item[name])) add(method, "", item[method]);
   }
   const main = document.getElementById("content");
   const toc = document.getElementById("toc");
   main.replaceChildren(el("section", {}, el("h2", {}, "Overview"), prose(doc.info.description)));
   const groups = [];
-  for (const tag of [...tags.values()].filter((one) => one.operations.length)) {
+  // A tag without operations is a chapter.
+  for (const tag of [...tags.values()].filter((one) => one.operations.length || one.description)) {
     const links = el("ul", {});
-    const entry = el("section", {}, el("h2", {}, tag.name), links);
-    const section = el("section", {}, el("h2", {}, tag.name), prose(tag.description));
+    const entry = el("section", {}, el("h2", {}, el("a", { href: `#tag-${tag.name}` }, tag.name)), links);
+    const section = el("section", { id: `tag-${tag.name}` }, el("h2", {}, tag.name), prose(tag.description));
     // Shapes of other services come after those of our own.
-    const rank = ({ path }) => (path.startsWith("/v1/") ? 0 : 1);
+    const rank = ({ path }) => (!path || path.startsWith("/v1/") ? 0 : 1);
     const members = tag.operations.sort((a, b) => rank(a) - rank(b)).map((one) => {
       const article = drawOperation(one);
       const title = (one.operation.summary || one.id).replace(/\.$/, "");
@@ -272,7 +283,7 @@ function draw(doc) {
     });
     toc.append(entry);
     main.append(section);
-    groups.push({ entry, section, members });
+    groups.push({ entry, section, members, words: `${tag.name} ${tag.description || ""}`.toLowerCase() });
   }
   search(groups);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
@@ -286,7 +297,7 @@ function search(groups) {
     const wanted = box.value.toLowerCase().split(/\s+/).filter(Boolean);
     let found = 0;
     for (const group of groups) {
-      let any = false;
+      let any = !group.members.length && wanted.every((word) => group.words.includes(word));
       for (const member of group.members) {
         const fits = wanted.every((word) => member.words.includes(word));
         member.article.hidden = member.link.hidden = !fits;

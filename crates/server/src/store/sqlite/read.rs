@@ -138,10 +138,12 @@ impl Readers {
             let after = match query.after {
                 None => None,
                 Some(After::Position(position)) => Some(signed(position)),
-                Some(After::Task(id)) => match seq_of(db, tenant, id)? {
-                    None => return Ok(Err(Error::NotFound)),
-                    found => found,
-                },
+                Some(After::Task(id)) => {
+                    match seq_of(db, tenant, id, query.format.map(format_number))? {
+                        None => return Ok(Err(Error::NotFound)),
+                        found => found,
+                    }
+                }
             };
             // The index is sorted within each state: take enough of each, and merge.
             let mut found: Vec<Seen> = Vec::new();
@@ -188,13 +190,19 @@ impl Readers {
     }
 }
 
-/// Where a task of the tenant stands in the order of submission, or stood until it was deleted.
-fn seq_of(db: &Connection, tenant: NameId, id: TaskId) -> rusqlite::Result<Option<i64>> {
+/// Where a task of the tenant, of this format if one is given, stands in the order of submission, or
+/// stood until it was deleted: of those their format is not kept.
+fn seq_of(
+    db: &Connection,
+    tenant: NameId,
+    id: TaskId,
+    format: Option<i64>,
+) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached(
-        "SELECT seq FROM tasks WHERE id = ?1 AND tenant = ?2
+        "SELECT seq FROM tasks WHERE id = ?1 AND tenant = ?2 AND format = ifnull(?3, format)
          UNION ALL SELECT seq FROM places WHERE id = ?1 AND tenant = ?2",
     )?
-    .query_row(params![id.as_bytes(), tenant], |row| row.get(0))
+    .query_row(params![id.as_bytes(), tenant, format], |row| row.get(0))
     .optional()
 }
 

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::documented;
 use crate::world::World;
 
 pub(super) const TASKS: &str = "/v1/video/generations";
@@ -228,8 +229,12 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) async fn of(request: RequestBuilder) -> Self {
-        let response = request.send().await.unwrap();
+        let (client, request) = request.build_split();
+        let request = request.unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let response = client.execute(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
+        documented::check(&method, &path, status, &headers);
         Self { status, headers, body: response.bytes().await.unwrap().to_vec() }
     }
 

@@ -8,6 +8,7 @@ mod content;
 mod cors;
 mod crowd;
 mod docs;
+mod documented;
 mod events;
 mod files;
 mod foreign;

@@ -76,7 +76,9 @@ async fn a_length_is_told_as_it_was_asked_for() {
     for (asked, told) in [
         (json!({"seconds": "4"}), "4"),
         (json!({"seconds": 3}), "3"),
-        (json!({"seconds": "2.50"}), "2.5"),
+        (json!({"seconds": "2.50"}), "2.50"),
+        (json!({"seconds": "04"}), "04"),
+        (json!({"seconds": 2.50}), "2.5"),
         (json!({"num_frames": 17, "fps": 8}), "2.13"),
         (json!({}), "3.06"),
     ] {
@@ -272,10 +274,11 @@ async fn pages_follow_one_another_by_the_last_id() {
         }
         assert_eq!(list(&server, &format!("?order={order}{after}")).await.last_id, None);
     }
+    for after in ["task_018bcfe5680070707070707070707070", "nonsense", ""] {
+        let answer = server.get(&format!("{VIDEOS}?after={after}")).await;
+        answer.refused(400, "invalid_cursor", Some("after"));
+    }
     for (query, param) in [
-        ("?after=task_018bcfe5680070707070707070707070", "after"),
-        ("?after=nonsense", "after"),
-        ("?after=", "after"),
         ("?limit=0", "limit"),
         ("?limit=101", "limit"),
         ("?order=newest", "order"),
@@ -345,7 +348,7 @@ async fn a_remix_is_the_same_request_with_another_prompt() {
         json!({
             "prompt": "a fox", "seconds": "2", "size": "640x352", "seed": 7, "fps": 8,
             "num_inference_steps": 5, "negative_prompt": "rain", "metadata": {"a": "b"},
-            "input_reference": {"image_url": image_url},
+            "input_reference": {"image_url": image_url}, "webhook": "https://1.1.1.1/source",
         }),
     )
     .await;
@@ -412,6 +415,13 @@ async fn a_remix_needs_a_completed_source_and_a_prompt() {
     server.post(&path, &json!({})).await.refused(400, "missing_field", Some("prompt"));
     let other = server.post(&path, &json!({"prompt": "q", "seed": 1})).await;
     other.refused(400, "unknown_field", Some("seed"));
+    let ignored =
+        json!({"prompt": "q", "user": "me", "quality": "hd", "webhook": "https://1.1.1.1/"});
+    let remix: VideoBody = server.post(&path, &ignored).await.json();
+    let webhook = server.task(&remix.id).await.webhook.unwrap();
+    assert_eq!(webhook.url, "https://1.1.1.1/");
+    let plain: VideoBody = server.post(&path, &json!({"prompt": "q"})).await.json();
+    assert_eq!(server.task(&plain.id).await.webhook, None);
     let none = format!("{VIDEOS}/task_018bcfe5680070707070707070707070/remix");
     server.post(&none, &json!({"prompt": "q"})).await.refused(404, "task_not_found", None);
 }
@@ -446,6 +456,24 @@ async fn deleting_cancels_what_has_not_ended_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn an_image_is_no_place_in_a_list_of_videos() {
+    let server = Server::start().await;
+    let image = json!({"prompt": "p", "format": "png"});
+    let image: TaskBody = server.post(TASKS, &image).await.json();
+    let answer = server.get(&format!("{VIDEOS}?after={}", image.id)).await;
+    answer.refused(400, "invalid_cursor", Some("after"));
+    server.get("/v1/files?after=file_1").await.refused(400, "invalid_cursor", Some("after"));
+}
+
+#[tokio::test]
+async fn a_length_that_is_none_is_told_what_one_looks_like() {
+    let server = Server::start().await;
+    let answer = server.post(VIDEOS, &json!({"prompt": "p", "seconds": "4s"})).await;
+    let refusal = answer.refused(400, "invalid_value", Some("seconds"));
+    assert_eq!(refusal.message, "`seconds` must be a number above 0, such as \"4\"");
+}
+
+#[tokio::test]
 async fn a_stranger_sees_nothing() {
     let server = Server::start().await;
     let source = finished(&server, json!({"prompt": "mine"})).await;
@@ -463,7 +491,7 @@ async fn a_stranger_sees_nothing() {
     let after = format!("{VIDEOS}?after={}", source.id);
     for expected in ["has no task yet", "has one"] {
         let answer = call(&server, Method::GET, &after, &stranger, &Value::Null).await;
-        answer.refused(400, "invalid_value", Some("after"));
+        answer.refused(400, "invalid_cursor", Some("after"));
         let listed = call(&server, Method::GET, VIDEOS, &stranger, &Value::Null).await;
         let listed: VideoList = listed.json();
         assert_eq!(listed.data.len(), usize::from(expected == "has one"));

@@ -140,6 +140,29 @@ fn task() -> Value {
     task
 }
 
+/// What a receiver is told of a task that has succeeded, and of one that was cancelled.
+pub(super) fn completed() -> Value {
+    event("video.completed", task())
+}
+
+pub(super) fn failed() -> Value {
+    let mut task = task();
+    task["status"] = "CANCELLED".into();
+    task["progress"] = 0.into();
+    task["result"] = Value::Null;
+    task["attempts"][0]["outcome"] = "cancelled".into();
+    task["attempts"][0]["metrics"] = json!({});
+    task["error"] = json!({"code": "cancelled", "message": "the task was cancelled"});
+    event("video.failed", task)
+}
+
+fn event(kind: &str, data: Value) -> Value {
+    json!({
+        "id": TASK.replace("task_", "evt_"), "object": "event", "type": kind,
+        "created_at": data["finished_at"], "data": data,
+    })
+}
+
 /// A task that waits.
 fn queued() -> Value {
     json!({
