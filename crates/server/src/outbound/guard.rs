@@ -187,7 +187,14 @@ impl Guard {
         if !addresses.is_empty() && addresses.iter().all(may) {
             return Ok(());
         }
-        Err(no_public(name))
+        match (no_public(name), reach) {
+            // Told of every such name: it says nothing of where this one leads.
+            (Error::Refused(why), Reach::Allowed) => Err(Error::Refused(format!(
+                "{why}; without TLS, or on another port, only what the operator allows is called: use \
+                 https://"
+            ))),
+            (error, _) => Err(error),
+        }
     }
 
     fn names(&self, host: &str) -> bool {
@@ -349,7 +356,13 @@ mod tests {
         }
         let inner: [IpAddr; 1] = ["10.9.9.9".parse().expect("an address")];
         assert!(guard.admit("hooks.internal", &inner, Reach::Allowed).is_ok());
-        assert!(guard.admit("x.hooks.internal", &inner, Reach::Allowed).is_err());
+        let refused = |name, reach| match guard.admit(name, &inner, reach) {
+            Err(Error::Refused(why)) => why,
+            other => panic!("{name}: {other:?}"),
+        };
+        let why = refused("x.hooks.internal", Reach::Allowed);
+        assert!(why.contains("use https://"), "{why}");
+        assert!(!refused("x.hooks.internal", Reach::Public).contains("https"));
         let metadata: [IpAddr; 1] = ["169.254.169.254".parse().expect("an address")];
         assert!(guard.admit("hooks.internal", &metadata, Reach::Public).is_err());
     }
