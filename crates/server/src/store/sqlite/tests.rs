@@ -280,11 +280,12 @@ async fn use_inputs(watched: &Watched) {
 /// Plans that read more than they need, whatever the statement is for.
 fn faults(db: &Connection, sql: &str) -> Vec<String> {
     /// A handful of rows, or one for each that runs.
-    const SMALL: [&str; 8] = [
+    const SMALL: [&str; 9] = [
         "names",
         "accounts",
         "workers",
         "launches",
+        "drained_pools",
         "meta",
         "sqlite_schema",
         "CONSTANT",
