@@ -182,7 +182,7 @@ codes! {
         "Wait as long as Retry-After says; send fewer at once, or ask the operator to raise the setting.";
     WaitExceeded "wait_exceeded" Capacity 504 7 true
         "The images were not made within `max_wait_seconds`, or the server was about to stop; their tasks, which the message names, have been cancelled."
-        "Submit them with `POST /v1/video/generations` and `format` png, and follow the tasks; or ask the operator to raise the setting.";
+        "Submit them with `POST /v1/video/generations` and `format` png, and follow the tasks; or ask the operator to raise the setting. Repeated under the same Idempotency-Key, the call has them made anew.";
     OutcomeUnknown "outcome_unknown" Capacity 503 7 true
         "The store failed in the middle: the call may or may not have taken effect."
         "Repeat it with the same Idempotency-Key; a repetition is safe.";

@@ -57,7 +57,8 @@ enum Seconds {
 ///
 /// It is decoded and written anew as a PNG: upright and without metadata. It expires after a time
 /// that the operator sets, or earlier if `expires_after` says so; tasks that were submitted with it
-/// keep it.
+/// keep it. The same picture is stored once, however often it is uploaded; each upload makes a file
+/// with an id of its own, also under the same `Idempotency-Key`, which is not looked at here.
 #[utoipa::path(post, path = "/v1/files", tag = "files", operation_id = "upload_file",
     request_body(content = FileForm, content_type = "multipart/form-data",
         example = json!({"file": "@first.png", "purpose": "vision"})),

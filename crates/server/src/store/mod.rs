@@ -91,6 +91,10 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels a task that has not ended.
     async fn cancel(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error>;
 
+    /// Takes back a submit whose caller does not wait any more: cancels those of its tasks that have
+    /// not ended. If there were any, its idempotency key is free: a repetition makes them anew.
+    async fn withdraw(&self, tenant: &TenantName, ids: Vec<TaskId>) -> Result<(), Error>;
+
     /// Deletes a task that has ended; its files become garbage. Cancels one that has not.
     async fn delete(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error>;
 

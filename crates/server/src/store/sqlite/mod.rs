@@ -238,6 +238,11 @@ impl Store for SqliteStore {
         self.writer.call(move |tx| tx.cancel(&tenant, id, false)).await
     }
 
+    async fn withdraw(&self, tenant: &TenantName, ids: Vec<TaskId>) -> Result<(), Error> {
+        let tenant = tenant.clone();
+        self.writer.call(move |tx| tx.withdraw(&tenant, &ids)).await
+    }
+
     async fn delete(&self, tenant: &TenantName, id: TaskId) -> Result<Cancelled, Error> {
         let tenant = tenant.clone();
         self.writer.call(move |tx| tx.cancel(&tenant, id, true)).await

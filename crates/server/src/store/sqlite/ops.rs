@@ -101,6 +101,25 @@ impl Tx<'_> {
         }
     }
 
+    /// Cancels what has not ended of these, and frees their key if there was any of it.
+    pub(super) fn withdraw(&mut self, tenant: &TenantName, ids: &[TaskId]) -> Done<()> {
+        let mut any = false;
+        for id in ids {
+            match self.cancel(tenant, *id, false) {
+                Ok(done) => any |= done.cancelled,
+                // Deleted meanwhile.
+                Err(Failure::Refused(_)) => {}
+                Err(failed) => return Err(failed),
+            }
+        }
+        for id in ids.iter().filter(|_| any) {
+            self.db
+                .prepare_cached("UPDATE tasks SET key = NULL WHERE id = ?1")?
+                .execute([id.as_bytes()])?;
+        }
+        Ok(())
+    }
+
     fn delete(&mut self, task: &Task, place: &Place) -> Done<()> {
         let now = self.now();
         self.bury(task, place.seq)?;

@@ -91,6 +91,7 @@ faulty! {
     async fn end(&self, by: &Identity, fence: Fence, end: End) -> Task;
     async fn reclaim(&self, fence: Fence, beats: u64, end: End) -> bool;
     async fn cancel(&self, tenant: &TenantName, id: TaskId) -> Cancelled;
+    async fn withdraw(&self, tenant: &TenantName, ids: Vec<TaskId>) -> ();
     async fn delete(&self, tenant: &TenantName, id: TaskId) -> Cancelled;
     async fn get(&self, tenant: &TenantName, id: TaskId) -> Option<View>;
     async fn leased(&self, fence: Fence) -> Task;

@@ -201,3 +201,89 @@ async fn an_image_that_fails_is_a_refusal_with_its_code() {
     let (answer, ()) = tokio::join!(server.post(IMAGES, &body), cancel);
     answer.refused(422, "cancelled", None);
 }
+
+/// Asks under the key `k`.
+async fn keyed(server: &Server, body: &Value) -> Answer {
+    let request = server.request(Method::POST, IMAGES).header("idempotency-key", "k");
+    Answer::of(request.json(body)).await
+}
+
+#[tokio::test]
+async fn a_repetition_is_answered_with_the_same_images() {
+    let server = Server::start().await;
+    let worker = server.worker("w").await;
+    let body = json!({"prompt": "p", "n": 2});
+    let work = async {
+        for seq in 1..=2 {
+            let assignment = next(&worker, seq).await;
+            deliver(&worker, &assignment, format!("image {seq}").as_bytes()).await;
+        }
+    };
+    // Two at once, and one later.
+    let (first, second, ()) = tokio::join!(keyed(&server, &body), keyed(&server, &body), work);
+    let third = keyed(&server, &body).await;
+    let images = first.json::<ImagesBody>().data;
+    assert_eq!(images[0].b64_json, Some(STANDARD.encode("image 1")));
+    for answer in [second, third] {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json::<ImagesBody>().data, images);
+    }
+    let made = tasks(&server).await;
+    assert_eq!(made.len(), 2);
+    let other = keyed(&server, &json!({"prompt": "q", "n": 2})).await;
+    other.refused(409, "idempotency_mismatch", Some("Idempotency-Key"));
+    // The same words mean something else on another route.
+    let video = server.request(Method::POST, TASKS).header("idempotency-key", "k").json(&body);
+    Answer::of(video).await.refused(409, "idempotency_mismatch", Some("Idempotency-Key"));
+    for task in made {
+        server.delete(&format!("{TASKS}/{}", task.id)).await;
+        keyed(&server, &body).await.refused(409, "task_deleted", Some("Idempotency-Key"));
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_back_is_made_anew_under_its_key() {
+    let server = Server::with(&[("RAYREEL_MAX_WAIT_SECONDS", "2")]).await;
+    let body = json!({"prompt": "p"});
+    keyed(&server, &body).await.refused(504, "wait_exceeded", None);
+    until_states(&server, &[State::Cancelled]).await;
+    let worker = server.worker("w").await;
+    let work = async { deliver(&worker, &next(&worker, 1).await, b"image").await };
+    let (answer, ()) = tokio::join!(keyed(&server, &body), work);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    until_states(&server, &[State::Succeeded, State::Cancelled]).await;
+}
+
+#[tokio::test]
+async fn a_repetition_outlives_the_first_caller() {
+    let server = Server::start().await;
+    let worker = server.worker("w").await;
+    let body = json!({"prompt": "p"});
+    let call = server.request(Method::POST, IMAGES).header("idempotency-key", "k").json(&body);
+    let call = tokio::spawn(call.send());
+    let fence = next(&worker, 1).await.fence;
+    worker.beat(fence, None).await;
+    let work = async {
+        call.abort();
+        until_states(&server, &[State::Queued, State::Cancelled]).await;
+        deliver(&worker, &next(&worker, 2).await, b"image").await;
+    };
+    let (answer, ()) = tokio::join!(keyed(&server, &body), work);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json::<ImagesBody>().data[0].b64_json, Some(STANDARD.encode("image")));
+}
+
+#[tokio::test]
+async fn an_image_that_was_cancelled_or_failed_stays_so_under_its_key() {
+    let server = Server::start().await;
+    let worker = server.worker("w").await;
+    let body = json!({"prompt": "p"});
+    let cancel = async {
+        let fence = next(&worker, 1).await.fence;
+        server.post(&format!("{TASKS}/{}/cancel", fence.task), &json!({})).await;
+    };
+    let (answer, ()) = tokio::join!(keyed(&server, &body), cancel);
+    answer.refused(422, "cancelled", None);
+    keyed(&server, &body).await.refused(422, "cancelled", None);
+    assert_eq!(tasks(&server).await.len(), 1);
+}
