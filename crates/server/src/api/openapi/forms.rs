@@ -1,6 +1,8 @@
 //! Bodies as forms. A form has the fields of the same body in JSON, but files are files, nothing is
 //! null, and an object is sent by its entries; so each form has a schema of its own, made here.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use utoipa::Modify;
 use utoipa::openapi::encoding::{Encoding, EncodingBuilder};
@@ -44,8 +46,8 @@ fn name(content: &Content) -> Option<String> {
 }
 
 /// Makes the schema of a form of one of a body in JSON, and says how its fields are sent.
-fn rewrite(schema: &mut Value, all: &Value) -> std::collections::BTreeMap<String, Encoding> {
-    let mut encoding = std::collections::BTreeMap::new();
+fn rewrite(schema: &mut Value, all: &Value) -> BTreeMap<String, Encoding> {
+    let mut encoding = BTreeMap::new();
     let fields = schema["properties"].as_object_mut().into_iter().flatten();
     for (name, field) in fields {
         let images = FILES.contains(&&**name);
@@ -69,7 +71,11 @@ fn description(field: &Value) -> Value {
 }
 
 fn file(field: &Value) -> Value {
-    json!({"type": "string", "format": "binary", "description": description(field)})
+    let mut told = description(field).as_str().unwrap_or_default().to_owned();
+    if field["format"] != "binary" && !field["type"].is_null() {
+        told += "\n\nHere it is the file itself, or one of these as a part of text without a file name.";
+    }
+    json!({"type": "string", "format": "binary", "description": told})
 }
 
 /// A field that is text on the wire.

@@ -43,11 +43,10 @@ fn complete(path: &str, operation: &mut Operation) {
         let key = SecurityRequirement::new(KEY, [""; 0]);
         operation.security = Some([key].into_iter().chain(none).collect());
     }
-    if path.ends_with("/link")
-        && let Some(RefOr::T(body)) = &mut operation.request_body
-    {
-        // Everything in it has a default.
-        body.required = Some(Required::False);
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        // Everything in that of a link has a default.
+        let needed = !path.ends_with("/link");
+        body.required = Some(if needed { Required::True } else { Required::False });
     }
     let sends = operation.request_body.is_some();
     // The probes of the process itself read nothing.

@@ -133,6 +133,8 @@ fn every_operation_lists_all_that_its_kind_can_answer() {
         let mut expected = vec!["400", "403", "500"];
         if operation["requestBody"].is_object() {
             expected.extend(["408", "413", "415", "503"]);
+            let required = !at.ends_with("/link");
+            assert_eq!(operation["requestBody"]["required"], required, "{at}");
         }
         if operation["security"].is_array() {
             expected.push("401");
