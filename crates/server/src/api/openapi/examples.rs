@@ -290,10 +290,31 @@ mod tests {
                 {
                     let given = ["example", "examples"].map(|name| content.get(name));
                     assert!(given.iter().any(Option::is_some), "{method} {path}: {content}");
+                    if let Some(example) = given[0] {
+                        let schema = &content["schema"];
+                        complete(&document, schema, example, &format!("{method} {path}"));
+                    }
                     seen += 1;
                 }
             }
         }
         assert!(seen > 30, "{seen}");
+    }
+
+    /// Fails if an example lacks what its schema requires, at any depth.
+    fn complete(document: &Value, schema: &Value, example: &Value, at: &str) {
+        let name = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+        let schema = name.map_or(schema, |name| &document["components"]["schemas"][name]);
+        for item in example.as_array().into_iter().flatten() {
+            complete(document, &schema["items"], item, at);
+        }
+        let Some(fields) = example.as_object() else { return };
+        for required in schema["required"].as_array().into_iter().flatten() {
+            let required = required.as_str().expect("a name");
+            assert!(fields.contains_key(required), "{at}: the example lacks `{required}`");
+        }
+        for (field, value) in fields {
+            complete(document, &schema["properties"][field], value, &format!("{at}, {field}"));
+        }
     }
 }
