@@ -3,6 +3,7 @@
 //! Each command is a small module over the libraries. What a command prints, and with which status
 //! it exits, is decided in [`out`] and [`failure`]; which server it talks to, in [`session`].
 
+mod admin;
 mod args;
 mod failure;
 mod follow;
@@ -55,6 +56,9 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
         Command::Serve(arguments) => on_runtime(serve::run(global, arguments, out)),
         Command::Worker(arguments) => on_runtime(worker::run(global, arguments)),
         Command::Keys { command } => on_runtime(keys::run(global, command, out)),
+        Command::Tenants { command } => on_runtime(admin::tenants(global, command, out)),
+        Command::Workers { command } => on_runtime(admin::workers(global, command, out)),
+        Command::Pools { command } => on_runtime(admin::pools(global, command, out)),
         Command::Config { command } => settings::run(global, &command, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -43,7 +43,7 @@ pub(crate) fn duration(seconds: u64) -> String {
     }
 }
 
-fn age(since: u64) -> String {
+pub(crate) fn age(since: u64) -> String {
     duration(now().saturating_sub(since))
 }
 

@@ -382,12 +382,26 @@ impl Client {
     }
 
     /// What has this id, whatever characters are in it.
-    fn below(&self, path: &str, id: &str) -> Result<Url, Error> {
+    pub(crate) fn below(&self, path: &str, id: &str) -> Result<Url, Error> {
         let mut url = self.url(path)?;
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.push(id);
         }
         Ok(url)
+    }
+
+    /// The answer to a GET of this path.
+    pub(crate) async fn see<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        self.get(|| self.call(Method::GET, path)).await
+    }
+
+    /// The answer to a call without a body at this place, which may be repeated.
+    pub(crate) async fn at<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: Url,
+    ) -> Result<T, Error> {
+        self.get(|| Ok(self.http.request(method.clone(), url.clone()))).await
     }
 
     pub(crate) fn call(&self, method: Method, path: &str) -> Result<RequestBuilder, Error> {

@@ -40,6 +40,7 @@
 
 #![deny(missing_docs)]
 
+mod admin;
 mod client;
 mod content;
 mod error;

@@ -9,7 +9,7 @@ use rayreel_domain::task::{Priority, State};
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::{PoolName, TaskId, TenantName, WorkerName};
 
-use super::help::KEYS_HELP;
+use super::help::{ADMIN_HELP, KEYS_HELP};
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
@@ -187,6 +187,51 @@ pub(crate) struct CreateKey {
     /// Days from now on after which it is refused [default: never]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub expires_in_days: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tenants {
+    /// List the tenants
+    #[command(after_help = ADMIN_HELP)]
+    List,
+    /// Show one tenant
+    #[command(after_help = ADMIN_HELP)]
+    Show {
+        /// Name of the tenant
+        name: TenantName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Workers {
+    /// List the workers
+    #[command(after_help = ADMIN_HELP)]
+    List,
+    /// Let a worker finish its task, give it no other, and have it exit; costs the task nothing
+    #[command(after_help = ADMIN_HELP)]
+    Drain {
+        /// Name of the worker
+        name: WorkerName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pools {
+    /// List the pools
+    #[command(after_help = ADMIN_HELP)]
+    List,
+    /// Close a pool, over restarts too: what runs finishes, what is queued waits, no worker is started
+    #[command(after_help = ADMIN_HELP)]
+    Drain {
+        /// Name of the pool
+        name: PoolName,
+    },
+    /// Open a pool again
+    #[command(after_help = ADMIN_HELP)]
+    Resume {
+        /// Name of the pool
+        name: PoolName,
+    },
 }
 
 #[derive(Debug, Subcommand)]

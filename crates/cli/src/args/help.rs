@@ -71,6 +71,13 @@ needs one, as `Authorization: Bearer rr_…`; commands of this user on this mach
 Environment:
   RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
 
+pub(super) const ADMIN_HELP: &str = "\
+For operators: where keys are needed, one with the scope admin; on this machine the user of the data
+directory needs none.
+
+Environment:
+  RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
+
 pub(super) const WORKER_HELP: &str = "\
 Ctrl-C or SIGTERM lets it finish its task and leave; a second one ends it at once.
 

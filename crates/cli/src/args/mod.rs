@@ -12,12 +12,12 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use clap_complete::Shell;
 
 pub(crate) use commands::{
-    Config, CreateKey, Download, Engine, Generate, Keys, List, OutputFormat, Request, Serve, Task,
-    Worker,
+    Config, CreateKey, Download, Engine, Generate, Keys, List, Pools, Request, Serve, Task,
+    Tenants, Worker, Workers,
 };
 use help::{
-    AFTER_HELP, CLIENT_HELP, COMPLETIONS_HELP, CONFIG_HELP, GENERATE_HELP, KEYS_HELP, REQUEST_HELP,
-    SERVE_HELP, WORKER_HELP,
+    ADMIN_HELP, AFTER_HELP, CLIENT_HELP, COMPLETIONS_HELP, CONFIG_HELP, GENERATE_HELP, KEYS_HELP,
+    REQUEST_HELP, SERVE_HELP, WORKER_HELP,
 };
 
 #[derive(Debug, Parser)]
@@ -172,6 +172,24 @@ pub(crate) enum Command {
     Keys {
         #[command(subcommand)]
         command: Keys,
+    },
+    /// Show tenants: their terms, and what they use now
+    #[command(after_help = ADMIN_HELP)]
+    Tenants {
+        #[command(subcommand)]
+        command: Tenants,
+    },
+    /// Show workers and what they are at; let one go
+    #[command(after_help = ADMIN_HELP)]
+    Workers {
+        #[command(subcommand)]
+        command: Workers,
+    },
+    /// Show pools and their work; close one to claims, and open it again
+    #[command(after_help = ADMIN_HELP)]
+    Pools {
+        #[command(subcommand)]
+        command: Pools,
     },
     /// Check, show or explain the configuration
     #[command(after_help = CONFIG_HELP)]

@@ -1,6 +1,7 @@
 use rayreel_domain::request::Size;
 use rayreel_domain::task::{Priority, State};
 
+use super::commands::OutputFormat;
 use super::*;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
