@@ -1,7 +1,7 @@
 //! Images: tasks like all others, whose caller waits for them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -17,6 +17,7 @@ use rayreel_domain::wire::openai::{
     GenerateImages, ImageBody, ImagesBody, OutputFormat, ResponseFormat,
 };
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::super::base::Base;
 use super::super::error::Error;
