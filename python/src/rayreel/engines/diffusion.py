@@ -1,0 +1,244 @@
+"""What the engines on diffusers have in common: a pipeline that is loaded from a directory, placed
+on a device, watched while it works, and dropped when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rayreel.engine import Engine, Failed, LoadFailed, Progress
+from rayreel.wire import Load, Request
+
+Offload = Literal["none", "model", "group", "sequential"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Settings of every diffusers engine."""
+
+    device: str = "auto"
+    """`cuda`, `cuda:1`, `mps`, `cpu`; auto: the first of them that is there."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the weights; auto: bfloat16, and float32 on the CPU."""
+    offload: bool | Offload = "none"
+    """What waits in the host's memory: nothing; `model`, whole models, but for the one at work
+    (true); `group`, a few layers' worth at a time, copied ahead; `sequential`, every layer: the
+    least memory, and by far the slowest."""
+    vae_tiling: bool = False
+    """Decode and encode in tiles, with less memory."""
+    attention: str | None = None
+    """Attention backend, by diffusers' name: `flash`, `sage`, `native` …"""
+
+
+def torch() -> Any:
+    # Untyped as far as we are concerned: their types do not survive a strict check.
+    return importlib.import_module("torch")
+
+
+def diffusers() -> Any:
+    return importlib.import_module("diffusers")
+
+
+class Diffusion(Engine):
+    """A diffusers pipeline as an engine."""
+
+    kinds: tuple[str, ...] = ()
+    """Pipeline classes, as `model_index.json` names them, that this engine knows; none: any."""
+
+    pipe: Any = None
+    """None before the load, and after memory ran out."""
+    checkpoint: Path
+    placement: Placement
+
+    @abstractmethod
+    def read_settings(self, load: Load) -> Placement: ...
+
+    @abstractmethod
+    def open(self, dtype: Any) -> Any:
+        """The pipeline from `self.checkpoint`, not placed yet."""
+
+    def load(self, load: Load) -> None:
+        self.placement = self.read_settings(load)
+        if load.checkpoint is None:
+            raise LoadFailed("this engine needs a `checkpoint`: a directory in diffusers' format")
+        self.checkpoint = load.checkpoint
+        self.index = read_index(load.checkpoint)
+        kind = self.index.get("_class_name")
+        if self.kinds and kind not in self.kinds:
+            raise LoadFailed(
+                f"{load.checkpoint} holds a {kind}; `{self.name}` runs {' and '.join(self.kinds)}"
+            )
+        self.version = f"diffusers {diffusers().__version__}, torch {torch().__version__}"
+        self._open()
+
+    def ready(self, progress: Progress) -> None:
+        """Loads again what was dropped. To be called first by `generate`."""
+        if self.pipe is None:
+            progress("load", 0, 1)
+            self._open()
+
+    def free(self) -> None:
+        self.pipe = None
+        gc.collect()
+        if torch().cuda.is_available():
+            torch().cuda.empty_cache()
+
+    def _open(self) -> None:
+        device, dtype = self._device(), self._dtype()
+        try:
+            pipe = self.open(dtype)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise LoadFailed(f"{self.checkpoint} can't be loaded: {error}") from error
+        pipe.set_progress_bar_config(disable=True)
+        if self.placement.vae_tiling:
+            pipe.vae.enable_tiling()
+        if self.placement.attention is not None:
+            self._set_attention(pipe, self.placement.attention)
+        self._place(pipe, device)
+        self.pipe = pipe
+
+    def _device(self) -> Any:
+        name = self.placement.device
+        if name == "auto":
+            found = (
+                torch().accelerator.current_accelerator()
+                if (torch().accelerator.is_available())
+                else None
+            )
+            return found or torch().device("cpu")
+        try:
+            device = torch().device(name)
+            torch().empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).splitlines()[0]
+            raise LoadFailed(f"the device `{name}` can't be used: {first}") from error
+        return device
+
+    def _dtype(self) -> Any:
+        name = self.placement.dtype
+        if name == "auto":
+            name = "float32" if self._device().type == "cpu" else "bfloat16"
+        return getattr(torch(), name)
+
+    def _place(self, pipe: Any, device: Any) -> None:
+        offload = self.placement.offload
+        if offload in (False, "none"):
+            pipe.to(device)
+        elif device.type == "cpu":
+            raise LoadFailed("`offload` needs a GPU to spare the memory of")
+        elif offload in (True, "model"):
+            pipe.enable_model_cpu_offload(device=device)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=device)
+        else:
+            pipe.enable_group_offload(
+                onload_device=device,
+                offload_device=torch().device("cpu"),
+                offload_type="leaf_level",
+                use_stream=device.type == "cuda",
+            )
+
+    @staticmethod
+    def _set_attention(pipe: Any, backend: str) -> None:
+        for model in denoisers(pipe):
+            try:
+                model.set_attention_backend(backend)
+            except (ValueError, RuntimeError, ImportError) as error:
+                raise LoadFailed(f"setting `attention`: {error}") from error
+
+    @contextmanager
+    def at_work(self, progress: Progress, decode_calls: int) -> Generator[None]:
+        """While the pipeline works: every model asks first whether it may, so that a cancel waits
+        for less than a step, and the VAE, which knows no callback, tells how far it is."""
+        pipe = self.pipe
+        hooks: list[Any] = []
+
+        def before(model: Any, hook: Callable[..., None]) -> None:
+            if model is not None:
+                hooks.append(model.register_forward_pre_hook(hook))
+
+        def ask(*_: Any) -> None:
+            progress.check()
+
+        for model in (*denoisers(pipe), *text_encoders(pipe)):
+            before(model, ask)
+        before(getattr(pipe.vae, "encoder", None), ask)
+        counted = iter(range(1 << 62))
+
+        def decode(*_: Any) -> None:
+            progress("decode", min(next(counted), decode_calls), decode_calls)
+
+        before(getattr(pipe.vae, "decoder", None), decode)
+        measured = torch().cuda.is_available()
+        if measured:
+            torch().cuda.reset_peak_memory_stats()
+        try:
+            # Without it, a prompt that is kept would keep the way in which it was computed.
+            with torch().no_grad():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            # An interrupted pipeline leaves its models where they were, and half a film in the VAE.
+            if hasattr(pipe.vae, "clear_cache"):
+                pipe.vae.clear_cache()
+            pipe.maybe_free_model_hooks()
+            if measured:
+                peak = torch().cuda.max_memory_allocated()
+                progress.metrics["peak_gpu_bytes"] = float(peak)
+
+    def on_step(self, progress: Progress) -> Callable[..., dict[str, Any]]:
+        """`callback_on_step_end` of a pipeline."""
+
+        def ended(pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            progress("denoise", index + 1, pipe.num_timesteps)
+            return values
+
+        return ended
+
+    @staticmethod
+    def noise(request: Request) -> Any:
+        """On the CPU, so that a seed means the same on every device."""
+        return torch().Generator("cpu").manual_seed(request.seed)
+
+
+def read_index(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "model_index.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        if not checkpoint.is_dir():
+            raise LoadFailed(f"there is no directory {checkpoint}") from None
+        raise LoadFailed(
+            f"{checkpoint} has no model_index.json; is it in diffusers' format?"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"{path} can't be read: {error}") from None
+
+
+def denoisers(pipe: Any) -> Iterator[Any]:
+    for name in ("transformer", "transformer_2", "unet"):
+        if (model := getattr(pipe, name, None)) is not None:
+            yield model
+
+
+def text_encoders(pipe: Any) -> Iterator[Any]:
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        if (model := getattr(pipe, name, None)) is not None:
+            yield model
+
+
+def to_bytes(frame: Any) -> Any:
+    """A frame of a pipeline's output of type `pt` as a picture. Not a number means that the model
+    has diverged, or was given a dtype that it can't bear."""
+    if not bool(torch().isfinite(frame).all()):
+        raise Failed("the model gave pixels that are no numbers; try another `dtype`")
+    frame = (frame.clamp(0, 1) * 255).round().to(torch().uint8)
+    return frame.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -1,0 +1,170 @@
+"""`stable-diffusion`, with real diffusers and tiny random weights, on the CPU."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers", reason="the engines on diffusers are not installed")
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rayreel.engines.stable_diffusion import StableDiffusion
+from tests.worker import InProcess, Message, generate
+
+Checkpoint = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def worker(checkpoint: Checkpoint):
+    worker = InProcess(StableDiffusion())
+    ready = worker.load(checkpoint("stable-diffusion"), strength=0.5)
+    assert ready["type"] == "ready", ready
+    return worker
+
+
+def make(worker: InProcess, directory: Path, **request: Any) -> bytes:
+    """The bytes of a still that is asked for."""
+    asked: Message = {"format": "png", "frames": 1} | request
+    done, _ = worker.generate(directory, "task/1", **asked)
+    assert done["type"] == "done", done
+    return (directory / done["files"][0]["path"]).read_bytes()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "input.png"
+    Image.new("RGB", (100, 50), (200, 30, 30)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("format", "media_type", "pillow"),
+    [("png", "image/png", "PNG"), ("jpeg", "image/jpeg", "JPEG"), ("webp", "image/webp", "WEBP")],
+)
+def test_text_becomes_a_still(
+    worker: InProcess, tmp_path: Path, format: str, media_type: str, pillow: str
+):
+    done, _ = worker.generate(tmp_path, format=format, frames=1, width=400, height=64, steps=2)
+    still, thumbnail = done["files"]
+    assert still == {
+        "path": f"image.{format}", "role": "image", "media_type": media_type,
+        "width": 400, "height": 64, "frames": 1, "fps": 0,
+    }  # fmt: skip
+    with Image.open(tmp_path / still["path"]) as image:
+        assert (image.format, image.size) == (pillow, (400, 64))
+    assert (thumbnail["role"], thumbnail["width"], thumbnail["height"]) == ("thumbnail", 320, 51)
+    assert {"denoise_ms", "decode_ms", "encode_ms"} <= done["metrics"].keys()
+
+
+def test_a_seed_gives_the_same_still_again(worker: InProcess, tmp_path: Path):
+    first = make(worker, tmp_path / "1")
+    assert make(worker, tmp_path / "2") == first
+    others: list[Message] = [{"seed": 8}, {"prompt": "x"}, {"guidance": 2.0}, {"steps": 5}]
+    others += [{"negative_prompt": "fog"}]
+    for number, other in enumerate(others, 3):
+        assert make(worker, tmp_path / str(number), **other) != first, other
+
+
+def test_a_picture_is_drawn_again(worker: InProcess, tmp_path: Path, image: str):
+    first = make(worker, tmp_path / "1", image=image)
+    assert make(worker, tmp_path / "2", image=image) == first
+    assert make(worker, tmp_path / "3") != first
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), (10, 200, 30)).save(other)
+    assert make(worker, tmp_path / "4", image=str(other)) != first
+
+
+@pytest.mark.parametrize(("steps", "made"), [(8, 4), (1, 1)])
+def test_of_the_steps_the_strength_says_how_many_are_made(
+    worker: InProcess,
+    tmp_path: Path,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    made: int,
+):
+    monkeypatch.setattr("rayreel.Progress.BETWEEN_STEPS", 0)
+    monkeypatch.setattr("rayreel.Progress.BETWEEN_STAGES", 0)
+    asked: Message = {"format": "png", "frames": 1, "steps": steps, "image": image}
+    _, progress = worker.generate(tmp_path, "task/1", **asked)
+    told = [(m["step"], m["steps"]) for m in progress if m["stage"] == "denoise"]
+    assert told[-1] == (made, made)
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"format": "mp4"}, "this model makes stills: ask for 1 frame, in png, jpeg, webp"),
+        ({"frames": 5}, "this model makes stills"),
+        ({"width": 65}, "width and height are multiples of 8, not 65x64"),
+        ({"image": "/nowhere.png"}, "image can't be read"),
+        ({"last_image": "/nowhere.png"}, "this model knows no last frame"),
+        ({"steps": 0}, "steps is at least 1"),
+    ],
+)
+def test_what_it_can_not_do_is_said(worker: InProcess, tmp_path: Path, request_: Message, why: str):
+    asked: Message = {"format": "png", "frames": 1} | request_
+    error, _ = worker.generate(tmp_path, "task/1", **asked)
+    assert error["code"] == "invalid_request"
+    assert error["message"].startswith(why)
+
+
+def test_a_cancel_stops_within_a_step(checkpoint: Checkpoint, tmp_path: Path):
+    engine = StableDiffusion()
+    worker = InProcess(engine)
+    worker.load(checkpoint("stable-diffusion"))
+    calls: list[int] = []
+
+    def cancel(_model: Any, _args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            worker.stop()
+
+    engine.pipe.unet.register_forward_pre_hook(cancel)
+    worker.say(generate(tmp_path, format="png", frames=1, steps=8))
+    assert worker.end_of()[0]["code"] == "cancelled"
+    assert len(calls) == 2
+
+
+def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
+    checkpoint: Checkpoint, tmp_path: Path
+):
+    engine = StableDiffusion()
+    worker = InProcess(engine)
+    worker.load(checkpoint("stable-diffusion"))
+
+    def run_out(_model: Any, _args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    engine.pipe.vae.decoder.register_forward_pre_hook(run_out)
+    error, _ = worker.generate(tmp_path, format="png", frames=1)
+    assert error["code"] == "out_of_memory"
+    assert engine.pipe is None
+    assert make(worker, tmp_path / "again").startswith(b"\x89PNG")
+
+
+def test_a_strength_that_draws_nothing_is_refused(checkpoint: Checkpoint):
+    error = InProcess(StableDiffusion()).load(checkpoint("stable-diffusion"), strength=0.0)
+    assert error["message"] == "setting `strength` must be above 0, and at most 1"
+
+
+def test_it_keeps_no_more_than_the_picture_in_memory(worker: InProcess, tmp_path: Path):
+    """What a generation needs is given back before the next one."""
+    make(worker, tmp_path / "1")
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    before = tensors()
+    for number in range(2, 5):
+        make(worker, tmp_path / str(number))
+    assert tensors() <= before
+    assert np.asarray(Image.open(tmp_path / "4/image.png")).shape == (64, 64, 3)
