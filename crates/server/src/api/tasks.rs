@@ -491,6 +491,10 @@ impl Api {
         if queued {
             shown.waiting_reason = targets.blocked(&task.pool, &task.model);
         }
+        if shown.waiting_reason.is_some() {
+            // Nobody knows when that ends.
+            shown.eta_seconds = None;
+        }
         shown
     }
 }

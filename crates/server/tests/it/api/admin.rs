@@ -271,6 +271,7 @@ async fn a_drained_pool_gives_nothing_away_until_it_is_resumed_over_a_restart() 
     let told = async |server: &Server| loop {
         let task = server.task(&queued.id).await;
         if reason(&task).contains("pool `local` is drained") {
+            assert_eq!(task.eta_seconds, None, "nobody knows when it is resumed");
             break;
         }
     };
