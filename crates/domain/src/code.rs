@@ -157,7 +157,7 @@ codes! {
         "The idempotency key was used before, with another request."
         "Use a new key for a new request.";
     TaskDeleted "task_deleted" Conflict 409 6 false
-        "The task that was made under this idempotency key has been deleted."
+        "The task that was made under this idempotency key has been deleted; of several tasks, all have."
         "To have it made again, send a new key.";
     UploadMismatch "upload_mismatch" Conflict 422 6 false
         "The bytes that arrived are not those that the manifest announced, or an output is missing."

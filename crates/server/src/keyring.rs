@@ -56,6 +56,11 @@ impl Caller {
         }
     }
 
+    /// May it not call any more?
+    pub fn is_over(&self) -> bool {
+        self.end.as_ref().is_some_and(CancellationToken::is_cancelled)
+    }
+
     /// Waits until it may not call any more; none if that never comes.
     pub fn ended(&self) -> Option<WaitForCancellationFutureOwned> {
         self.end.clone().map(CancellationToken::cancelled_owned)

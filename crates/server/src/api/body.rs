@@ -13,6 +13,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::budget::{Budget, Share};
 use super::error::Error;
+use super::gate;
 use crate::keyring::Caller;
 
 /// Longest silence in the middle of a body.
@@ -62,7 +63,8 @@ pub(super) async fn read(
     let (mut parts, body) = request.into_parts();
     let caller = parts.extensions.get::<Arc<Caller>>();
     let caller = caller.ok_or_else(|| Error::internal("a body came past the gate"))?;
-    let mut share = budget.share(Arc::clone(caller));
+    let caller = Arc::clone(caller);
+    let mut share = budget.share(Arc::clone(&caller));
     let bytes = body.size_hint().upper().unwrap_or(limit).min(limit);
     let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST);
     let bytes = tokio::time::timeout(patience, read_all(body, limit, &mut share)).await;
@@ -70,6 +72,10 @@ pub(super) async fn read(
         let message = format!("the body did not come within {} seconds", patience.as_secs());
         Error::new(Code::InvalidRequest, message).with_status(StatusCode::REQUEST_TIMEOUT)
     })??;
+    if caller.is_over() {
+        // While the body came: what it asks for is not done.
+        return Err(gate::over(&caller));
+    }
     if !share.is_empty() {
         parts.extensions.insert(Arc::new(share));
     }

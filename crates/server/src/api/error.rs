@@ -137,7 +137,8 @@ impl Error {
 
     /// Is it for the operator to know? That much was sent at once is the callers' affair.
     pub(super) fn is_fault(&self) -> bool {
-        self.status().is_server_error() && self.0.code != Code::ServerBusy
+        let ours = !matches!(self.0.code, Code::ServerBusy | Code::WaitExceeded);
+        ours && self.status().is_server_error()
     }
 
     /// Seconds after which another try makes sense.

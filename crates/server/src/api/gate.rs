@@ -100,7 +100,8 @@ impl Gate {
 
     /// Lets the caller in, for as long as it may call: what it has open ends with its key.
     async fn serve(&self, mut request: Request<Body>, caller: Option<Arc<Caller>>) -> Response {
-        // Those of the admin API never hang, and one of them may be about its caller's own key.
+        // One of the admin API may be about its caller's own key. They never hang but for their
+        // bodies, after which their caller is looked at again.
         let may_end = caller.as_ref().filter(|_| !request.uri().path().starts_with(ADMIN_ROUTES));
         let ended = may_end.and_then(|caller| caller.ended());
         if let Some(caller) = &caller {
@@ -119,7 +120,7 @@ impl Gate {
             // The answer first: most are there at once, and then nothing is waited for.
             biased;
             response = answer => response,
-            () = ended => return unauthorized(over(&caller)).into_response(),
+            () = ended => return over(&caller).into_response(),
         };
         // What is whole is as good as sent.
         if response.body().size_hint().exact().is_none()
@@ -250,13 +251,13 @@ fn unauthorized(message: &'static str) -> Error {
         .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
-/// Why a caller that was let in may not go on.
-fn over(caller: &Caller) -> &'static str {
-    match caller.key {
+/// The answer to a caller that was let in and may not go on.
+pub(super) fn over(caller: &Caller) -> Error {
+    unauthorized(match caller.key {
         Some(_) => "this key has just been revoked, or has expired",
         // It came in when none was needed.
         None => SEND_A_KEY,
-    }
+    })
 }
 
 /// Is this answered to everybody? It tells nothing of any tenant.

@@ -335,7 +335,7 @@ pub(super) async fn show(
 #[utoipa::path(get, path = "/v1/video/generations", tag = "generations", operation_id = "list_generations",
     params(
         ("state" = Option<TaskState>, Query, description = "Only tasks in this state; upper or lower case."),
-        ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias.", pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
+        ("model" = Option<String>, Query, description = "Only tasks of this model, by its name or an alias.", pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$"),
         ("limit" = Option<u32>, Query, description = "1 to 100; 20 if absent.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before."),
         ("created_after" = Option<u64>, Query, description = "Only tasks created at this Unix second or later."),

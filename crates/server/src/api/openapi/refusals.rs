@@ -68,6 +68,8 @@ fn complete(path: &str, operation: &mut Operation) {
         ),
         ("408", sends, "`invalid_request`: the body comes too slowly."),
         ("413", sends, "`body_too_large`"),
+        ("414", true, "`invalid_request`: the URL is longer than this server reads."),
+        ("431", true, "`invalid_request`: the headers are longer than this server reads."),
         ("415", sends, "`unsupported_media_type`: this route does not read such a body."),
         ("500", true, "`internal` or `store_corrupt`; the log has it under the request id."),
         (

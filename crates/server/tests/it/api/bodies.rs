@@ -27,7 +27,7 @@ async fn key(server: &Server, tenant: &str) -> String {
     made.json::<Value>()["key"].as_str().unwrap().to_owned()
 }
 
-fn head(path: &str, key: &str, rest: &str) -> String {
+pub(super) fn head(path: &str, key: &str, rest: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\
          Expect: 100-continue\r\n{rest}\r\n\r\n"
@@ -36,11 +36,11 @@ fn head(path: &str, key: &str, rest: &str) -> String {
 
 /// A caller that has announced a body and not sent it.
 #[derive(Debug)]
-struct Sender(TcpStream);
+pub(super) struct Sender(TcpStream);
 
 impl Sender {
     /// The caller once it is told to go on, or what it is told instead.
-    async fn announce(server: &Server, head: &str) -> Result<Self, Answer> {
+    pub(super) async fn announce(server: &Server, head: &str) -> Result<Self, Answer> {
         let mut socket = TcpStream::connect(&server.address).await.unwrap();
         socket.write_all(head.as_bytes()).await.unwrap();
         let mut text = Vec::new();
@@ -62,11 +62,11 @@ impl Sender {
         Self::announce(server, &head(TASKS, key, &rest)).await
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
     }
 
-    async fn answer(mut self) -> Answer {
+    pub(super) async fn answer(mut self) -> Answer {
         let mut text = Vec::new();
         loop {
             if let Some(answer) = Answer::parse(&text) {

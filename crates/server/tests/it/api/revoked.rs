@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::bodies::{Sender, head};
 use super::client::{Answer, LOCAL_TOKEN, Server, TASKS, Worker, video};
 use super::keys::{call, make};
 
@@ -182,6 +183,23 @@ async fn a_worker_with_a_revoked_key_gets_nothing_more() {
         panic!("the task was handed to the worker that may not work");
     };
     assert_eq!((next.fence.task.to_string(), next.fence.attempt), (task.id, 1));
+}
+
+#[tokio::test]
+async fn a_key_that_is_revoked_while_its_call_still_comes_does_nothing() {
+    let server = Server::start().await;
+    let (key, id) = make(&server, json!({"scopes": ["admin"]})).await;
+    let body = br#"{"scopes":["admin"]}"#;
+    let rest = format!("Content-Type: application/json\r\nContent-Length: {}", body.len());
+    let asked = head("/v1/admin/keys", &key, &rest);
+    let (first, last) = body.split_at(10);
+    let mut sender = Sender::announce(&server, &asked).await.expect("it is let in");
+    sender.send(first).await;
+    revoke(&server, &id).await;
+    sender.send(last).await;
+    sender.answer().await.refused(401, "unauthorized", None);
+    let listed = call(&server, Method::GET, "/v1/admin/keys", LOCAL_TOKEN, &Value::Null).await;
+    assert_eq!(listed.json::<Value>()["data"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
