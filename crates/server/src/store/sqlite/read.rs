@@ -1,6 +1,5 @@
 //! Reading: on connections of their own, beside the writer.
 
-use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use rayreel_domain::id::TaskId;
@@ -107,8 +106,10 @@ impl Readers {
 
     /// A position in lines that are read once between two moves.
     fn position(&self, db: &Connection, place: &Place) -> rusqlite::Result<u64> {
-        let line = |id, count| self.ctx.recent.line(id, || line(db, id, count));
-        position(&self.ctx.memory, place, line)
+        position(&self.ctx.memory, place, |id, count| {
+            let line = self.ctx.recent.line(id, || line(db, id, count))?;
+            Ok(line.ahead(place.seq))
+        })
     }
 
     pub(super) fn list(&self, query: &ListQuery) -> Result<Page, Error> {
@@ -212,11 +213,12 @@ fn seen(row: &rusqlite::Row<'_>) -> rusqlite::Result<Seen> {
     Ok(Seen::new(task, place, row.get_ref(7)?.as_bytes()?.len()))
 }
 
-/// Tasks that will probably start before a ready one, given how to read a line of so many.
-pub(super) fn position<L: Deref<Target = Line>>(
+/// Tasks that will probably start before a ready one, given how many are ahead of it in a line of so
+/// many.
+pub(super) fn position(
     memory: &Mutex<Memory>,
     place: &Place,
-    line: impl Fn(LineId, u64) -> rusqlite::Result<L>,
+    ahead_in: impl Fn(LineId, u64) -> rusqlite::Result<u64>,
 ) -> rusqlite::Result<u64> {
     let memory = || memory.lock().expect("nothing panics while it holds this lock");
     let rank = usize::from(place.rank.min(4));
@@ -232,7 +234,7 @@ pub(super) fn position<L: Deref<Target = Line>>(
     };
     for (model, count) in same {
         let id = (place.pool, place.tenant, model, place.rank);
-        ahead += line(id, count)?.ahead(place.seq);
+        ahead += ahead_in(id, count)?;
     }
     Ok(memory().position(place, ahead))
 }

@@ -104,8 +104,8 @@ impl Tx<'_> {
     fn found(&self, task: Task, place: &Place) -> Done<Submitted> {
         let ready = place.slot == Slot::Ready;
         // Not by what others have read: this transaction sees further.
-        let line = |id, count| read::line(self.db, id, count).map(Box::new);
-        let position = ready.then(|| read::position(&self.ctx.memory, place, line)).transpose()?;
+        let ahead = |id, count| Ok(read::line(self.db, id, count)?.ahead(place.seq));
+        let position = ready.then(|| read::position(&self.ctx.memory, place, ahead)).transpose()?;
         Ok(Submitted { task, existed: true, position })
     }
 
