@@ -8,13 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,15 +22,10 @@ pytest.importorskip("diffusers", reason="the engines on diffusers are not instal
 import av
 from PIL import Image
 
-from tests.worker import SOURCES, WAIT, until
-
-RAYREEL = Path(
-    os.environ.get("RAYREEL", Path(__file__).parents[2] / "target/release/rayreel")
-).absolute()
+from tests.service import RAYREEL, Server
+from tests.worker import until
 
 pytestmark = pytest.mark.skipif(not RAYREEL.exists(), reason=f"there is no {RAYREEL}")
-
-ENDS = {"SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED"}
 
 MODEL = """
 [models.{name}]
@@ -52,79 +43,24 @@ Image.linear_gradient("L").convert("RGB").save(PNG, "PNG")
 IMAGE = f"data:image/png;base64,{base64.b64encode(PNG.getvalue()).decode()}"
 
 
-class Server:
-    def __init__(self, folder: Path, checkpoint: Callable[[str], Path]):
-        models = [
-            ("t2v", "wan", "wan-t2v", "none", 16, "{}"),
-            ("i2v", "wan", "wan-i2v", "first-last", 16, "{}"),
-            ("ti2v", "wan", "wan-ti2v", "first", 32, "{}"),
-            ("sd", "stable-diffusion", "stable-diffusion", "first", 8, "{}"),
-            ("broken", "wan", "wan-t2v", "none", 16, "{ offlod = true }"),
-        ]
-        config = "[retry]\nmax_failures = 1\n"
-        for name, engine, kind, images, multiple, settings in models:
-            config += MODEL.format(
-                name=name, engine=engine, images=images, multiple=multiple, settings=settings,
-                python=json.dumps(sys.executable), checkpoint=json.dumps(str(checkpoint(kind))),
-            )  # fmt: skip
-        (folder / "rayreel.toml").write_text(config)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.url = f"http://{address}"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAYREEL")}
-        # The engine gets what begins with PYTHON.
-        environment["PYTHONPATH"] = str(SOURCES)
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [RAYREEL, "--config", folder / "rayreel.toml", "serve", "--listen", address,
-                 "--data", folder / "data"],
-                env=environment, stdout=log, stderr=log,
-            )  # fmt: skip
-        until(self._answers)
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return bool(self.call("/readyz"))
-        except OSError:
-            return False
-
-    def call(self, path: str, body: Any = None, method: str | None = None) -> bytes:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=WAIT) as answer:
-            return answer.read()
-
-    def submit(self, model: str, **asked: Any) -> str:
-        asked = {"model": model, "prompt": "a red fox", "seed": 7} | asked
-        return json.loads(self.call("/v1/video/generations", asked))["id"]
-
-    def task(self, id: str) -> Any:
-        return json.loads(self.call(f"/v1/video/generations/{id}"))
-
-    def end_of(self, id: str) -> Any:
-        deadline = time.monotonic() + 5 * WAIT
-        while (task := self.task(id))["status"] not in ENDS:
-            assert time.monotonic() < deadline, (task, self.log.read_text())
-            time.sleep(0.1)
-        return task
-
-    def make(self, model: str, **asked: Any) -> tuple[Any, bytes]:
-        id = self.submit(model, **asked)
-        task = self.end_of(id)
-        assert task["status"] == "SUCCEEDED", (task, self.log.read_text())
-        return task, self.call(f"/v1/video/generations/{id}/content")
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]):
-    server = Server(tmp_path_factory.mktemp("server"), checkpoint)
+    models = [
+        ("t2v", "wan", "wan-t2v", "none", 16, "{}"),
+        ("i2v", "wan", "wan-i2v", "first-last", 16, "{}"),
+        ("ti2v", "wan", "wan-ti2v", "first", 32, "{}"),
+        ("sd", "stable-diffusion", "stable-diffusion", "first", 8, "{}"),
+        ("broken", "wan", "wan-t2v", "none", 16, "{ offlod = true }"),
+    ]
+    config = "[retry]\nmax_failures = 1\n"
+    for name, engine, kind, images, multiple, settings in models:
+        config += MODEL.format(
+            name=name, engine=engine, images=images, multiple=multiple, settings=settings,
+            python=json.dumps(sys.executable), checkpoint=json.dumps(str(checkpoint(kind))),
+        )  # fmt: skip
+    server = Server(tmp_path_factory.mktemp("server"), config)
     yield server
-    server.process.terminate()
-    server.process.wait(WAIT)
+    server.stop()
 
 
 def probe(file: bytes, tmp_path: Path) -> tuple[str, int, int, int]:
