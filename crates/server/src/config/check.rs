@@ -178,7 +178,34 @@ fn check_pool(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
     }
     at.key("target_wait_seconds").within(pool.target_wait_seconds.0, 0.1..=DAY)?;
     at.key("idle_timeout_seconds").within(pool.idle_timeout_seconds.0, 0.0..=30.0 * DAY)?;
-    at.key("start_timeout_seconds").within(pool.start_timeout_seconds.0, 0.1..=DAY)
+    at.key("start_timeout_seconds").within(pool.start_timeout_seconds.0, 0.1..=DAY)?;
+    check_gpus(pool, at)
+}
+
+/// There must be enough for every worker that may be started.
+fn check_gpus(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
+    at.key("gpus_per_worker").within(pool.gpus_per_worker, 1..=1024)?;
+    for (index, gpu) in pool.gpus.iter().enumerate() {
+        let named = |c: char| c.is_ascii_alphanumeric() || "-:./_".contains(c);
+        if gpu.is_empty() || !gpu.chars().all(named) {
+            return Err(at.key("gpus").wrong(format_args!(
+                "`{gpu}` names no GPU; write its number, such as \"0\", or its UUID"
+            )));
+        }
+        if pool.gpus[..index].contains(gpu) {
+            return Err(at.key("gpus").wrong(format_args!("`{gpu}` stands twice")));
+        }
+    }
+    let needed = u64::from(pool.max) * u64::from(pool.gpus_per_worker);
+    if !pool.gpus.is_empty() && (pool.gpus.len() as u64) < needed {
+        return Err(at.key("gpus").wrong(format_args!(
+            "lists {}, but {} workers (`max`) of {} (`gpus_per_worker`) need {needed}",
+            pool.gpus.len(),
+            pool.max,
+            pool.gpus_per_worker
+        )));
+    }
+    Ok(())
 }
 
 fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(), Error> {

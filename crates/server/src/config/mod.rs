@@ -174,6 +174,9 @@ pub struct Pool {
     pub target_wait_seconds: Seconds,
     pub idle_timeout_seconds: Seconds,
     pub start_timeout_seconds: Seconds,
+    /// As CUDA_VISIBLE_DEVICES names them.
+    pub gpus: Vec<String>,
+    pub gpus_per_worker: u32,
 }
 
 /// Who starts the workers of a pool.

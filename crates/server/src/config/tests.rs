@@ -217,7 +217,8 @@ fn an_unknown_key_in_a_file_is_refused_and_the_nearest_named() {
         (
             "[pools.local]\nmaximum = 3",
             "rayreel.toml, line 2: there is no setting `pools.local.maximum`; `pools.local` has \
-             provider, min, max, target_wait_seconds, idle_timeout_seconds, start_timeout_seconds",
+             provider, min, max, target_wait_seconds, idle_timeout_seconds, \
+             start_timeout_seconds, gpus, gpus_per_worker",
         ),
         (
             "[pools.local]\nidle_timeout_second = 3",
@@ -468,6 +469,20 @@ fn settings_must_fit_one_another() {
         (
             "[pools.local]\nmin = 2",
             "rayreel.toml, line 2: pools.local.min: 2 is above `pools.local.max`, 1",
+        ),
+        (
+            "[pools.local]\nmax = 2\ngpus_per_worker = 2\ngpus = [\"0\", \"1\", \"2\"]",
+            "rayreel.toml, line 4: pools.local.gpus: lists 3, but 2 workers (`max`) of 2 \
+             (`gpus_per_worker`) need 4",
+        ),
+        (
+            "[pools.local]\ngpus = [\"0\", \"0\"]",
+            "rayreel.toml, line 2: pools.local.gpus: `0` stands twice",
+        ),
+        (
+            "[pools.local]\ngpus = [\"0,1\"]",
+            "rayreel.toml, line 2: pools.local.gpus: `0,1` names no GPU; write its number, such \
+             as \"0\", or its UUID",
         ),
         (
             "[retry]\nbackoff_seconds = 61",

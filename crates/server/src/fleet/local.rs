@@ -27,6 +27,9 @@ const SECRETS: [&str; 2] = ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"];
 /// end only its engine; what the engine had started would stay, and keep the GPU's memory.
 const MARK: &str = "RAYREEL_LAUNCH";
 
+/// Which GPUs a process sees; AMD's runtime reads it, too.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// Starts `rayreel worker` processes.
 #[derive(Debug)]
 pub struct Local {
@@ -67,6 +70,9 @@ impl Local {
             .process_group(0);
         for secret in SECRETS {
             command.env_remove(secret);
+        }
+        if !launch.gpus.is_empty() {
+            command.env(VISIBLE, launch.gpus.join(","));
         }
         Some(command)
     }
@@ -195,17 +201,34 @@ fn prune(logs: &Path) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_worker_gets_its_own_token_and_no_other_secret() {
-        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
-        let launch = Launch {
+    fn launch(gpus: &[&str]) -> Launch {
+        Launch {
             id: "w".into(),
             pool: "local".parse().expect("a name"),
             created_at: Default::default(),
             pid: None,
             pid_started: None,
             claimed: false,
+            gpus: gpus.iter().map(|gpu| (*gpu).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_worker_sees_the_gpus_that_are_its_own() {
+        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
+        let visible = |gpus: &[&str]| {
+            let command = local.command(&launch(gpus), "http://127.0.0.1:1").expect("a program");
+            let mut set = command.get_envs().filter(|(name, _)| *name == VISIBLE);
+            set.next().and_then(|(_, value)| value.map(|v| v.to_string_lossy().into_owned()))
         };
+        assert_eq!(visible(&["2", "3"]).as_deref(), Some("2,3"));
+        assert_eq!(visible(&[]), None, "what the server sees");
+    }
+
+    #[test]
+    fn a_worker_gets_its_own_token_and_no_other_secret() {
+        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
+        let launch = launch(&[]);
         let command = local.command(&launch, "http://127.0.0.1:1").expect("a program");
         let value = |name: &str| command.get_envs().find(|(found, _)| *found == name);
         for secret in ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"] {

@@ -24,6 +24,7 @@ use rayreel_domain::task::End;
 use tokio_util::sync::CancellationToken;
 
 use crate::App;
+use crate::config;
 use crate::store::{self, Activity, Identity, Launch, WorkerView};
 use breaker::Breaker;
 
@@ -196,7 +197,8 @@ impl Fleet {
                 u32::try_from(live.iter().filter(|launch| !launch.claimed).count()).unwrap_or(0);
             let barred = census::barred(&crew);
             let decision = Decision { drained, barred, ..Decision::default() };
-            self.reconcile(pool, policy, &snapshot, decision).await?;
+            let mut gpus = Gpus::new(config, &live);
+            self.reconcile(pool, policy, &snapshot, decision, &mut gpus).await?;
             let idle = |w: &&&WorkerView| matches!(w.activity, Activity::Idle { .. });
             let surplus = app.targets.of(pool).is_some_and(|target| snapshot.live() > target);
             if surplus && crew.iter().filter(idle).any(|worker| worker.launch.is_some()) {
@@ -272,6 +274,7 @@ impl Fleet {
         policy: Policy,
         snapshot: &Snapshot,
         mut decision: Decision,
+        gpus: &mut Gpus<'_>,
     ) -> Result<(), store::Error> {
         let plan = scale::plan(policy, snapshot);
         let components = self.app.components.clone();
@@ -288,6 +291,8 @@ impl Fleet {
         }
         self.app.targets.set(pool, decision);
         for _ in 0..allowed {
+            // Those of a worker that is on its way out come back when it is gone.
+            let Some(gpus) = gpus.take() else { break };
             let launch = Launch {
                 id: format!("{pool:.40}-{:012x}", components.random.number() >> 16),
                 pool: pool.clone(),
@@ -295,6 +300,7 @@ impl Fleet {
                 pid: None,
                 pid_started: None,
                 claimed: false,
+                gpus,
             };
             components.store.put_launch(launch.clone()).await?;
             tracing::info!(worker = launch.id, %pool, queued = snapshot.queued, "starting a worker");
@@ -372,6 +378,33 @@ impl Fleet {
         }
         components.provider.forget(launch).await;
         let _ = components.store.remove_launch(&launch.id).await;
+    }
+}
+
+/// The GPUs of a pool that no worker has.
+struct Gpus<'a> {
+    free: Vec<&'a String>,
+    each: usize,
+    handed_out: bool,
+}
+
+impl<'a> Gpus<'a> {
+    fn new(pool: &'a config::Pool, live: &[Launch]) -> Self {
+        let taken = |gpu: &String| live.iter().any(|launch| launch.gpus.contains(gpu));
+        Self {
+            free: pool.gpus.iter().filter(|gpu| !taken(gpu)).collect(),
+            each: pool.gpus_per_worker as usize,
+            handed_out: !pool.gpus.is_empty(),
+        }
+    }
+
+    /// Those of the next worker, if there are enough.
+    fn take(&mut self) -> Option<Vec<String>> {
+        if !self.handed_out {
+            return Some(Vec::new());
+        }
+        let enough = self.free.len() >= self.each;
+        enough.then(|| self.free.drain(..self.each).cloned().collect())
     }
 }
 

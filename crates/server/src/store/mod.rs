@@ -527,6 +527,9 @@ pub struct Launch {
     pub pid_started: Option<u64>,
     /// The worker has asked for work at least once.
     pub claimed: bool,
+    /// GPUs that are the worker's alone; none listed: it sees those that the server sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
 }
 
 /// A folder of the artifact store that nobody refers to.

@@ -305,3 +305,29 @@ async fn a_drained_pool_starts_nobody_and_its_tasks_say_why_over_a_restart() {
     assert_eq!(pool.provider.launched().len(), 1);
     assert_eq!(pool.world.app.targets.blocked(&local, &testcard()), None);
 }
+
+#[tokio::test]
+async fn no_two_workers_of_a_pool_share_a_gpu() {
+    let mut pool = Pool::new(&[
+        ("RAYREEL_POOLS__LOCAL__GPUS", "[\"0\", \"1\", \"2\", \"3\"]"),
+        ("RAYREEL_POOLS__LOCAL__GPUS_PER_WORKER", "2"),
+        ("RAYREEL_POOLS__LOCAL__MIN", "2"),
+        ("RAYREEL_POOLS__LOCAL__MAX", "2"),
+    ]);
+    pool.look().await;
+    let gpus = async |pool: &Pool| {
+        let launches = pool.store().launches().await.unwrap();
+        let mut gpus: Vec<_> = launches.into_iter().map(|launch| launch.gpus).collect();
+        gpus.sort();
+        gpus
+    };
+    assert_eq!(gpus(&pool).await, [["0", "1"], ["2", "3"]]);
+
+    // What a dead worker had is the next one's.
+    let launches = pool.store().launches().await.unwrap();
+    let dead = launches.iter().find(|launch| launch.gpus == ["0", "1"]).expect("it has them");
+    pool.provider.kill(&dead.id, true);
+    pool.look().await;
+    assert_eq!(gpus(&pool).await, [["0", "1"], ["2", "3"]]);
+    assert_eq!(pool.provider.launched().len(), 3);
+}

@@ -224,6 +224,7 @@ async fn use_everything(watched: &Watched) {
         created_at: Timestamp(1),
         pid: None,
         pid_started: None,
+        gpus: Vec::new(),
         claimed: false,
     };
     store.put_launch(launch).await.expect("put");

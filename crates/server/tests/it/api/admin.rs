@@ -142,6 +142,7 @@ fn launch(server: &Server, id: &str) -> Launch {
         pid: Some(4711),
         pid_started: None,
         claimed: false,
+        gpus: Vec::new(),
     }
 }
 

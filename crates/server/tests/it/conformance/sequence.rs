@@ -190,6 +190,7 @@ impl Run {
                     pid: claimed.then_some(7),
                     pid_started: None,
                     claimed,
+                    gpus: Vec::new(),
                 };
                 self.store().put_launch(launch.clone()).await.map_err(failed)?;
                 self.model.launches.insert(launch.id.clone(), launch);
