@@ -80,6 +80,13 @@ def test_a_message_to_an_engine_is_read_as_in_its_file(name: str):
     assert read(name) == TO_ENGINE[name]
 
 
+@pytest.mark.parametrize("name", ["load", "generate"])
+def test_what_is_passed_on_to_another_process_is_read_as_it_came(name: str):
+    message = read(name)
+    assert isinstance(message, (wire.Load, wire.Request))
+    assert wire.read(wire.forward(message)) == message
+
+
 def test_a_last_image_comes_beside_the_first():
     request = read("generate_last_image")
     assert isinstance(request, wire.Request)

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
 from rayreel.serving import serve
+
+if TYPE_CHECKING:
+    from rayreel.engines.diffusion import Diffusion
 
 ENGINES = ("stable-diffusion", "wan")
 
 
-def main() -> None:
-    name = sys.argv[1] if len(sys.argv) == 2 else None
+def engine_named(name: str) -> Diffusion:
     if name == "wan":
         from rayreel.engines.wan import Wan
 
-        serve(Wan())
-    elif name == "stable-diffusion":
-        from rayreel.engines.stable_diffusion import StableDiffusion
+        return Wan()
+    from rayreel.engines.stable_diffusion import StableDiffusion
 
-        serve(StableDiffusion())
+    return StableDiffusion()
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if len(words) == 1 and words[0] in ENGINES:
+        serve(engine_named(words[0]))
+    elif len(words) == 3 and words[0] == "rank":
+        # A process of a gang, started by the engine.
+        from rayreel.gang.launch import Seat, die_with
+        from rayreel.gang.peer import join
+
+        die_with(int(words[2]))
+        join(Seat(**json.loads(words[1])), engine_named)
     else:
         sys.exit(f"usage: python -m rayreel ENGINE\nengines: {', '.join(ENGINES)}")
 

@@ -18,6 +18,12 @@ class Engine:
     test_pattern = False
     """True if no model runs: the files are then shown as a test pattern."""
 
+    def abandon(self, error: Exception) -> None:
+        """Ends this process because of what can't be mended in it, from any thread: the load or the
+        generation under way fails with this, and the worker starts the engine anew. Set by
+        `serve`."""
+        raise error
+
     def load(self, load: Load) -> None:
         """Loads the model, once. Import heavy libraries here, not above: what they print while
         `serve` is running goes to the log."""
@@ -82,6 +88,9 @@ class Progress:
     ):
         self.metrics: dict[str, float] = {}
         """Figures kept with the attempt; the milliseconds of the stages come by themselves."""
+        self.agree: Callable[[bool], bool] | None = None
+        """Of an engine of several processes: says if it stops, in all of them, given if it was told
+        to in this one."""
         self._report = report
         self._stopped = stopped
         self._clock = clock
@@ -104,7 +113,8 @@ class Progress:
 
     def check(self) -> None:
         """Raises `Cancelled` if the generation must stop. Cheap enough for every layer."""
-        if self._stopped.is_set():
+        stop = self._stopped.is_set()
+        if stop if self.agree is None else self.agree(stop):
             raise Cancelled
 
     def finish(self) -> dict[str, float]:

@@ -82,6 +82,7 @@ class _Conversation:
         self._generating: str | None = None
         self._stopped = threading.Event()
         self._gone = False
+        engine.abandon = self._abandon
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
@@ -174,6 +175,19 @@ class _Conversation:
             timer.daemon = True
             timer.start()
 
+    def _abandon(self, error: Exception) -> None:
+        with self._lock:
+            if self._busy:
+                self._say(self._told(self._generating, error))
+            else:
+                print(f"rayreel: the idle engine ends: {error}", file=sys.stderr)
+            self._gone = True
+            # Seen at once, while the end of a process with a GPU takes its time.
+            self._output.close()
+        self._inbox.put(None)
+        if self._give_up is not None:
+            self._give_up()
+
     # The thread that runs the engine.
 
     def _load(self, load: wire.Load) -> wire.FromEngine:
@@ -223,26 +237,32 @@ class _Conversation:
         except Cancelled:
             return _error(id, "cancelled", "cancelled", retryable=False)
         except Exception as error:
-            failure = _failure(id, error)
-            if id is not None and self._stopped.is_set() and failure.code != "out_of_memory":
-                # It came to nothing because it was told to stop.
-                failure = _error(id, "cancelled", "cancelled", retryable=False)
+            failed = self._told(id, error)
             if not isinstance(error, Failed):
                 traceback.print_exc()
-            if failure.code == "out_of_memory":
+            if failed.code == "out_of_memory":
                 # The frames hold what was computed so far.
                 traceback.clear_frames(error.__traceback__)
-        if failure.code == "out_of_memory":
+        if failed.code == "out_of_memory":
             try:
                 self._engine.free()
             except Exception:
                 traceback.print_exc()
-        return failure
+        return failed
+
+    def _told(self, id: str | None, error: Exception) -> wire.Error:
+        failed = failure(id, error)
+        if id is not None and self._stopped.is_set() and failed.code != "out_of_memory":
+            # It came to nothing because it was told to stop.
+            return _error(id, "cancelled", "cancelled", retryable=False)
+        return failed
 
 
-def _failure(id: str | None, error: Exception) -> wire.Error:
+def failure(id: str | None, error: BaseException) -> wire.Error:
+    """What the worker is told of an exception in the generation with this id; without: in the
+    load."""
     message = str(error) or type(error).__name__
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _error(id, "out_of_memory", message)
     if isinstance(error, InvalidRequest) and id is not None:
         return _error(id, "invalid_request", message, retryable=False)
@@ -254,7 +274,7 @@ def _failure(id: str | None, error: Exception) -> wire.Error:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (OutOfMemory, MemoryError)):
         return True
     torch: Any = sys.modules.get("torch")

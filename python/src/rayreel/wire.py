@@ -145,6 +145,17 @@ def write(message: FromEngine) -> bytes:
     return line.encode() + b"\n"
 
 
+def forward(message: Load | Request) -> bytes:
+    """What the worker has said as a line again, for another process of this engine."""
+    fields = asdict(message)
+    if isinstance(message, Load):
+        value = {"type": "load", **fields}
+    else:
+        outer = {name: fields.pop(name) for name in ("id", "output_dir")}
+        value = {"type": "generate", **outer, "request": fields}
+    return json.dumps(value, default=str).encode() + b"\n"
+
+
 class Invalid(Exception):
     """A line that is no message. `id` is that of the generation that it asks for, if it has one."""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayreel.engine import Engine, Failed, LoadFailed, Progress
+from rayreel.engines import parallel
+from rayreel.gang import Alone, Gang, Launcher, Local
 from rayreel.wire import Load, Request
 
 Offload = Literal["none", "model", "group", "sequential"]
@@ -35,6 +37,10 @@ class Placement:
     """Decode and encode in tiles, with less memory."""
     attention: str | None = None
     """Attention backend, by diffusers' name: `flash`, `sage`, `native` …"""
+    ulysses: int = 1
+    """GPUs that share the work by attention heads, which it must divide."""
+    ring: int = 1
+    """GPUs that share the work by passing keys and values around; with `ulysses`, their product."""
 
 
 def torch() -> Any:
@@ -56,6 +62,9 @@ class Diffusion(Engine):
     """None before the load, and after memory ran out."""
     checkpoint: Path
     placement: Placement
+    gang: Gang = Alone()
+    """The processes that share the work; on ranks other than 0, set before the load."""
+    launcher: Launcher = Local()
 
     @abstractmethod
     def read_settings(self, load: Load) -> Placement: ...
@@ -75,8 +84,16 @@ class Diffusion(Engine):
             raise LoadFailed(
                 f"{load.checkpoint} holds a {kind}; `{self.name}` runs {' and '.join(self.kinds)}"
             )
-        self.version = f"diffusers {diffusers().__version__}, torch {torch().__version__}"
-        self._open()
+        place = self.placement
+        degrees = place.ulysses, place.ring
+        if self.gang.world == 1:
+            self.gang = parallel.form(
+                self.name, load, degrees, place.device, self.launcher, self.abandon
+            )
+        self.spread = parallel.Spread(self.gang, degrees)
+        with self.gang.loading():
+            self.version = f"diffusers {diffusers().__version__}, torch {torch().__version__}"
+            self._open()
 
     def ready(self, progress: Progress) -> None:
         """Loads again what was dropped. To be called first by `generate`."""
@@ -85,7 +102,10 @@ class Diffusion(Engine):
             self._open()
 
     def free(self) -> None:
-        self.pipe = None
+        # The ranks of a gang would have to load it again together. It ends when it runs out of
+        # memory in what they share.
+        if self.gang.world == 1:
+            self.pipe = None
         gc.collect()
         if torch().cuda.is_available():
             torch().cuda.empty_cache()
@@ -102,10 +122,11 @@ class Diffusion(Engine):
         if self.placement.attention is not None:
             self._set_attention(pipe, self.placement.attention)
         self._place(pipe, device)
+        self.spread.apply(denoisers(pipe))
         self.pipe = pipe
 
     def _device(self) -> Any:
-        name = self.placement.device
+        name = self.gang.device or self.placement.device
         if name == "auto":
             found = (
                 torch().accelerator.current_accelerator()
@@ -154,9 +175,10 @@ class Diffusion(Engine):
                 raise LoadFailed(f"setting `attention`: {error}") from error
 
     @contextmanager
-    def at_work(self, progress: Progress, decode_calls: int) -> Generator[None]:
+    def at_work(self, request: Request, progress: Progress, decode_calls: int) -> Generator[None]:
         """While the pipeline works: every model asks first whether it may, so that a cancel waits
-        for less than a step, and the VAE, which knows no callback, tells how far it is."""
+        for less than a step, and the VAE, which knows no callback, tells how far it is. What is
+        wrong with the request must have been said before."""
         pipe = self.pipe
         hooks: list[Any] = []
 
@@ -170,6 +192,7 @@ class Diffusion(Engine):
         for model in (*denoisers(pipe), *text_encoders(pipe)):
             before(model, ask)
         before(getattr(pipe.vae, "encoder", None), ask)
+        hooks += self.spread.hooks(denoisers(pipe))
         counted = iter(range(1 << 62))
 
         def decode(*_: Any) -> None:
@@ -181,7 +204,7 @@ class Diffusion(Engine):
             torch().cuda.reset_peak_memory_stats()
         try:
             # Without it, a prompt that is kept would keep the way in which it was computed.
-            with torch().no_grad():
+            with torch().no_grad(), self.gang.together(request, progress):
                 yield
         finally:
             for hook in hooks:
@@ -199,6 +222,8 @@ class Diffusion(Engine):
 
         def ended(pipe: Any, index: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
             progress("denoise", index + 1, pipe.num_timesteps)
+            if index + 1 == pipe.num_timesteps:
+                self.gang.denoised(progress)
             return values
 
         return ended

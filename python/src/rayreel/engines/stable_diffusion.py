@@ -53,7 +53,7 @@ class StableDiffusion(Diffusion):
         guidance = self.settings.guidance if request.guidance is None else request.guidance
         if guidance is not None:
             how["guidance_scale"] = guidance
-        with self.at_work(progress, decode_calls=1):
+        with self.at_work(request, progress, decode_calls=1):
             progress("denoise", 0, request.steps)
             picture = pipe(
                 prompt=request.prompt,

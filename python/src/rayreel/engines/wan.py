@@ -87,7 +87,7 @@ class Wan(Diffusion):
         self._check(request)
         pipe, images = self._pipe_for(request), self._images(request)
         guidance, guidance_2 = self._guidance(request)
-        with self.at_work(progress, self._decode_calls(request)):
+        with self.at_work(request, progress, self._decode_calls(request)):
             progress("encode_prompt", 0, 1)
             prompt = self._encoded(request.prompt)
             negative = request.negative_prompt or self.settings.negative_prompt
@@ -127,6 +127,8 @@ class Wan(Diffusion):
             raise InvalidRequest("this model makes videos of images: give `image`")
         if request.image is not None and self.task is T2V:
             raise InvalidRequest("this model makes videos of text alone: leave out `image`")
+        frames = (request.frames - 1) // self.pipe.vae_scale_factor_temporal + 1
+        self.spread.check(frames * (request.width // multiple) * (request.height // multiple))
         if request.last_image is not None:
             if self.task is not I2V:
                 raise InvalidRequest("this model can't be given its last frame")
