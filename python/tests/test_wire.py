@@ -93,6 +93,30 @@ def test_a_last_image_comes_beside_the_first():
     assert request.last_image == Path("/var/lib/rayreel/scratch/inputs/last-frame.png")
 
 
+def test_loras_are_registered_by_name_and_asked_for_by_name():
+    files = {
+        "anime": {"high": "/loras/anime.high.safetensors", "low": "/loras/anime.low.safetensors"},
+        "film": {"path": "/loras/film.safetensors"},
+    }
+    load = wire.read(json.dumps(golden("load") | {"loras": files}).encode())
+    assert isinstance(load, wire.Load)
+    assert load.loras == {
+        "anime": wire.Lora(
+            high=Path("/loras/anime.high.safetensors"), low=Path("/loras/anime.low.safetensors")
+        ),
+        "film": wire.Lora(Path("/loras/film.safetensors")),
+    }
+    message = golden("generate")
+    message["request"] |= {
+        "guidance_2": 3,
+        "loras": [{"name": "anime", "scale": 0.8}, {"name": "film"}],
+    }
+    request = wire.read(json.dumps(message).encode())
+    assert isinstance(request, wire.Request)
+    assert request.guidance_2 == 3.0
+    assert request.loras == (wire.LoraUse("anime", 0.8), wire.LoraUse("film", 1.0))
+
+
 @pytest.mark.parametrize("name", FROM_ENGINE)
 def test_a_message_from_an_engine_is_written_as_in_its_file(name: str):
     line = wire.write(FROM_ENGINE[name])
@@ -124,6 +148,7 @@ def test_what_may_be_left_out_has_its_default():
     assert isinstance(request, wire.Request)
     left_out = (request.negative_prompt, request.guidance, request.image, request.last_image)
     assert left_out == ("", None, None, None)
+    assert (request.guidance_2, request.loras) == (None, ())
     assert wire.read(b'{"type":"load","protocol":1,"model":"m"}') == wire.Load(1, "m")
 
 
@@ -146,6 +171,9 @@ def test_what_may_be_left_out_has_its_default():
         (b'{"type":"load","protocol":"1","model":"m"}', "`protocol` must be a whole number"),
         (b'{"type":"load","protocol":true,"model":"m"}', "`protocol` must be a whole number"),
         (b'{"type":"load","protocol":1,"model":"m","settings":[]}', "`settings` must be"),
+        (b'{"type":"load","protocol":1,"model":"m","loras":{"a":"b"}}', "`loras.a` must be a JSON"),
+        (b'{"type":"load","protocol":1,"model":"m","loras":{"a":{}}}', "`loras.a` must have a"),
+        (b'{"type":"load","protocol":1,"model":"m","loras":{"a":{"low":7}}}', "`loras.a.low` must"),
     ],
 )  # fmt: skip
 def test_what_is_no_message_is_refused_with_the_reason(line: bytes, why: str):
@@ -167,6 +195,11 @@ def test_what_is_no_message_is_refused_with_the_reason(line: bytes, why: str):
         ("prompt", "\ud800", "`request.prompt` must be text without halves"),
         ("image", "a\0b", "`request.image` must be text without NUL"),
         ("prompt", None, "`request.prompt` must be a string"),
+        ("guidance_2", "3", "`request.guidance_2` must be a number"),
+        ("loras", {}, "`request.loras` must be a list"),
+        ("loras", ["anime"], "`request.loras[0]` must be a JSON object"),
+        ("loras", [{"name": "anime"}, {"scale": 1}], "`request.loras[1].name` is missing"),
+        ("loras", [{"name": "a", "scale": "1"}], "`request.loras[0].scale` must be a number"),
     ],
 )
 def test_a_request_that_is_wrong_is_refused_under_its_id(field: str, value: Any, why: str):

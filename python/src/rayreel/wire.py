@@ -23,6 +23,24 @@ Code = Literal["cancelled", "out_of_memory", "invalid_request", "load_failed", "
 
 
 @dataclass(frozen=True)
+class Lora:
+    """The files of a LoRA: one for the model, or one for each of its two experts."""
+
+    path: Path | None = None
+    high: Path | None = None
+    """Of the expert for high noise, the first one."""
+    low: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA that a request asks for."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Load:
     """Which model to load, and how."""
 
@@ -33,6 +51,8 @@ class Load:
     """Directory of the weights, absolute."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The engine's own settings, from the model's configuration."""
+    loras: Mapping[str, Lora] = field(default_factory=dict[str, Lora])
+    """What requests may name."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +77,14 @@ class Request:
     negative_prompt: str = ""
     guidance: float | None = None
     """Classifier-free guidance scale; the engine's own default if None."""
+    guidance_2: float | None = None
+    """The same, of the second expert (low noise) of models that have two."""
     image: Path | None = None
     """First frame, a PNG or JPEG file."""
     last_image: Path | None = None
     """Last frame; never without `image`."""
+    loras: tuple[LoraUse, ...] = ()
+    """LoRAs of the model, by the names that it was loaded with."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +205,7 @@ def read(line: bytes) -> ToEngine:
             model=message.text("model"),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             settings=dict(message.inner("settings").values) if "settings" in message else {},
+            loras=_registered(message) if "loras" in message else {},
         )
     if kind == "generate":
         id = message.text("id")
@@ -193,6 +218,19 @@ def read(line: bytes) -> ToEngine:
     if kind == "exit":
         return Exit()
     raise Invalid(f"there is no message of type {_shown(kind)}")
+
+
+def _registered(message: _Fields) -> dict[str, Lora]:
+    loras: dict[str, Lora] = {}
+    all = message.inner("loras")
+    for name in all.values:
+        files = all.inner(name)
+        paths = {part: files.optional(part, files.text) for part in ("path", "high", "low")}
+        given = {part: Path(path) for part, path in paths.items() if path is not None}
+        if not given or ("path" in given and len(given) > 1):
+            raise Invalid(f"`loras.{name}` must have a `path`, or `high` and `low`")
+        loras[name] = Lora(**given)
+    return loras
 
 
 def _request(id: str, message: _Fields) -> Request:
@@ -212,10 +250,15 @@ def _request(id: str, message: _Fields) -> Request:
         fps=request.whole("fps"),
         steps=request.whole("steps"),
         guidance=request.optional("guidance", request.number),
+        guidance_2=request.optional("guidance_2", request.number),
         seed=request.whole("seed", bits=64),
         format=request.text("format"),
         image=None if image is None else Path(image),
         last_image=None if last_image is None else Path(last_image),
+        loras=tuple(
+            LoraUse(lora.text("name"), lora.number("scale") if "scale" in lora else 1.0)
+            for lora in (request.objects("loras") if "loras" in request else ())
+        ),
     )
 
 
@@ -241,6 +284,16 @@ class _Fields:
     def inner(self, name: str) -> _Fields:
         path = f"{self.prefix}{name}"
         return _Fields.of(self._get(name), f"`{path}`", f"{path}.")
+
+    def objects(self, name: str) -> list[_Fields]:
+        value = self._get(name)
+        if not isinstance(value, list):
+            raise self._refusal(name, "a list", value)
+        path = f"{self.prefix}{name}"
+        return [
+            _Fields.of(item, f"`{path}[{index}]`", f"{path}[{index}].")
+            for index, item in enumerate(cast(list[Any], value))
+        ]
 
     def text(self, name: str) -> str:
         value = self._get(name)
