@@ -5,6 +5,10 @@ out a server without a GPU. What they draw is noise. Nothing is downloaded.
 
 KIND: wan-t2v, wan-i2v (two transformers, as the A14B models), wan-ti2v (as the 5B model),
 stable-diffusion. The same KIND gives the same weights every time.
+
+    python tiny_checkpoints.py KIND-lora FILE.safetensors
+
+writes a LoRA for each.
 """
 
 from __future__ import annotations
@@ -217,10 +221,34 @@ def write(kind: str, directory: Path) -> None:
         KINDS[kind]().save_pretrained(directory, safe_serialization=True)
 
 
+def write_lora(kind: str, path: Path, seed: int = 0, rank: int = 4) -> None:
+    """Of every query and value of the denoiser."""
+    torch = _library("torch")
+
+    pipe = KINDS[kind]()
+    name = "unet" if hasattr(pipe, "unet") else "transformer"
+    noise = torch.Generator().manual_seed(seed)
+    weights: dict[str, Any] = {}
+    for place, layer in getattr(pipe, name).named_modules():
+        if place.endswith((".to_q", ".to_v")):
+            # Strong: a random direction that is too weak shows in no pixel.
+            for part, shape in (
+                ("lora_A", (rank, layer.in_features)),
+                ("lora_B", (layer.out_features, rank)),
+            ):
+                weights[f"{name}.{place}.{part}.weight"] = torch.randn(shape, generator=noise)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _library("safetensors.torch").save_file(weights, path)
+
+
 def main() -> None:
-    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
+    kind = sys.argv[1].removesuffix("-lora") if len(sys.argv) == 3 else None
+    if kind not in KINDS:
         sys.exit(__doc__)
-    write(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1].endswith("-lora"):
+        write_lora(kind, Path(sys.argv[2]))
+    else:
+        write(kind, Path(sys.argv[2]))
     print(f"wrote {sys.argv[2]}")
 
 

@@ -63,6 +63,17 @@ def test_text_becomes_a_still(
     assert {"denoise_ms", "decode_ms", "encode_ms"} <= done["metrics"].keys()
 
 
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_what_loses_a_little_shows_the_same(worker: InProcess, tmp_path: Path, format: str):
+    """The files show what the one without loss shows."""
+    make(worker, tmp_path / "1")
+    make(worker, tmp_path / "2", format=format)
+    exact = np.asarray(Image.open(tmp_path / "1/image.png").convert("L"), dtype=int)
+    drawn = np.asarray(Image.open(tmp_path / f"2/image.{format}").convert("L"), dtype=int)
+    # Brightness, of noise: its colours are what such files save on.
+    assert np.abs(exact - drawn).mean() < 6
+
+
 def test_a_seed_gives_the_same_still_again(worker: InProcess, tmp_path: Path):
     first = make(worker, tmp_path / "1")
     assert make(worker, tmp_path / "2") == first
@@ -107,6 +118,7 @@ def test_of_the_steps_the_strength_says_how_many_are_made(
         ({"image": "/nowhere.png"}, "image can't be read"),
         ({"last_image": "/nowhere.png"}, "this model knows no last frame"),
         ({"steps": 0}, "steps is at least 1"),
+        ({"guidance_2": 3.0}, "this model has one expert: leave out `guidance_2`"),
     ],
 )
 def test_what_it_can_not_do_is_said(worker: InProcess, tmp_path: Path, request_: Message, why: str):

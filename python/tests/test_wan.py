@@ -194,11 +194,13 @@ def test_the_second_expert_takes_over_at_the_boundary(t2v: Loaded, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "asked", "expected"),
     [
-        ({}, None, (4.0, 3.0)),
-        ({}, 6.0, (6.0, 6.0)),
-        ({"guidance": 5.0}, None, (5.0, 5.0)),
-        ({"guidance_2": 2.0}, None, (4.0, 2.0)),
-        ({"guidance": 5.0, "guidance_2": 2.0}, 6.0, (6.0, 2.0)),
+        ({}, {}, (4.0, 3.0)),
+        ({}, {"guidance": 6.0}, (6.0, 6.0)),
+        ({"guidance": 5.0}, {}, (5.0, 5.0)),
+        ({"guidance_2": 2.0}, {}, (4.0, 2.0)),
+        ({"guidance": 5.0, "guidance_2": 2.0}, {"guidance": 6.0}, (6.0, 2.0)),
+        ({"guidance_2": 2.0}, {"guidance_2": 7.0}, (4.0, 7.0)),
+        ({"guidance_2": 2.0}, {"guidance": 6.0, "guidance_2": 7.0}, (6.0, 7.0)),
     ],
 )
 def test_each_expert_has_its_guidance(
@@ -206,7 +208,7 @@ def test_each_expert_has_its_guidance(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     settings: Message,
-    asked: float | None,
+    asked: Message,
     expected: tuple[float, float],
 ):
     import dataclasses
@@ -221,7 +223,7 @@ def test_each_expert_has_its_guidance(
         scales.append((pipe._guidance_scale, pipe._guidance_scale_2))
 
     with Calls(t2v.engine.pipe.transformer, look):
-        t2v.make(tmp_path, **({} if asked is None else {"guidance": asked}))
+        t2v.make(tmp_path, **asked)
     assert set(scales) == {expected}
 
 
@@ -324,6 +326,7 @@ def test_a_still_is_a_video_of_one_frame(t2v: Loaded, tmp_path: Path):
     [
         ("t2v", {"width": 72}, "width and height are multiples of 16, not 72x64"),
         ("ti2v", {"height": 80}, "width and height are multiples of 32, not 64x80"),
+        ("ti2v", {"guidance_2": 3.0}, "this model has one expert: leave out `guidance_2`"),
         ("t2v", {"width": 0}, "width and height are multiples of 16, not 0x64"),
         ("t2v", {"frames": 6}, "frames is 4n+1, not 6"),
         ("t2v", {"format": "png"}, "a still has 1 frame, not 5"),

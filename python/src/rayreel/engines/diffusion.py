@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayreel.engine import Engine, Failed, LoadFailed, Progress
+from rayreel.engines.lora import Loras
 from rayreel.engines import parallel
 from rayreel.gang import Alone, Gang, Launcher, Local
 from rayreel.wire import Load, Request
@@ -65,6 +66,7 @@ class Diffusion(Engine):
     gang: Gang = Alone()
     """The processes that share the work; on ranks other than 0, set before the load."""
     launcher: Launcher = Local()
+    loras: Loras
 
     @abstractmethod
     def read_settings(self, load: Load) -> Placement: ...
@@ -78,6 +80,7 @@ class Diffusion(Engine):
         if load.checkpoint is None:
             raise LoadFailed("this engine needs a `checkpoint`: a directory in diffusers' format")
         self.checkpoint = load.checkpoint
+        self.loras = Loras(load.loras)
         self.index = read_index(load.checkpoint)
         kind = self.index.get("_class_name")
         if self.kinds and kind not in self.kinds:
@@ -106,6 +109,7 @@ class Diffusion(Engine):
         # memory in what they share.
         if self.gang.world == 1:
             self.pipe = None
+            self.loras.forget()
         gc.collect()
         if torch().cuda.is_available():
             torch().cuda.empty_cache()

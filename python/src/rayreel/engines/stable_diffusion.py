@@ -50,6 +50,7 @@ class StableDiffusion(Diffusion):
             # Of few steps at least one is made.
             strength = min(1.0, max(self.settings.strength, 1 / request.steps))
             how = {"image": image, "strength": strength}
+        self.loras.use(self.pipe, request.loras, progress)
         guidance = self.settings.guidance if request.guidance is None else request.guidance
         if guidance is not None:
             how["guidance_scale"] = guidance
@@ -79,3 +80,5 @@ class StableDiffusion(Diffusion):
             raise InvalidRequest("steps is at least 1")
         if request.last_image is not None:
             raise InvalidRequest("this model knows no last frame")
+        if request.guidance_2 is not None:
+            raise InvalidRequest("this model has one expert: leave out `guidance_2`")

@@ -29,7 +29,8 @@ class Settings(Placement):
     guidance: float | None = None
     """Of requests that name none; of the first expert (high noise) if there are two."""
     guidance_2: float | None = None
-    """Of the second expert (low noise). None: that of the request if it names one."""
+    """Of the second expert (low noise), of requests that name none. None: `guidance` of the request
+    if it names one."""
     negative_prompt: str = NEGATIVE_PROMPT
     """Of requests that name none."""
 
@@ -87,6 +88,7 @@ class Wan(Diffusion):
         self._check(request)
         pipe, images = self._pipe_for(request), self._images(request)
         guidance, guidance_2 = self._guidance(request)
+        self.loras.use(self.pipe, request.loras, progress)
         with self.at_work(request, progress, self._decode_calls(request)):
             progress("encode_prompt", 0, 1)
             prompt = self._encoded(request.prompt)
@@ -134,9 +136,13 @@ class Wan(Diffusion):
                 raise InvalidRequest("this model can't be given its last frame")
             if request.image is None or request.frames == 1:
                 raise InvalidRequest("last_image needs an image, and more than 1 frame")
+        if request.guidance_2 is not None and self.pipe.transformer_2 is None:
+            raise InvalidRequest("this model has one expert: leave out `guidance_2`")
 
     def _guidance(self, request: Request) -> tuple[float, float | None]:
         first, second = self.settings.guidance, self.settings.guidance_2
+        if request.guidance_2 is not None:
+            second = request.guidance_2
         guidance = request.guidance if request.guidance is not None else first
         if self.pipe.transformer_2 is None:
             return (self.task.guidance if guidance is None else guidance), None
