@@ -1,4 +1,8 @@
-"""The settings of an engine: a dataclass, filled from the model's configuration."""
+"""The settings of an engine: a dataclass, filled from the model's configuration.
+
+A field may be a table: a dataclass of its own, or one of several, each with a field `kind` that
+names it. Where a table needs no more than its kind, the kind alone may be given.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from rayreel.engine import LoadFailed
 
@@ -18,19 +22,53 @@ T = TypeVar("T")
 def read(kind: type[T], given: Mapping[str, Any]) -> T:
     """The settings that are given, defaults for the others. Whatever is unknown, or not of its
     field's type, is a `LoadFailed` that says what is right."""
+    return _read(kind, given, "")
+
+
+def _read(kind: type[T], given: Mapping[str, Any], prefix: str) -> T:
+    assert dataclasses.is_dataclass(kind)
     types = typing.get_type_hints(kind)
-    for name, value in given.items():
+    for name in given:
         if name not in types:
             close = difflib.get_close_matches(name, types, 1)
-            hint = f"did you mean `{close[0]}`?" if close else f"there is {', '.join(types)}"
-            raise LoadFailed(f"there is no setting `{name}`; {hint}")
-        wanted = _wanted(types[name])
-        if not any(_fits(choice, value) for choice in wanted):
-            names = " or ".join(_named(choice) for choice in wanted)
-            raise LoadFailed(f"setting `{name}` must be {names}, not {json.dumps(value)}")
-    settings = kind(**given)
-    assert dataclasses.is_dataclass(settings)
-    return settings
+            hint = (
+                f"did you mean `{prefix}{close[0]}`?" if close else f"there is {', '.join(types)}"
+            )
+            raise LoadFailed(f"there is no setting `{prefix}{name}`; {hint}")
+    for field in dataclasses.fields(kind):
+        required = (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
+        if required and field.name not in given:
+            raise LoadFailed(f"setting `{prefix}{field.name}` is missing")
+    values = {name: _value(types[name], value, prefix + name) for name, value in given.items()}
+    return cast(T, kind(**values))
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    wanted = _wanted(hint)
+    for choice in wanted:
+        if _is_list(choice):
+            if isinstance(value, list):
+                item = typing.get_args(choice)[0]
+                items = enumerate(cast(list[Any], value))
+                return tuple(_value(item, one, f"{name}[{index}]") for index, one in items)
+        elif not _is_table(choice):
+            if _fits(choice, value):
+                return cast(Any, value)
+        elif isinstance(value, Mapping):
+            table = cast(Mapping[str, Any], value)
+            kinds = _kinds(choice)
+            if not kinds or table.get("kind") in kinds:
+                return _read(choice, table, f"{name}.")
+        elif isinstance(value, str) and value in _kinds(choice):
+            return _read(choice, {"kind": value}, f"{name}.")
+    kinds = [kind for choice in wanted for kind in _kinds(choice)]
+    if kinds and isinstance(value, Mapping):
+        table = cast(Mapping[str, Any], value)
+        if "kind" not in table:
+            raise LoadFailed(f"setting `{name}.kind` is missing: {_either(kinds)}")
+        name, value, wanted = f"{name}.kind", table["kind"], kinds
+    names = _either(wanted)
+    raise LoadFailed(f"setting `{name}` must be {names}, not {json.dumps(value)}")
 
 
 def _wanted(hint: Any) -> list[Any]:
@@ -42,11 +80,29 @@ def _wanted(hint: Any) -> list[Any]:
     return [] if hint is type(None) else [hint]
 
 
+def _is_list(choice: Any) -> bool:
+    return typing.get_origin(choice) is tuple
+
+
+def _is_table(choice: Any) -> bool:
+    return dataclasses.is_dataclass(choice)
+
+
+def _kinds(choice: Any) -> list[str]:
+    """What the `kind` of a table may be."""
+    hints = typing.get_type_hints(choice) if _is_table(choice) else {}
+    return _wanted(hints["kind"]) if "kind" in hints else []
+
+
 def _fits(choice: Any, value: Any) -> bool:
     if not isinstance(choice, type):
         return type(value) is type(choice) and value == choice
     # A number without a fraction is one; a truth value is not.
     return type(value) is choice or (choice is float and type(value) is int)
+
+
+def _either(choices: typing.Iterable[Any]) -> str:
+    return " or ".join(_named(choice) for choice in choices)
 
 
 def _named(choice: Any) -> str:
@@ -56,4 +112,8 @@ def _named(choice: Any) -> str:
         float: "a number",
         str: "a string",
     }
+    if _is_list(choice):
+        return "a list"
+    if _is_table(choice):
+        return _either(_kinds(choice)) or "a table"
     return names[choice] if isinstance(choice, type) else json.dumps(choice)

@@ -9,6 +9,8 @@ from typing import Any
 
 from rayreel import settings
 from rayreel.engine import InvalidRequest, LoadFailed, Progress
+from rayreel.engines import caching
+from rayreel.engines.caching import Cache
 from rayreel.engines.diffusion import Diffusion, Placement, diffusers, to_bytes, torch
 from rayreel.media import cover, read_image, write_still, write_video
 from rayreel.wire import Load, Output, Request
@@ -33,6 +35,8 @@ class Settings(Placement):
     if it names one."""
     negative_prompt: str = NEGATIVE_PROMPT
     """Of requests that name none."""
+    cache: Cache | None = None
+    """Steps that are not computed in full: faster, and not quite the same."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Wan(Diffusion):
             )
         shift = self.settings.flow_shift or self.task.flow_shift
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, flow_shift=shift)
+        caching.enable(pipe, self.settings.cache)
         return pipe
 
     def _task(self) -> Task:
@@ -94,6 +99,7 @@ class Wan(Diffusion):
             prompt = self._encoded(request.prompt)
             negative = request.negative_prompt or self.settings.negative_prompt
             progress("denoise", 0, request.steps)
+            caching.begin(self.pipe, self.settings.cache, request.steps)
             film = pipe(
                 **images,
                 prompt_embeds=prompt,
