@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayreel.engine import Engine, Failed, LoadFailed, Progress
-from rayreel.engines.lora import Loras
 from rayreel.engines import parallel
+from rayreel.engines.lora import Loras
 from rayreel.gang import Alone, Gang, Launcher, Local
 from rayreel.wire import Load, Request
 
