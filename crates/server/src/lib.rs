@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod descriptors;
