@@ -166,7 +166,7 @@ pub(crate) async fn run(
     arguments: args::Serve,
     out: Out,
 ) -> Result<(), Exit> {
-    let mut settings = settings::load(global, arguments.listen)?;
+    let mut settings = settings::load_for_serving(global, arguments.listen)?;
     // A path through a link is still the same directory tomorrow.
     settings.data = std::path::absolute(&settings.data).unwrap_or(settings.data);
     log::to_stderr(settings.log.level, settings.log.format)?;

@@ -7,7 +7,7 @@ use crate::args::{Config, Global};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
 
-fn sources(global: &Global, listen: Option<String>) -> Sources {
+pub(crate) fn sources(global: &Global, listen: Option<String>) -> Sources {
     let mut sources = Sources::of_process();
     sources.file = global.config.clone();
     sources.flags.data = global.data.clone();
@@ -19,6 +19,16 @@ pub(crate) fn load(global: &Global, listen: Option<String>) -> Result<Settings, 
     Ok(Settings::load(&sources(global, listen))?)
 }
 
+/// Settings for a server that is to stay: whose models are there.
+pub(crate) fn load_for_serving(
+    global: &Global,
+    listen: Option<String>,
+) -> Result<Settings, Failure> {
+    let loaded = config::load(&sources(global, listen))?;
+    loaded.check_files()?;
+    Ok(loaded.settings)
+}
+
 /// `rayreel config …`.
 pub(crate) fn run(global: &Global, command: &Config, out: Out) -> Result<(), Exit> {
     if matches!(command, Config::Default) {
@@ -26,6 +36,9 @@ pub(crate) fn run(global: &Global, command: &Config, out: Out) -> Result<(), Exi
     }
     let loaded = config::load(&sources(global, None)).map_err(Failure::from)?;
     let only_changes = matches!(command, Config::Check);
+    if only_changes {
+        loaded.check_files().map_err(Failure::from)?;
+    }
     if out.json {
         let entries: Vec<_> = entries(&loaded, only_changes)
             .map(|Entry { key, value, origin }| {

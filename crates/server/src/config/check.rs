@@ -11,7 +11,7 @@ use rayreel_domain::{ModelName, Request};
 
 use super::read::{nearest, unknown};
 use super::tree::Node;
-use super::{BUILT_IN_ENGINES, Error, Model, Outbound, Pool, Settings, Tenant};
+use super::{BUILT_IN_ENGINES, Error, Model, Outbound, PYTHON_ENGINES, Pool, Settings, Tenant};
 use crate::outbound;
 
 const DAY: f64 = 86_400.0;
@@ -20,8 +20,11 @@ const DAY: f64 = 86_400.0;
 const MAX_WORKERS: u32 = 10_000;
 
 pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
-    let at = Place { tree, path: Vec::new() };
+    let at = Place::root(tree);
     check_data(&settings.data, &at.key("data"))?;
+    if settings.python.as_ref().is_some_and(|python| !Path::new(python).is_absolute()) {
+        return Err(at.key("python").wrong("must be an absolute path"));
+    }
     at.key("max_body_bytes").within(settings.max_body_bytes, 65_536..=1 << 30)?;
     // One tenant alone gets half: enough for the longest body.
     at.key("max_bodies_bytes").within(settings.max_bodies_bytes, 131_072..=1 << 40)?;
@@ -216,9 +219,8 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
         (None, None) => {
             return Err(at.wrong("`command`, the program that runs this model, is missing"));
         }
-        (Some(engine), None) if !BUILT_IN_ENGINES.contains(&engine.as_str()) => {
-            let known = BUILT_IN_ENGINES.iter().copied();
-            return Err(at.key("engine").no_such("built-in engine", engine, known));
+        (Some(engine), None) if !engines().any(|known| known == engine) => {
+            return Err(at.key("engine").no_such("engine", engine, engines()));
         }
         (None, Some(command)) if command.first().is_none_or(|program| program.is_empty()) => {
             return Err(at.key("command").wrong("must be a program and its arguments"));
@@ -232,10 +234,25 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
         let pools = settings.pools.keys().map(|name| name.as_str());
         return Err(at.key("pool").no_such("pool", model.pool.as_str(), pools));
     }
-    if let Some(checkpoint) = &model.checkpoint
-        && !Path::new(checkpoint).is_absolute()
-    {
-        return Err(at.key("checkpoint").wrong("must be an absolute path"));
+    for (key, path) in [("checkpoint", &model.checkpoint), ("python", &model.python)] {
+        if path.as_ref().is_some_and(|path| !Path::new(path).is_absolute()) {
+            return Err(at.key(key).wrong("must be an absolute path"));
+        }
+    }
+    match (&model.engine, model.needs_python()) {
+        (Some(engine), true) if model.checkpoint.is_none() => {
+            return Err(at.wrong(format_args!(
+                "`checkpoint` is missing: the engine `{engine}` needs a directory in diffusers' \
+                 format"
+            )));
+        }
+        (_, false) if model.python.is_some() => {
+            return Err(at.key("python").wrong(format_args!(
+                "means nothing here: it is of the engines {}; with `command` it is the first word",
+                PYTHON_ENGINES.join(" and ")
+            )));
+        }
+        _ => {}
     }
     if let Some(estimate) = model.estimate_seconds {
         at.key("estimate_seconds").within(estimate.0, 0.001..=30.0 * DAY)?;
@@ -243,6 +260,10 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
     at.key("silence_seconds").within(model.silence_seconds.0, 0.1..=DAY)?;
     at.key("grace_seconds").within(model.grace_seconds.0, 0.0..=3600.0)?;
     check_limits(&model.limits, &at.key("limits"))
+}
+
+fn engines() -> impl Iterator<Item = &'static str> {
+    BUILT_IN_ENGINES.iter().chain(PYTHON_ENGINES).copied()
 }
 
 /// A name must mean one model.
@@ -310,18 +331,22 @@ fn check_defaults(spec: &ModelSpec, at: &Place<'_>) -> Result<(), Error> {
 }
 
 /// A key, and the tree in which its origin can be found.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     tree: &'a Node,
     path: Vec<&'a str>,
 }
 
 impl<'a> Place<'a> {
-    fn key(&self, key: &'a str) -> Place<'a> {
+    pub(super) fn root(tree: &'a Node) -> Self {
+        Self { tree, path: Vec::new() }
+    }
+
+    pub(super) fn key(&self, key: &'a str) -> Place<'a> {
         Place { tree: self.tree, path: [self.path.as_slice(), &[key]].concat() }
     }
 
     /// An error at this key, or, if it is absent, at the nearest table above it.
-    fn wrong(&self, message: impl Display) -> Error {
+    pub(super) fn wrong(&self, message: impl Display) -> Error {
         let node = (0..=self.path.len()).rev().find_map(|len| self.tree.get(&self.path[..len]));
         let origin = node.map(|node| node.origin.clone());
         Error::new(origin, &self.path.join("."), message.to_string())

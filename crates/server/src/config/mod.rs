@@ -6,6 +6,7 @@
 //! right: [`Error`].
 
 mod check;
+mod models;
 mod read;
 mod tenant;
 mod tree;
@@ -29,12 +30,13 @@ use rayreel_domain::request::{Defaults, Images, Limits, ModelSpec};
 use rayreel_domain::scale::Policy;
 use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::Rules;
-use rayreel_domain::wire::worker::{EngineSetup, ModelSetup};
+use rayreel_domain::wire::worker::ModelSetup;
 use rayreel_domain::{Code, ModelName, PoolName, TenantName};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::outbound::{self, Allowed};
+pub use models::{Examined, PYTHON_ENGINES};
 pub use tenant::Tenant;
 use tree::Node;
 pub use tree::Origin;
@@ -76,6 +78,9 @@ pub struct Settings {
     pub data: PathBuf,
     /// One of `models`.
     pub default_model: ModelName,
+    /// Absolute; of models that name no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub python: Option<String>,
     pub cors_origins: Vec<String>,
     pub max_body_bytes: u64,
     pub max_bodies_bytes: u64,
@@ -193,11 +198,14 @@ pub struct Model {
     /// Other names of it.
     #[serde(default)]
     pub aliases: Vec<ModelName>,
-    /// One of [`BUILT_IN_ENGINES`]; either this or `command` is there.
+    /// One of [`BUILT_IN_ENGINES`] or [`PYTHON_ENGINES`]; either this or `command` is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
+    /// Absolute; of [`PYTHON_ENGINES`] only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub python: Option<String>,
     /// One of `pools`.
     pub pool: PoolName,
     /// Absolute.
@@ -370,12 +378,22 @@ impl Settings {
 
 /// Like [`Settings::load`], and keeps the origins.
 pub fn load(sources: &Sources) -> Result<Loaded, Error> {
+    match choose_file(sources) {
+        Some(path) => layers(sources, Some((&path, &read_file(&path)?))),
+        None => layers(sources, None),
+    }
+}
+
+/// Like [`load`], if the configuration file were this one, with this text.
+pub fn load_text(sources: &Sources, path: &Path, text: &str) -> Result<Loaded, Error> {
+    layers(sources, Some((path, text)))
+}
+
+fn layers(sources: &Sources, file: Option<(&Path, &str)>) -> Result<Loaded, Error> {
     let defaults = tree::parse(DEFAULT_FILE, &|line| Origin::Default { line })?;
     let mut tree = defaults.clone();
-    let file = choose_file(sources);
-    if let Some(path) = &file {
-        let mut layer =
-            tree::parse(&read_file(path)?, &|line| Origin::File { path: path.clone(), line })?;
+    if let Some((path, text)) = file {
+        let mut layer = tree::parse(text, &|line| Origin::File { path: path.to_owned(), line })?;
         anchor(&mut layer, path.parent().unwrap_or(Path::new("")), &sources.directory);
         tree.overlay(layer);
         layer_is_right(&tree, &defaults)?;
@@ -396,7 +414,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Error> {
     if let Some(name) = settings.canonical(&settings.default_model) {
         settings.default_model = name.clone();
     }
-    Ok(Loaded { settings, file, tree })
+    Ok(Loaded { settings, file: file.map(|(path, _)| path.to_owned()), tree })
 }
 
 /// What is wrong in a layer is so even where a stronger one says otherwise: it would be in force as
@@ -565,7 +583,7 @@ impl Settings {
         let model = self.models.get(name)?;
         Some(ModelSetup {
             name: name.clone(),
-            engine: model.engine_setup()?,
+            engine: self.engine_setup(model)?,
             checkpoint: model.checkpoint.clone(),
             settings: model.settings.clone(),
             silence_ms: model.silence_seconds.ms(),
@@ -623,13 +641,5 @@ impl Model {
     /// Is this the built-in test card, which draws a pattern and runs no model?
     pub fn is_test_pattern(&self) -> bool {
         self.engine.as_deref() == Some("testcard")
-    }
-
-    fn engine_setup(&self) -> Option<EngineSetup> {
-        match (&self.engine, &self.command) {
-            (Some(name), None) => Some(EngineSetup::BuiltIn(name.clone())),
-            (None, Some(command)) => Some(EngineSetup::Command(command.clone())),
-            _ => None,
-        }
     }
 }

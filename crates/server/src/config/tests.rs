@@ -99,6 +99,7 @@ fn the_default_file_says_what_the_domain_takes_by_default() {
 fn the_default_file_documents_every_key() {
     let settings = Settings::load(&with_variables(&[
         ("RAYREEL_PUBLIC_URL", "https://video.example.com"),
+        ("RAYREEL_PYTHON", "/opt/python"),
         ("RAYREEL_MODELS__TESTCARD__CHECKPOINT", "/models/x"),
         ("RAYREEL_MODELS__TESTCARD__ESTIMATE_SECONDS", "1"),
         ("RAYREEL_MODELS__TESTCARD__DEFAULTS__GUIDANCE", "5.0"),
@@ -463,7 +464,7 @@ fn settings_must_fit_one_another() {
     for (text, message) in [
         (
             "max_body_bytes = 200_000_000",
-            "the default settings, line 43: max_bodies_bytes: 268435456 is less than twice \
+            "the default settings, line 48: max_bodies_bytes: 268435456 is less than twice \
              `max_body_bytes`, 200000000",
         ),
         (
@@ -499,9 +500,9 @@ fn settings_must_fit_one_another() {
             "rayreel.toml, line 3: models.x.pool: there is no pool `gpu`; there is local",
         ),
         (
-            "[models.x]\nengine = \"wan\"",
-            "rayreel.toml, line 2: models.x.engine: there is no built-in engine `wan`; \
-             there is testcard",
+            "[models.x]\nengine = \"comfy\"",
+            "rayreel.toml, line 2: models.x.engine: there is no engine `comfy`; \
+             there is testcard, stable-diffusion, wan",
         ),
         (
             "[models.x]\npool = \"local\"",

@@ -1,0 +1,135 @@
+//! What models need besides their settings: which Python runs an engine, and whether the files that
+//! are named are there.
+//!
+//! Those of models whose workers are started on this machine are looked at before a server starts:
+//! what is missing is told then, and where it is configured, not when the first task fails.
+
+use std::path::{Path, PathBuf};
+
+use rayreel_domain::ModelName;
+use rayreel_domain::wire::worker::EngineSetup;
+use rustix::fs::Access;
+
+use super::check::Place;
+use super::{Error, Loaded, Model, Provider, Settings};
+use crate::checkpoint::{self, Checkpoint};
+
+/// Engines that come with the Python package `rayreel`.
+pub const PYTHON_ENGINES: &[&str] = &["stable-diffusion", "wan"];
+
+/// What a model's files are like.
+#[derive(Debug)]
+pub struct Examined {
+    /// Of engines that run one in diffusers' format, if it is whole.
+    pub checkpoint: Option<Checkpoint>,
+    pub faults: Vec<Error>,
+}
+
+impl Model {
+    /// Does it need a Python with the package `rayreel`?
+    pub fn needs_python(&self) -> bool {
+        self.engine.as_deref().is_some_and(|engine| PYTHON_ENGINES.contains(&engine))
+    }
+}
+
+impl Settings {
+    /// Where the program makes a Python environment, on request.
+    pub fn environment(&self) -> PathBuf {
+        self.data.join("python")
+    }
+
+    /// The Python that runs a model's engine: its own, that of all, or that which the program makes.
+    pub fn python_of(&self, model: &Model) -> PathBuf {
+        let set = model.python.as_ref().or(self.python.as_ref());
+        set.map_or_else(|| self.environment().join("bin/python"), PathBuf::from)
+    }
+
+    /// Are workers of the model started on this machine?
+    pub fn is_run_here(&self, model: &Model) -> bool {
+        let pool = self.pools.get(&model.pool);
+        pool.is_some_and(|pool| pool.provider == Provider::Local && pool.max > 0)
+    }
+
+    pub(super) fn engine_setup(&self, model: &Model) -> Option<EngineSetup> {
+        match (&model.engine, &model.command) {
+            (Some(engine), None) if model.needs_python() => {
+                let python = self.python_of(model).to_string_lossy().into_owned();
+                let words = [python.as_str(), "-m", "rayreel", engine];
+                Some(EngineSetup::Command(words.map(str::to_owned).into()))
+            }
+            (Some(name), None) => Some(EngineSetup::BuiltIn(name.clone())),
+            (None, Some(command)) => Some(EngineSetup::Command(command.clone())),
+            _ => None,
+        }
+    }
+}
+
+impl Loaded {
+    /// Looks at the files of every model that is run here. The first fault is the error.
+    pub fn check_files(&self) -> Result<(), Error> {
+        let settings = &self.settings;
+        let here = settings.models.iter().filter(|(_, model)| settings.is_run_here(model));
+        for (name, _) in here {
+            if let Some(fault) = self.examine(name).faults.into_iter().next() {
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the files of a model.
+    pub fn examine(&self, name: &ModelName) -> Examined {
+        let mut examined = Examined { checkpoint: None, faults: Vec::new() };
+        let Some(model) = self.settings.models.get(name) else {
+            return examined;
+        };
+        let at = Place::root(&self.tree);
+        let at_model = at.key("models").key(name.as_str());
+        let inspected = match (&model.checkpoint, &model.engine) {
+            (None, _) => Ok(None),
+            (Some(path), Some(engine)) if model.needs_python() => {
+                checkpoint::inspect(Path::new(path), Some(engine)).map(Some)
+            }
+            (Some(path), _) => {
+                checkpoint::directory(Path::new(path)).map(|()| None).map_err(|fault| vec![fault])
+            }
+        };
+        match inspected {
+            Ok(checkpoint) => examined.checkpoint = checkpoint,
+            Err(faults) => {
+                let at = at_model.key("checkpoint");
+                examined.faults.extend(faults.into_iter().map(|fault| at.wrong(fault)));
+            }
+        }
+        if model.needs_python() {
+            let python = self.settings.python_of(model);
+            if let Err(why) = is_program(&python) {
+                let python = python.display();
+                examined.faults.push(match (&model.python, &self.settings.python) {
+                    (Some(_), _) => at_model.key("python").wrong(format_args!("{python} {why}")),
+                    (None, Some(_)) => at.key("python").wrong(format_args!("{python} {why}")),
+                    (None, None) => at_model.key("engine").wrong(format_args!(
+                        "there is no Python for it yet: {python} {why}; `rayreel models check \
+                         --create-env` makes it, or name one of your own with `python`"
+                    )),
+                });
+            }
+        }
+        examined
+    }
+}
+
+fn is_program(path: &Path) -> Result<(), &'static str> {
+    if !path.exists() {
+        Err("does not exist")
+    } else if !path.is_file() {
+        Err("is no program")
+    } else if rustix::fs::access(path, Access::EXEC_OK).is_err() {
+        Err("can't be executed by this user")
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
