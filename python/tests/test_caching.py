@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("diffusers", reason="the engines on diffusers are not installed")
 
 from rayreel.engines.wan import Wan
-from tests.worker import InProcess, Message, generate
+from tests.worker import Child, InProcess, Message, generate
 
 Checkpoint = Callable[[str], Path]
 
@@ -220,3 +220,35 @@ def test_what_can_not_be_set_is_said(checkpoint: Checkpoint, kind: str, cache: A
     error = InProcess(Wan()).load(checkpoint(kind), cache=cache)
     assert (error["type"], error["code"]) == ("error", "load_failed"), error
     assert error["message"].startswith(why), error
+
+
+@pytest.mark.parametrize(("kind", "threshold"), [("first-block", 0.1), ("sea", 0.5)])
+def test_the_ranks_of_a_gang_leave_out_the_same_steps(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    plain: tuple[bytes, list[int]],
+    kind: str,
+    threshold: float,
+):
+    cache = {"kind": kind, "threshold": threshold}
+    alone = Cached(checkpoint("wan-t2v"), tmp_path / "alone", cache)
+    counts = alone.computed()
+    film = alone.make()
+    assert 4 < sum(counts) < sum(plain[1]), "it depends on what has changed"
+    gang = Child("-m", "rayreel", "wan")
+    ready = gang.load(checkpoint("wan-t2v"), ulysses=2, cache=cache)
+    assert ready["type"] == "ready", ready
+    done, _ = gang.generate(tmp_path / "gang", steps=STEPS)
+    assert done["type"] == "done", done
+    assert (tmp_path / "gang/video.mp4").read_bytes() == film
+    gang.say({"type": "exit"})
+    assert gang.status() == 0
+
+
+def test_what_does_not_work_in_a_gang_is_said_at_once(checkpoint: Checkpoint):
+    gang = Child("-m", "rayreel", "wan")
+    answer = gang.load(checkpoint("wan-t2v"), ulysses=2, cache=LOOSE["magcache"])
+    assert answer["code"] == "load_failed"
+    assert "can't be magcache together with `ulysses`" in answer["message"]
+    # It ends by itself, with its ranks.
+    gang.status()

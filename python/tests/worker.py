@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from rayreel import Engine, serve
 
-WAIT = 60.0
+WAIT = 120.0
 """Seconds for anything on a slow machine."""
 
 SOURCES = Path(__file__).parents[1] / "src"

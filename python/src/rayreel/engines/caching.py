@@ -72,16 +72,41 @@ class Sea:
 Cache = FirstBlock | TaylorSeer | MagCache | Sea
 
 
-def enable(pipe: Any, cache: Cache | None) -> None:
-    """Makes both experts of a pipeline use the cache; raises `LoadFailed` if it can't be."""
+def enable(pipe: Any, cache: Cache | None, *, shared: bool = False) -> None:
+    """Makes both experts of a pipeline use the cache; raises `LoadFailed` if it can't be. `shared`:
+    each rank of a gang sees a share of the tokens only."""
     if cache is None:
         return
     _check(pipe, cache)
+    if shared and isinstance(cache, MagCache):
+        raise LoadFailed("setting `cache.kind` can't be magcache together with `ulysses` or `ring`")
     for model in _experts(pipe):
         try:
             model.enable_cache(_config(model, cache))
         except (ValueError, TypeError) as error:
             raise LoadFailed(f"setting `cache`: {error}") from error
+        if shared and isinstance(cache, FirstBlock):
+            _decide_together(model, cache.threshold)
+
+
+def _decide_together(model: Any, threshold: float) -> None:
+    """Has the ranks compare all that changed, not each its share: one that went on without the
+    others would wait for them for ever. (Of the other caches, sea does so itself, and the rest
+    count steps.)"""
+    torch = importlib.import_module("torch")
+    name = "fbc_leader_block_hook"
+    registries = (getattr(block, "_diffusers_hook", None) for block in model.modules())
+    hook = next(found for r in registries if r is not None and (found := r.get_hook(name)))
+
+    def has_changed(residual: Any) -> bool:
+        before = hook.state_manager.get_state().head_block_residual
+        if before is None:
+            return True
+        change = torch.stack([(residual - before).abs().sum(), before.abs().sum()])
+        torch.distributed.all_reduce(change)
+        return bool(change[0] > threshold * change[1])
+
+    hook._should_compute_remaining_blocks = has_changed
 
 
 def begin(pipe: Any, cache: Cache | None, steps: int) -> None:

@@ -80,7 +80,7 @@ class Wan(Diffusion):
             )
         shift = self.settings.flow_shift or self.task.flow_shift
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, flow_shift=shift)
-        caching.enable(pipe, self.settings.cache)
+        caching.enable(pipe, self.settings.cache, shared=self.gang.world > 1)
         return pipe
 
     def _task(self) -> Task:
