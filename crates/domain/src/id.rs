@@ -131,7 +131,7 @@ serde_as_text!(TaskId);
 serde_as_text!(FileId);
 serde_as_text!(Nonce);
 
-/// Longest name of a tenant, pool, model or worker, in bytes.
+/// Longest name of a tenant, pool, model, LoRA or worker, in bytes.
 pub const MAX_NAME: usize = 64;
 
 macro_rules! name {
@@ -205,6 +205,10 @@ name!(
 name!(
     /// The public name of a model; with slashes, as model hubs write theirs.
     ModelName, "model", b"._-/", "`.`, `_`, `-` and `/`"
+);
+name!(
+    /// A LoRA of a model; written as the names of models are.
+    LoraName, "LoRA", b"._-/", "`.`, `_`, `-` and `/`"
 );
 name!(
     /// A worker process; whoever registers the name again ends the one before.

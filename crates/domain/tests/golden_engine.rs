@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::wire::engine::{
-    Done, EngineError, EngineErrorCode, EngineRequest, Format, FromEngine, Generate, Load, Role,
-    ToEngine,
+    Done, EngineError, EngineErrorCode, EngineRequest, Format, FromEngine, Generate, Load,
+    LoraFiles, Role, ToEngine,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,8 +27,8 @@ macro_rules! golden_files {
 }
 
 golden_files! { TO_ENGINE, files_to(ToEngine):
-    ToEngine::Load(_) => ["load"],
-    ToEngine::Generate(_) => ["generate", "generate_last_image"],
+    ToEngine::Load(_) => ["load", "load-loras"],
+    ToEngine::Generate(_) => ["generate", "generate_last_image", "generate-loras"],
     ToEngine::Cancel { .. } => ["cancel"],
     ToEngine::Exit => ["exit"],
 }
@@ -89,21 +89,29 @@ fn no_file_is_left_over() {
 #[test]
 fn optional_fields_are_shown() {
     let (ToEngine::Load(load), _) = read("load") else { panic!("load") };
-    let Load { protocol: _, model: _, checkpoint, settings } = load;
+    let Load { protocol: _, model: _, checkpoint, settings, loras } = load;
     assert!(checkpoint.is_some() && !settings.is_empty());
+    // Engines that were written before it have never seen it, here and below.
+    assert!(loras.is_empty());
+    let (ToEngine::Load(load), _) = read("load-loras") else { panic!("load-loras") };
+    let files: Vec<&LoraFiles> = load.loras.values().collect();
+    assert!(matches!(files[..], [LoraFiles::Experts { .. }, LoraFiles::Whole { .. }]));
 
     let (ToEngine::Generate(generate), _) = read("generate") else { panic!("generate") };
     let Generate { id: _, output_dir: _, request } = generate;
     #[rustfmt::skip]
     let EngineRequest {
         prompt: _, negative_prompt, width: _, height: _, frames: _, fps: _, steps: _, guidance,
-        seed: _, format: _, image, last_image,
+        guidance_2, seed: _, format: _, image, last_image, loras,
     } = request;
     assert!(!negative_prompt.is_empty() && guidance.is_some() && image.is_some());
-    // Engines that were written before it have never seen it.
-    assert!(last_image.is_none());
+    assert!(last_image.is_none() && guidance_2.is_none() && loras.is_empty());
     let (ToEngine::Generate(generate), _) = read("generate_last_image") else { panic!("generate") };
     assert!(generate.request.image.is_some() && generate.request.last_image.is_some());
+    let (ToEngine::Generate(generate), _) = read("generate-loras") else {
+        panic!("generate-loras")
+    };
+    assert!(generate.request.guidance_2.is_some() && generate.request.loras.len() == 2);
 
     let (FromEngine::Done(done), _) = read("done") else { panic!("done") };
     let Done { id: _, files, metrics, test_pattern } = done;
@@ -129,7 +137,7 @@ fn choices_have_their_names_on_the_wire() {
             }
         };
     }
-    assert_names!(Format { Mp4: "mp4", Png: "png" });
+    assert_names!(Format { Mp4: "mp4", Png: "png", Jpeg: "jpeg", Webp: "webp" });
     assert_names!(Role { Video: "video", Image: "image", Thumbnail: "thumbnail" });
     assert_names!(EngineErrorCode {
         Cancelled: "cancelled",

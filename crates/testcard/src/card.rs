@@ -250,7 +250,7 @@ fn draw_figures(
     let (scale, small) = (layout.scale, layout.small_scale());
 
     let wordings: [fn(u32, u32, u32) -> String; 3] = match request.format {
-        Format::Png => {
+        Format::Png | Format::Jpeg | Format::Webp => {
             [|_, _, _| "still image".into(), |_, _, _| "still".into(), |_, _, _| "".into()]
         }
         Format::Mp4 => [
@@ -317,12 +317,16 @@ fn figures(request: &EngineRequest) -> [String; 2] {
     let EngineRequest { width, height, frames, fps, steps, seed, .. } = request;
     let size = match request.format {
         Format::Mp4 => format!("{width}x{height}  {frames} frames  {fps} fps"),
-        Format::Png => format!("{width}x{height}"),
+        Format::Png | Format::Jpeg | Format::Webp => format!("{width}x{height}"),
     };
-    let guidance = match request.guidance {
-        Some(guidance) if guidance.abs() < 1000.0 => format!("  guidance {guidance:.1}"),
-        Some(guidance) => format!("  guidance {guidance:.1e}"),
-        None => String::new(),
+    let short = |scale: f64| match scale.abs() < 1000.0 {
+        true => format!("{scale:.1}"),
+        false => format!("{scale:.1e}"),
+    };
+    let guidance = match (request.guidance.map(short), request.guidance_2.map(short)) {
+        (Some(first), Some(second)) => format!("  guidance {first}, {second}"),
+        (Some(one), None) | (None, Some(one)) => format!("  guidance {one}"),
+        (None, None) => String::new(),
     };
     let plural = if *steps == 1 { "" } else { "s" };
     [size, format!("{steps} step{plural}{guidance}  seed {seed}")]
@@ -366,10 +370,12 @@ mod tests {
             fps: 16,
             steps: 20,
             guidance: None,
+            guidance_2: None,
             seed: 42,
             format: Format::Mp4,
             image: None,
             last_image: None,
+            loras: Vec::new(),
         }
     }
 

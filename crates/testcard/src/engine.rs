@@ -91,9 +91,9 @@ impl From<VideoError> for Failure {
     }
 }
 
-impl From<png::EncodingError> for Failure {
-    fn from(error: png::EncodingError) -> Failure {
-        Failure::Failed(format!("writing PNG: {error}"))
+impl From<still::WriteError> for Failure {
+    fn from(error: still::WriteError) -> Failure {
+        Failure::Failed(format!("writing a picture: {error}"))
     }
 }
 
@@ -200,7 +200,9 @@ impl<W: Write> Engine<W> {
         let denoised = Instant::now();
         match request.format {
             Format::Mp4 => self.encode_video(id, request, card, files)?,
-            Format::Png => self.encode_still(id, request, card, files)?,
+            Format::Png | Format::Jpeg | Format::Webp => {
+                self.encode_still(id, request, card, files)?;
+            }
         }
         let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
         Ok(BTreeMap::from([
@@ -255,7 +257,7 @@ impl<W: Write> Engine<W> {
         }
         video.finish()?;
         if let Some(thumbnail) = thumbnail {
-            write_png(files, "thumbnail.png", Role::Thumbnail, &thumbnail)?;
+            write_still(files, "thumbnail", Role::Thumbnail, &thumbnail, Format::Png)?;
         }
         Ok(())
     }
@@ -270,7 +272,7 @@ impl<W: Write> Engine<W> {
         let mut canvas = Canvas::new(request.width as usize, request.height as usize);
         self.listen(id, Instant::now())?;
         card.paint(0, &mut canvas);
-        write_png(files, "image.png", Role::Image, &canvas)?;
+        write_still(files, "image", Role::Image, &canvas, request.format)?;
         self.report(id, "encode", 1, 1)?;
         Ok(())
     }
@@ -334,28 +336,29 @@ fn check(request: &EngineRequest) -> Result<(), String> {
     if request.last_image.is_some() && (request.image.is_none() || frames == 1) {
         return Err("last_image needs an image, and more than 1 frame".to_owned());
     }
-    if request.format == Format::Png && frames != 1 {
+    if request.format.is_still() && frames != 1 {
         return Err(format!("frames of a still is 1, not {frames}"));
     }
     Ok(())
 }
 
-fn write_png(
+fn write_still(
     files: &mut Files,
     name: &str,
     role: Role,
     picture: &Canvas,
-) -> Result<(), png::EncodingError> {
+    format: Format,
+) -> Result<(), still::WriteError> {
     let path = files.add(OutputFile {
-        path: name.into(),
+        path: format!("{name}.{}", format.extension()),
         role,
-        media_type: Format::Png.media_type().into(),
+        media_type: format.media_type().into(),
         width: picture.width() as u32,
         height: picture.height() as u32,
         frames: 1,
         fps: 0,
     });
-    still::write(&path, picture)
+    still::write(&path, picture, format)
 }
 
 /// The files of one generation, removed again unless they are kept.

@@ -155,10 +155,12 @@ mod tests {
             fps: 16,
             steps: 20,
             guidance: None,
+            guidance_2: None,
             seed,
             format: Format::Mp4,
             image: None,
             last_image: None,
+            loras: Vec::new(),
         };
         Motion::new(&request, stage)
     }

@@ -1,10 +1,11 @@
 //! Pictures in files: reading the first frame that a request brings, writing stills.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Write as _};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use png::{BitDepth, ColorType, Transformations};
+use rayreel_domain::wire::engine::Format;
 use resize::px::RGB;
 use resize::{Pixel, Type};
 use zune_jpeg::JpegDecoder;
@@ -137,16 +138,62 @@ pub(crate) fn thumbnail(picture: &Canvas, width: usize) -> Canvas {
     cover(picture, width, height)
 }
 
-/// Writes a PNG file, which must not exist yet.
-pub(crate) fn write(path: &Path, picture: &Canvas) -> Result<(), png::EncodingError> {
+/// Quality of JPEG files, in per cent. From 90 on, the encoder keeps the colours of each pixel: text
+/// stays readable.
+const JPEG_QUALITY: u8 = 92;
+
+/// Why a picture can't be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Png(#[from] png::EncodingError),
+    #[error(transparent)]
+    Jpeg(#[from] jpeg_encoder::EncodingError),
+    #[error(transparent)]
+    Webp(#[from] image_webp::EncodingError),
+    #[error("it is not the format of a still")]
+    NoStill,
+}
+
+/// Writes a file, which must not exist yet; PNG and WebP without loss. The same picture gives the same
+/// bytes.
+pub(crate) fn write(path: &Path, picture: &Canvas, format: Format) -> Result<(), WriteError> {
     let mut file = BufWriter::new(File::create_new(path)?);
-    let mut encoder = png::Encoder::new(&mut file, picture.width() as u32, picture.height() as u32);
+    let samples: Vec<u8> = picture.pixels().iter().flat_map(|p| [p.r, p.g, p.b]).collect();
+    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    match format {
+        Format::Png => write_png(&mut file, &samples, width, height)?,
+        Format::Jpeg => jpeg_encoder::Encoder::new(&mut file, JPEG_QUALITY).encode(
+            &samples,
+            // A canvas has far fewer pixels a side.
+            width as u16,
+            height as u16,
+            jpeg_encoder::ColorType::Rgb,
+        )?,
+        Format::Webp => image_webp::WebPEncoder::new(&mut file).encode(
+            &samples,
+            width,
+            height,
+            image_webp::ColorType::Rgb8,
+        )?,
+        Format::Mp4 => return Err(WriteError::NoStill),
+    }
+    file.flush()?;
+    Ok(())
+}
+
+fn write_png(
+    file: impl Write,
+    samples: &[u8],
+    width: u32,
+    height: u32,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(file, width, height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     let mut writer = encoder.write_header()?;
-    let samples: Vec<u8> = picture.pixels().iter().flat_map(|p| [p.r, p.g, p.b]).collect();
-    writer.write_image_data(&samples)?;
-    writer.finish()?;
-    file.flush()?;
-    Ok(())
+    writer.write_image_data(samples)?;
+    writer.finish()
 }

@@ -477,10 +477,12 @@ pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelS
         fps: 8,
         steps: 2,
         guidance: None,
+        guidance_2: None,
         seed: 1,
         format: Format::Mp4,
         image: None,
         last_image: None,
+        loras: Vec::new(),
     };
     let test = async {
         let desk = scratch

@@ -224,6 +224,16 @@ mod tests {
         let html = OutputFile { media_type: "text/html".into(), ..announce("a.mp4") };
         let error = collect(&beneath, &[html], Format::Mp4).unwrap_err();
         assert!(error.contains("should be video/mp4"), "{error}");
+        for format in Format::ALL {
+            let media_type = format.media_type().to_owned();
+            let made = [OutputFile { media_type: media_type.clone(), ..announce("a.mp4") }];
+            assert_eq!(collect(&beneath, &made, format).unwrap()[0].output.media_type, media_type);
+            for other in Format::ALL.into_iter().filter(|other| *other != format) {
+                let error = collect(&beneath, &made, other).unwrap_err();
+                let told = format!("should be {}, but the engine says", other.media_type());
+                assert!(error.contains(&told), "{error}");
+            }
+        }
         fs::write(dir.path().join("b.png"), "abc").unwrap();
         let split = OutputFile { media_type: "image/png\r\nx: y".into(), ..announce("b.png") };
         let error = collect(&beneath, &[announce("a.mp4"), split], Format::Mp4).unwrap_err();

@@ -1,8 +1,11 @@
 //! What may be asked of a model, and a request in which every default is filled in.
 
+mod lora;
+
 #[cfg(test)]
 mod tests;
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -13,10 +16,11 @@ use core::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::code::Code;
-use crate::id::{ModelName, PoolName, TenantName};
+use crate::id::{LoraName, ModelName, PoolName, TenantName};
 use crate::time::Timestamp;
 use crate::wire::api::SubmitBody;
-use crate::wire::engine::{EngineRequest, Format};
+use crate::wire::engine::{EngineRequest, Format, Lora};
+pub use lora::{MAX_LORAS, MAX_MODEL_LORAS};
 
 /// Longest prompt and negative prompt, in characters.
 pub const MAX_PROMPT: usize = 10_000;
@@ -108,16 +112,19 @@ impl Limits {
                 format!("a multiple of {multiple} from {min_side} to {max_side}")
             }
             "seconds" | "duration" => "a number above 0".to_string(),
-            "guidance" => "a number from 0 to 100".to_string(),
+            "guidance" | "guidance_2" => "a number from 0 to 100".to_string(),
+            _ if lora::is_scale(param) => lora::allowed_scale(),
             "deadline" => "a Unix time in seconds, in the future".to_string(),
             _ => return None,
         })
     }
 
     /// Refuses a number.
-    fn refuse(&self, param: &'static str, value: impl fmt::Display) -> Invalid {
-        let allowed = self.allowed(param).unwrap_or_default();
-        invalid(param, format!("`{param}` must be {allowed}, not {value}"))
+    fn refuse(&self, param: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Invalid {
+        let param = param.into();
+        let allowed = self.allowed(&param).unwrap_or_default();
+        let message = format!("`{param}` must be {allowed}, not {value}");
+        invalid(param, message)
     }
 }
 
@@ -148,6 +155,9 @@ pub struct Defaults {
     pub steps: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
+    /// Of the second expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_2: Option<f64>,
 }
 
 impl Default for Defaults {
@@ -158,6 +168,7 @@ impl Default for Defaults {
             fps: 16,
             steps: 20,
             guidance: None,
+            guidance_2: None,
         }
     }
 }
@@ -182,6 +193,7 @@ pub struct ModelSpec {
     pub name: ModelName,
     pub pool: PoolName,
     pub images: Images,
+    pub loras: Vec<LoraName>,
     pub limits: Limits,
     pub defaults: Defaults,
 }
@@ -211,7 +223,7 @@ impl ModelSpec {
         if !image {
             return Err(Invalid {
                 code: Code::MissingField,
-                param: "image",
+                param: "image".into(),
                 message: "`last_image` needs the first frame beside it: give `image` as well"
                     .to_string(),
             });
@@ -256,6 +268,10 @@ pub struct Request {
     pub steps: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_2: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
     pub seed: u64,
     pub format: Format,
     /// First frame.
@@ -274,12 +290,12 @@ pub struct Request {
 pub struct Invalid {
     pub code: Code,
     /// The field at fault.
-    pub param: &'static str,
+    pub param: Cow<'static, str>,
     pub message: String,
 }
 
-fn invalid(param: &'static str, message: impl Into<String>) -> Invalid {
-    Invalid { code: Code::InvalidValue, param, message: message.into() }
+fn invalid(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Invalid {
+    Invalid { code: Code::InvalidValue, param: param.into(), message: message.into() }
 }
 
 impl Request {
@@ -312,7 +328,7 @@ impl Request {
             None => {
                 return Err(Invalid {
                     code: Code::MissingField,
-                    param: "prompt",
+                    param: "prompt".into(),
                     message: "`prompt` is required: say what the video should show".to_string(),
                 });
             }
@@ -334,12 +350,13 @@ impl Request {
         let fps = bounded("fps", body.fps, defaults.fps, limits.max_fps)?;
         let frames = frames(body, format, fps, limits, defaults)?;
         let steps = bounded("steps", body.steps, defaults.steps, limits.max_steps)?;
-        let guidance = body.guidance.or(defaults.guidance);
-        if let Some(guidance) = guidance
-            && !(0.0..=100.0).contains(&guidance)
-        {
-            return Err(limits.refuse("guidance", guidance));
-        }
+        let scale = |param, asked: Option<f64>, default: Option<f64>| match asked.or(default) {
+            Some(scale) if !(0.0..=100.0).contains(&scale) => Err(limits.refuse(param, scale)),
+            scale => Ok(scale),
+        };
+        let guidance = scale("guidance", body.guidance, defaults.guidance)?;
+        let guidance_2 = scale("guidance_2", body.guidance_2, defaults.guidance_2)?;
+        let loras = lora::check(body.loras.as_deref().unwrap_or_default(), model)?;
         let seed = body.seed.unwrap_or(seed & MAX_SEED);
         if seed > MAX_SEED {
             return Err(limits.refuse("seed", seed));
@@ -354,6 +371,8 @@ impl Request {
             fps,
             steps,
             guidance,
+            guidance_2,
+            loras,
             seed,
             format,
             image: None,
@@ -373,10 +392,12 @@ impl Request {
             fps: self.fps,
             steps: self.steps,
             guidance: self.guidance,
+            guidance_2: self.guidance_2,
             seed: self.seed,
             format: self.format,
             image,
             last_image,
+            loras: self.loras.clone(),
         }
     }
 
@@ -454,7 +475,7 @@ fn size(body: &SubmitBody, limits: &Limits, defaults: &Defaults) -> Result<Size,
             let missing = if width.is_some() { "height" } else { "width" };
             return Err(Invalid {
                 code: Code::MissingField,
-                param: missing,
+                param: missing.into(),
                 message: "`width` and `height` belong together: give both, or `size`".to_string(),
             });
         }
@@ -488,13 +509,12 @@ fn frames(
     defaults: &Defaults,
 ) -> Result<u32, Invalid> {
     let seconds = seconds(body)?;
-    if format == Format::Png {
+    if format.is_still() {
+        let still = format!("a still (`format` {})", format.name());
         return match (body.frames, seconds) {
             (None | Some(1), None) => Ok(1),
-            (None, Some((spelt, _))) => {
-                Err(invalid(spelt, format!("a still (`format` png) has no `{spelt}`")))
-            }
-            (Some(_), _) => Err(invalid("frames", "a still (`format` png) has exactly 1 frame")),
+            (None, Some((spelt, _))) => Err(invalid(spelt, format!("{still} has no `{spelt}`"))),
+            (Some(_), _) => Err(invalid("frames", format!("{still} has exactly 1 frame"))),
         };
     }
     match (body.frames, seconds) {

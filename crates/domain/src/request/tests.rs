@@ -6,6 +6,7 @@ fn model() -> ModelSpec {
         name: "testcard".parse().expect("a name"),
         pool: "local".parse().expect("a name"),
         images: Images::First,
+        loras: ["anime", "film-grain"].map(|name| name.parse().expect("a name")).to_vec(),
         limits: Limits::default(),
         defaults: Defaults::default(),
     }
@@ -16,7 +17,7 @@ fn resolve(json: serde_json::Value) -> Result<Request, Invalid> {
     Request::resolve(&body, &model(), 7)
 }
 
-fn refused(json: serde_json::Value) -> (&'static str, String) {
+fn refused(json: serde_json::Value) -> (Cow<'static, str>, String) {
     let error = resolve(json).expect_err("refused");
     (error.param, error.message)
 }
@@ -177,12 +178,85 @@ fn several_requests_differ_by_their_seeds_only() {
 
 #[test]
 fn a_still_has_one_frame() {
-    let request = resolve(serde_json::json!({"prompt": "p", "format": "png"})).expect("valid");
-    assert_eq!(request.frames, 1);
-    assert_eq!(
-        refused(serde_json::json!({"prompt": "p", "format": "png", "frames": 5})).0,
-        "frames"
-    );
+    for format in Format::ALL.into_iter().filter(|format| format.is_still()) {
+        let name = format.name();
+        let request = resolve(serde_json::json!({"prompt": "p", "format": name})).expect("valid");
+        assert_eq!((request.frames, request.format), (1, format));
+        let asked = serde_json::json!({"prompt": "p", "format": name, "frames": 5});
+        let (param, message) = refused(asked);
+        let told = format!("a still (`format` {name}) has exactly 1 frame");
+        assert_eq!((&*param, message), ("frames", told));
+    }
+    assert!(!Format::Mp4.is_still());
+}
+
+#[test]
+fn both_guidance_scales_are_bounded_and_have_defaults() {
+    let asked = serde_json::json!({"prompt": "p", "guidance": 4, "guidance_2": 3});
+    let request = resolve(asked).expect("valid");
+    assert_eq!((request.guidance, request.guidance_2), (Some(4.0), Some(3.0)));
+    let told = request.for_engine(None, None);
+    assert_eq!((told.guidance, told.guidance_2), (Some(4.0), Some(3.0)));
+    assert_eq!(resolve(serde_json::json!({"prompt": "p"})).expect("valid").guidance_2, None);
+
+    let mut model = model();
+    model.defaults.guidance_2 = Some(3.5);
+    let body = |json| serde_json::from_value::<SubmitBody>(json).expect("well-formed");
+    let resolve = |json| Request::resolve(&body(json), &model, 7).map(|request| request.guidance_2);
+    assert_eq!(resolve(serde_json::json!({"prompt": "p"})), Ok(Some(3.5)));
+    assert_eq!(resolve(serde_json::json!({"prompt": "p", "guidance_2": 0})), Ok(Some(0.0)));
+    let refused = resolve(serde_json::json!({"prompt": "p", "guidance_2": 101}));
+    let refused = refused.expect_err("refused");
+    assert_eq!(refused.message, "`guidance_2` must be a number from 0 to 100, not 101");
+}
+
+#[test]
+fn loras_are_those_of_the_model_each_once_and_within_bounds() {
+    let with = |loras| serde_json::json!({"prompt": "p", "loras": loras});
+    let asked = serde_json::json!([{"name": "film-grain", "scale": -1.5}, {"name": "anime"}]);
+    let request = resolve(with(asked)).expect("valid");
+    let meant = [("film-grain", -1.5), ("anime", 1.0)];
+    let meant = meant.map(|(name, scale)| Lora { name: name.into(), scale });
+    assert_eq!(request.loras, meant, "in the order of the request, 1 where no scale is given");
+    assert_eq!(request.for_engine(None, None).loras, meant);
+
+    let anime = serde_json::json!({"name": "anime"});
+    for (loras, param, told) in [
+        (
+            serde_json::json!([anime, {"name": "Anime"}]),
+            "loras[1].name",
+            "the model `testcard` has no LoRA `Anime`; there are: anime, film-grain",
+        ),
+        (serde_json::json!([{"name": "../x"}]), "loras[0].name", "has no LoRA `../x`"),
+        (serde_json::json!([anime, anime]), "loras[1].name", "`anime` stands twice"),
+        (
+            serde_json::json!([{"name": "anime", "scale": 4.5}]),
+            "loras[0].scale",
+            "`loras[0].scale` must be a number from -4 to 4, not 4.5",
+        ),
+        (serde_json::json!([{"name": "anime", "scale": -5}]), "loras[0].scale", "not -5"),
+        (serde_json::json!([anime, anime, anime, anime, anime]), "loras", "at most 4"),
+    ] {
+        let (found, message) = refused(with(loras.clone()));
+        assert!(found == param && message.contains(told), "{loras}: {found}: {message}");
+    }
+    let model = ModelSpec { loras: Vec::new(), ..model() };
+    let body: SubmitBody = serde_json::from_value(with(serde_json::json!([anime]))).expect("body");
+    let refused = Request::resolve(&body, &model, 7).expect_err("refused");
+    assert!(refused.message.ends_with("has no LoRA `anime`; it has none"), "{}", refused.message);
+}
+
+/// Tasks outlive the version that stored them.
+#[test]
+fn a_request_that_an_older_version_stored_is_read() {
+    let stored = serde_json::json!({
+        "prompt": "p", "size": "64x64", "frames": 1, "fps": 16, "steps": 1, "seed": 1,
+        "format": "png",
+    });
+    let request: Request = serde_json::from_value(stored.clone()).expect("a request");
+    assert_eq!((request.guidance_2, request.loras.as_slice()), (None, &[][..]));
+    // And an older version reads what does not use what it does not know.
+    assert_eq!(serde_json::to_value(&request).expect("JSON"), stored);
 }
 
 #[test]
@@ -229,7 +303,7 @@ fn a_model_says_which_images_it_takes() {
         let request = resolve(serde_json::json!({"prompt": "p", "frames": frames})).expect("valid");
         let model = ModelSpec { images, ..model() };
         let checked = model.check_images(&request, image, last_image);
-        checked.map_err(|invalid| (invalid.code, invalid.param))
+        checked.map_err(|invalid| (invalid.code, invalid.param.into_owned()))
     };
     let (all, wrong) = ([Images::None, Images::First, Images::FirstLast], Code::InvalidValue);
     for images in all {
@@ -237,13 +311,13 @@ fn a_model_says_which_images_it_takes() {
         let takes = images != Images::None;
         assert_eq!(
             check(images, 5, true, false),
-            if takes { Ok(()) } else { Err((wrong, "image")) }
+            if takes { Ok(()) } else { Err((wrong, "image".into())) }
         );
     }
     assert_eq!(check(Images::FirstLast, 5, true, true), Ok(()));
-    assert_eq!(check(Images::FirstLast, 1, true, true), Err((wrong, "last_image")));
+    assert_eq!(check(Images::FirstLast, 1, true, true), Err((wrong, "last_image".into())));
     let alone = check(Images::FirstLast, 5, false, true);
-    assert_eq!(alone, Err((Code::MissingField, "image")));
-    assert_eq!(check(Images::First, 5, true, true), Err((wrong, "last_image")));
-    assert_eq!(check(Images::None, 5, false, true), Err((wrong, "last_image")));
+    assert_eq!(alone, Err((Code::MissingField, "image".into())));
+    assert_eq!(check(Images::First, 5, true, true), Err((wrong, "last_image".into())));
+    assert_eq!(check(Images::None, 5, false, true), Err((wrong, "last_image".into())));
 }

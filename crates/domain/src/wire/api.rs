@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::code::Code;
 use crate::task::{Attempt, Failure, Outcome, Priority, State, Task};
 use crate::wire::delivery::{WebhookBody, WebhookTarget};
-use crate::wire::engine::{Format, Role};
+use crate::wire::engine::{Format, Lora, Role};
 use crate::wire::worker::Progress;
 
 /// Where tasks live.
@@ -81,6 +81,16 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance: Option<f64>,
+    /// Guidance scale of the second expert, that of low noise, of models that have two; others ignore
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
+    pub guidance_2: Option<f64>,
+    /// LoRAs to apply, all at once, none twice: those that the model has (`loras` in `/v1/models`). In
+    /// a form, the same list as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 4))]
+    pub loras: Option<Vec<Lora>>,
     /// Up to 2^53 - 1; chosen at random when absent, and told in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
@@ -89,7 +99,7 @@ pub struct SubmitBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 8))]
     pub n: Option<u32>,
-    /// `mp4` (the default) or `png` for a still.
+    /// `mp4` (the default); `png`, `jpeg` or `webp` for a still.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// 1 (last) to 5 (first) among your own tasks; 3 when absent.
@@ -113,7 +123,7 @@ pub struct SubmitBody {
 
 impl SubmitBody {
     /// Takes what clients send for "not set", whose languages have no absent fields, as not given: 0
-    /// where nothing can be 0, and an empty text where a name belongs. A `seed` or a `guidance` of 0
+    /// where nothing can be 0, an empty text where a name belongs, an empty list. A `seed` or a `guidance` of 0
     /// is one; an empty `prompt` or `webhook` is a mistake.
     pub fn without_unset(mut self) -> Self {
         for number in [&mut self.width, &mut self.height, &mut self.fps, &mut self.n] {
@@ -123,6 +133,7 @@ impl SubmitBody {
         for text in [&mut self.model, &mut self.image, &mut self.last_image, &mut self.size] {
             text.take_if(|text| text.is_empty());
         }
+        self.loras.take_if(|loras| loras.is_empty());
         self
     }
 }
@@ -210,6 +221,12 @@ pub struct RequestBody {
     pub fps: u32,
     pub steps: u32,
     pub guidance: Option<f64>,
+    /// Absent if none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_2: Option<f64>,
+    /// Absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
     pub seed: u64,
     pub format: Format,
     /// True if an image came with the request.
@@ -421,6 +438,8 @@ impl TaskBody {
                 fps: request.fps,
                 steps: request.steps,
                 guidance: request.guidance,
+                guidance_2: request.guidance_2,
+                loras: request.loras.clone(),
                 seed: request.seed,
                 format: request.format,
                 image: request.image.is_some(),

@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::id::LoraName;
+
 /// The protocol version that this build speaks.
 pub const PROTOCOL: u32 = 1;
 
@@ -47,6 +49,38 @@ pub struct Load {
     /// The engine's own settings, from the model's configuration.
     #[serde(default)]
     pub settings: Map<String, Value>,
+    /// The LoRAs that requests may name. Absent if the model has none: engines that do not know the
+    /// field never see it then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loras: BTreeMap<LoraName, LoraFiles>,
+}
+
+/// Where the weights of a LoRA lie: files on the worker's machine, by their absolute paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum LoraFiles {
+    /// One file for the whole model.
+    Whole { path: String },
+    /// A file for each expert of a model that has two: that of high noise, and that of low.
+    Experts { high: String, low: String },
+}
+
+/// A LoRA to apply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lora {
+    /// Its name with the model.
+    #[cfg_attr(feature = "openapi", schema(example = "anime"))]
+    pub name: String,
+    /// How strongly it acts: 1 as it was trained, 0 not at all; up to 4 either way.
+    #[serde(default = "as_trained")]
+    #[cfg_attr(feature = "openapi", schema(minimum = -4, maximum = 4, default = 1.0))]
+    pub scale: f64,
+}
+
+fn as_trained() -> f64 {
+    1.0
 }
 
 /// One output to generate.
@@ -80,6 +114,10 @@ pub struct EngineRequest {
     /// Classifier-free guidance scale; the engine's own default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
+    /// Guidance scale of the second expert, that of low noise, where a model has one; the engine's
+    /// own default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_2: Option<f64>,
     /// Same seed, same request, same machine and build: same bytes.
     pub seed: u64,
     pub format: Format,
@@ -90,6 +128,9 @@ pub struct EngineRequest {
     /// `images = "first-last"` are sent it: engines that do not know it never see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_image: Option<String>,
+    /// LoRAs to apply, all at once: names that came with `load`, none twice. Absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<Lora>,
 }
 
 /// What kind of file is asked for.
@@ -100,22 +141,47 @@ pub enum Format {
     /// H.264 in MP4, index first, so that it plays while it downloads.
     #[default]
     Mp4,
-    /// A still.
+    /// A still, as all that follow.
     Png,
+    Jpeg,
+    Webp,
 }
 
 impl Format {
+    pub const ALL: [Self; 4] = [Self::Mp4, Self::Png, Self::Jpeg, Self::Webp];
+
+    /// As it is written in requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Mp4 => "mp4",
+            Format::Png => "png",
+            Format::Jpeg => "jpeg",
+            Format::Webp => "webp",
+        }
+    }
+
     pub fn media_type(self) -> &'static str {
         match self {
             Format::Mp4 => "video/mp4",
             Format::Png => "image/png",
+            Format::Jpeg => "image/jpeg",
+            Format::Webp => "image/webp",
         }
     }
 
+    /// What the name of such a file ends with.
     pub fn extension(self) -> &'static str {
         match self {
-            Format::Mp4 => "mp4",
-            Format::Png => "png",
+            Format::Jpeg => "jpg",
+            other => other.name(),
+        }
+    }
+
+    /// Is it a picture, of one frame?
+    pub fn is_still(self) -> bool {
+        match self {
+            Format::Mp4 => false,
+            Format::Png | Format::Jpeg | Format::Webp => true,
         }
     }
 }

@@ -27,6 +27,9 @@ pub struct ModelBody {
     pub test_pattern: bool,
     /// The images that it takes with a request.
     pub images: Images,
+    /// Names of the LoRAs that requests to it may name.
+    #[serde(default)]
+    pub loras: Vec<String>,
     /// What may be asked of it.
     pub limits: Limits,
     /// What is taken where a request is silent.

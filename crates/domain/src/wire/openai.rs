@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::api::{SubmitBody, percent, unique_strings};
 use super::delivery::WebhookTarget;
-use super::engine::Format;
+use super::engine::{Format, Lora};
 use super::worker::Progress;
 use crate::task::{Priority, State, Task};
 
@@ -21,16 +21,26 @@ use crate::task::{Priority, State, Task};
 pub const VIDEOS_PATH: &str = "/v1/videos";
 
 /// Names that differ from those of the native API, each with the native one.
-pub const SPELLINGS: [(&str, &str); 4] = [
+pub const SPELLINGS: [(&str, &str); 5] = [
     ("num_frames", "frames"),
     ("num_inference_steps", "steps"),
     ("guidance_scale", "guidance"),
+    ("guidance_scale_2", "guidance_2"),
     ("input_reference", "image"),
 ];
 
-/// Numbers of [`CreateVideo`], which are text in a form.
-pub const NUMBERS: &[&str] =
-    &["fps", "num_frames", "num_inference_steps", "guidance_scale", "seed", "priority", "deadline"];
+/// Fields of [`CreateVideo`] that are numbers or lists: text in a form, read as JSON.
+pub const TYPED: &[&str] = &[
+    "fps",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_scale_2",
+    "loras",
+    "seed",
+    "priority",
+    "deadline",
+];
 
 /// A field that clients of OpenAI send and that has no effect here, whatever is in it.
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +162,16 @@ pub struct CreateVideo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance_scale: Option<f64>,
+    /// Guidance scale of the second expert, that of low noise, of models that have two; others ignore
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
+    pub guidance_scale_2: Option<f64>,
+    /// LoRAs to apply, all at once, none twice: those that the model has (`loras` in `/v1/models`). In
+    /// a form, the same list as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 4))]
+    pub loras: Option<Vec<Lora>>,
     /// Up to 2^53 - 1; chosen at random when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
@@ -208,6 +228,8 @@ impl CreateVideo {
             fps: self.fps,
             steps: self.num_inference_steps,
             guidance: self.guidance_scale,
+            guidance_2: self.guidance_scale_2,
+            loras: self.loras.clone(),
             seed: self.seed,
             priority: self.priority,
             deadline: self.deadline,
@@ -290,6 +312,8 @@ impl RemixVideo {
             fps: Some(request.fps),
             steps: Some(request.steps),
             guidance: request.guidance,
+            guidance_2: request.guidance_2,
+            loras: Some(request.loras.clone()),
             seed: Some(request.seed),
             format: Some(request.format),
             priority: Some(source.priority),
@@ -450,6 +474,7 @@ pub struct GenerateImages {
     /// The images themselves when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_format: Option<ResponseFormat>,
+    /// `png` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_format: Option<OutputFormat>,
     /// What not to show.
@@ -464,6 +489,10 @@ pub struct GenerateImages {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 100))]
     pub guidance_scale: Option<f64>,
+    /// LoRAs to apply, all at once, none twice: those that the model has (`loras` in `/v1/models`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 4))]
+    pub loras: Option<Vec<Lora>>,
     /// Of the first image; those after it take the numbers that follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(maximum = 9_007_199_254_740_991_u64))]
@@ -501,9 +530,10 @@ impl GenerateImages {
             size: Some(size.unwrap_or("1024x1024").to_string()),
             steps: self.num_inference_steps,
             guidance: self.guidance_scale,
+            loras: self.loras.clone(),
             seed: self.seed,
             n: self.n,
-            format: Some(Format::Png),
+            format: Some(self.output_format.unwrap_or_default().into()),
             ..SubmitBody::default()
         }
     }
@@ -519,11 +549,24 @@ pub enum ResponseFormat {
 }
 
 /// What kind of file an image is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum OutputFormat {
+    #[default]
     Png,
+    Jpeg,
+    Webp,
+}
+
+impl From<OutputFormat> for Format {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Png => Self::Png,
+            OutputFormat::Jpeg => Self::Jpeg,
+            OutputFormat::Webp => Self::Webp,
+        }
+    }
 }
 
 /// Finished images.

@@ -13,10 +13,11 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::id::{ModelName, PoolName, WorkerName};
+use crate::id::{LoraName, ModelName, PoolName, WorkerName};
 use crate::lease::Fence;
 use crate::request::Request;
 use crate::task::{Failure, Output};
+use crate::wire::engine::LoraFiles;
 
 /// `POST /v1/worker/register`: a worker says that it exists, at its start and whenever the server
 /// does not know it any more.
@@ -112,6 +113,9 @@ pub struct ModelSetup {
     pub checkpoint: Option<String>,
     #[serde(default)]
     pub settings: Map<String, Value>,
+    /// Absent if there are none, so that workers of an older version go on with such models.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loras: BTreeMap<LoraName, LoraFiles>,
     /// The engine is taken for dead if it says nothing for so long while it generates or loads.
     pub silence_ms: u64,
     /// How long the engine may take to stop when asked.

@@ -51,8 +51,8 @@ pub(super) fn is_form(headers: &HeaderMap) -> bool {
 }
 
 impl Form {
-    /// Reads a form. What stands in `typed` is a number or a truth value if its text is one; the
-    /// rest is text. `name[key]` is an entry of the object `name`.
+    /// Reads a form. What stands in `typed` is a number, a truth value or a list if its text is one in
+    /// JSON; the rest is text. `name[key]` is an entry of the object `name`.
     pub(super) async fn read(
         budget: &Arc<Budget>,
         request: Request,
@@ -129,7 +129,9 @@ impl Form {
             .strip_suffix(']')
             .filter(|key| !key.is_empty() && !key.contains(['[', ']']) && !object.is_empty())
             .ok_or_else(|| {
-                let hint = if rest == "]" && !object.is_empty() {
+                let hint = if typed.contains(&object) {
+                    format!("`{object}` is one field, its value as in JSON")
+                } else if rest == "]" && !object.is_empty() {
                     format!("did you mean `{object}`?")
                 } else {
                     "write an object's key as `name[key]`".to_owned()
@@ -168,30 +170,34 @@ impl Form {
         }
         let text = serde_json::to_vec(&self.fields).map_err(Error::internal)?;
         body::parse(&text, |field| allowed(field, &text)).map_err(|error: Error| {
-            // An object in one piece of text, as curl sends it.
-            let whole = self.fields.iter().find(|(name, value)| {
-                value.is_string()
-                    && error.cause().starts_with(&format!("`{name}` must be an object"))
+            // An object in one piece of text, as curl sends it, or a list that is none.
+            let mut texts = self.fields.iter().filter(|(_, value)| value.is_string());
+            let hint = texts.find_map(|(name, _)| {
+                let must = error.cause().strip_prefix(&format!("`{name}` must be an "))?;
+                let hint = if must.starts_with("object") {
+                    format!("each entry of it is a field `{name}[key]`")
+                } else if must.starts_with("array") {
+                    "it is one text, in JSON".to_owned()
+                } else {
+                    return None;
+                };
+                Some((name.clone(), hint))
             });
-            match whole {
-                Some((name, _)) => Error::invalid(
-                    name.clone(),
-                    format!(
-                        "{}; in a form, each entry of it is a field `{name}[key]`",
-                        error.cause()
-                    ),
-                ),
+            match hint {
+                Some((name, hint)) => {
+                    Error::invalid(name, format!("{}; in a form, {hint}", error.cause()))
+                }
                 None => error,
             }
         })
     }
 }
 
-/// A field's text, or the number or truth value that it is.
+/// A field's text, or the number, truth value or list that it is.
 fn value(text: &str, typed: bool) -> Value {
-    let scalar = |value: &Value| value.is_number() || value.is_boolean();
+    let meant = |value: &Value| value.is_number() || value.is_boolean() || value.is_array();
     let read = typed.then(|| serde_json::from_str(text.trim()).ok()).flatten();
-    read.filter(scalar).unwrap_or_else(|| Value::String(text.to_owned()))
+    read.filter(meant).unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
 /// What stands behind the folders of a name, whichever way these are written.
@@ -229,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    const TYPED: &[&str] = &["steps", "seed", "guidance"];
+    const TYPED: &[&str] = &["steps", "seed", "guidance", "loras"];
 
     async fn parse(text: &str) -> Result<Form, Error> {
         let bytes = Bytes::from(text.replace('\n', "\r\n"));
@@ -253,12 +259,15 @@ mod tests {
             ("steps", "20"),
             ("seed", " 7 "),
             ("guidance", "4.5"),
+            ("loras", r#"[{"name": "anime", "scale": 0.5}]"#),
             ("metadata[a]", "1"),
             ("metadata[b c]", "true"),
         ]);
         let asked = asked.await.expect("a body");
         assert_eq!(asked.prompt.as_deref(), Some("7"), "text stays text");
         assert_eq!((asked.steps, asked.seed, asked.guidance), (Some(20), Some(7), Some(4.5)));
+        let lora = asked.loras.as_ref().and_then(|loras| loras.first()).expect("a LoRA");
+        assert_eq!((&*lora.name, lora.scale), ("anime", 0.5));
         let metadata = [("a", "1"), ("b c", "true")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(asked.metadata, Some(BTreeMap::from(metadata)));
     }
@@ -276,6 +285,12 @@ mod tests {
             (&[("metadata[a][b]", "1")], "`name[key]`"),
             (&[("[a]", "1")], "`name[key]`"),
             (&[("", "1")], "needs a `name`"),
+            (
+                &[("loras", "anime")],
+                "`loras` must be an array, not a string; in a form, it is one text",
+            ),
+            (&[("loras[][name]", "anime")], "`loras` is one field, its value as in JSON"),
+            (&[("loras", r#"[{"name":1}]"#)], "`loras[0].name` must be a string"),
             (&[("steps", "many")], "`steps` must be"),
             (&[("steps", "null")], "`steps` must be"),
             (&[("steps", "{}")], "`steps` must be"),

@@ -48,7 +48,7 @@ const LATEST: u64 = 253_402_300_799;
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the task has ended, or after N seconds, at most `max_wait_seconds`; `wait` alone is 60."),
     ),
-    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` and `last_image` may be files and `metadata[key]` is an entry.",
+    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `image` and `last_image` may be files, `metadata[key]` is an entry, and `loras` is JSON text.",
         content(
             (SubmitBody = "application/json", examples(
                 ("text" = (summary = "a video of a text", value = json!({"prompt": "a red fox running through snow", "size": "832x480", "seconds": 3, "seed": 42}))),
@@ -233,10 +233,22 @@ pub(super) async fn accept(
     Ok(views)
 }
 
-/// Numbers of a submit, which are text in a form.
-const NUMBERS: &[&str] = &[
-    "frames", "seconds", "fps", "steps", "guidance", "seed", "priority", "deadline", "n", "width",
-    "height", "duration",
+/// Fields of a submit that are numbers or lists: text in a form, read as JSON.
+const TYPED: &[&str] = &[
+    "frames",
+    "seconds",
+    "fps",
+    "steps",
+    "guidance",
+    "guidance_2",
+    "loras",
+    "seed",
+    "priority",
+    "deadline",
+    "n",
+    "width",
+    "height",
+    "duration",
 ];
 
 /// Reads what is asked for, from JSON or from a form, and the images if the form brings them. They
@@ -248,7 +260,7 @@ async fn read(api: &Api, request: Request) -> Result<(Parts, SubmitBody, Sources
         let asked: SubmitBody = body::parse(&bytes, |field| api.allowed(field, &bytes))?;
         return Ok((parts, asked.without_unset(), Sources::default()));
     }
-    let (parts, mut form) = Form::read(&api.bodies, request, limit, NUMBERS).await?;
+    let (parts, mut form) = Form::read(&api.bodies, request, limit, TYPED).await?;
     let image = form.take_file("image").map(|file| file.bytes);
     let last_image = form.take_file("last_image").map(|file| file.bytes);
     let asked: SubmitBody = form.into_body(|field, text| api.allowed(field, text))?;
@@ -524,22 +536,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_of_a_submit_is_one_in_a_form_too() {
+    fn what_is_no_text_of_a_submit_is_none_in_a_form_too() {
         let document: serde_json::Value =
             serde_json::from_str(&crate::api::document()).expect("JSON");
         let fields = document["components"]["schemas"]["SubmitBody"]["properties"].clone();
         let is_text = |schema: &serde_json::Value| {
             let text = schema.to_string();
-            !["integer", "number", "boolean"]
+            !["integer", "number", "boolean", "array"]
                 .iter()
                 .any(|kind| text.contains(&format!("\"{kind}\"")))
         };
         let fields = fields.as_object().expect("properties").iter();
-        let numbers: Vec<&str> =
+        let typed: Vec<&str> =
             fields.filter(|(_, schema)| !is_text(schema)).map(|(name, _)| name.as_str()).collect();
-        let mut known = NUMBERS.to_vec();
+        let mut known = TYPED.to_vec();
         known.sort_unstable();
-        assert_eq!(numbers, known);
+        assert_eq!(typed, known);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use rayreel_domain::request::{Limits, ModelSpec};
+use rayreel_domain::request::{Limits, MAX_MODEL_LORAS, ModelSpec};
 use rayreel_domain::testcard;
 use rayreel_domain::wire::api::SubmitBody;
 use rayreel_domain::{ModelName, Request};
@@ -254,6 +254,7 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
         }
         _ => {}
     }
+    check_loras(model, &at.key("loras"))?;
     if let Some(estimate) = model.estimate_seconds {
         at.key("estimate_seconds").within(estimate.0, 0.001..=30.0 * DAY)?;
     }
@@ -264,6 +265,28 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
 
 fn engines() -> impl Iterator<Item = &'static str> {
     BUILT_IN_ENGINES.iter().chain(PYTHON_ENGINES).copied()
+}
+
+/// Their files are on the machine of the worker, where they are looked for when they are used.
+fn check_loras(model: &Model, at: &Place<'_>) -> Result<(), Error> {
+    if model.loras.len() > MAX_MODEL_LORAS {
+        let count = model.loras.len();
+        let message = format!("{count} LoRAs are too many; a model has at most {MAX_MODEL_LORAS}");
+        return Err(at.wrong(message));
+    }
+    for (name, lora) in &model.loras {
+        let at = at.key(name.as_str());
+        for (key, path) in lora.paths() {
+            if !Path::new(path).is_absolute() || path.contains('\0') {
+                let message = "must be the absolute path of a file";
+                return Err(match key {
+                    Some(key) => at.key(key).wrong(message),
+                    None => at.wrong(message),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A name must mean one model.
@@ -323,11 +346,12 @@ fn check_defaults(spec: &ModelSpec, at: &Place<'_>) -> Result<(), Error> {
         fps: Some(defaults.fps),
         steps: Some(defaults.steps),
         guidance: defaults.guidance,
+        guidance_2: defaults.guidance_2,
         ..SubmitBody::default()
     };
     Request::resolve(&body, spec, 0)
         .map(drop)
-        .map_err(|invalid| at.key(invalid.param).wrong(invalid.message))
+        .map_err(|invalid| at.key(&invalid.param).wrong(invalid.message))
 }
 
 /// A key, and the tree in which its origin can be found.

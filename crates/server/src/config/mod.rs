@@ -6,6 +6,7 @@
 //! right: [`Error`].
 
 mod check;
+mod lora;
 mod models;
 mod read;
 mod tenant;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcetera::BaseStrategy;
+use rayreel_domain::id::LoraName;
 use rayreel_domain::lease::Terms;
 use rayreel_domain::request::{Defaults, Images, Limits, ModelSpec};
 use rayreel_domain::scale::Policy;
@@ -36,6 +38,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::outbound::{self, Allowed};
+pub use lora::Lora;
 pub use models::{Examined, PYTHON_ENGINES};
 pub use tenant::Tenant;
 use tree::Node;
@@ -219,6 +222,8 @@ pub struct Model {
     pub images: Images,
     #[serde(default)]
     pub settings: Map<String, Value>,
+    #[serde(default)]
+    pub loras: BTreeMap<LoraName, Lora>,
     pub limits: Limits,
     pub defaults: Defaults,
 }
@@ -573,6 +578,7 @@ impl Settings {
             name: name.clone(),
             pool: model.pool.clone(),
             images: model.images,
+            loras: model.loras.keys().cloned().collect(),
             limits: model.limits.clone(),
             defaults: model.defaults.clone(),
         })
@@ -586,6 +592,7 @@ impl Settings {
             engine: self.engine_setup(model)?,
             checkpoint: model.checkpoint.clone(),
             settings: model.settings.clone(),
+            loras: model.loras.iter().map(|(name, l)| (name.clone(), l.files().clone())).collect(),
             silence_ms: model.silence_seconds.ms(),
             grace_ms: model.grace_seconds.ms(),
         })

@@ -1,3 +1,5 @@
+mod loras;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -349,7 +349,7 @@ pub struct ListQuery {
     pub tenant: TenantName,
     pub state: Option<State>,
     pub model: Option<ModelName>,
-    /// Only videos, or only stills.
+    /// Only results of this format.
     pub format: Option<Format>,
     pub order: Order,
     /// Only tasks behind this place in the list.

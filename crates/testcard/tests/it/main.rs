@@ -4,6 +4,7 @@ mod conversation;
 mod mp4;
 mod outputs;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -154,7 +155,7 @@ impl Write for Output {
 }
 
 fn load(protocol: u32, settings: Map<String, Value>) -> Load {
-    Load { protocol, model: "testcard".into(), checkpoint: None, settings }
+    Load { protocol, model: "testcard".into(), checkpoint: None, settings, loras: BTreeMap::new() }
 }
 
 /// A small video of five frames.
@@ -168,10 +169,12 @@ fn video() -> EngineRequest {
         fps: 16,
         steps: 3,
         guidance: Some(5.0),
+        guidance_2: None,
         seed: 42,
         format: Format::Mp4,
         image: None,
         last_image: None,
+        loras: Vec::new(),
     }
 }
 

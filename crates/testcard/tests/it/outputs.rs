@@ -6,7 +6,11 @@ use std::path::Path;
 
 use openh264::decoder::Decoder;
 use openh264::formats::YUVSource as _;
-use rayreel_domain::wire::engine::{EngineErrorCode, EngineRequest};
+use rayreel_domain::wire::engine::{EngineErrorCode, EngineRequest, Format};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::mp4::Mp4;
 use crate::{Engine, files_in, generate, still, video};
@@ -53,12 +57,40 @@ fn with_prompt(prompt: &str) -> EngineRequest {
 
 #[test]
 fn the_same_request_gives_the_same_bytes_and_another_seed_others() {
-    for request in [video(), still()] {
+    let stills = Format::ALL.into_iter().filter(|format| format.is_still());
+    let stills = stills.map(|format| EngineRequest { format, ..still() });
+    for request in [video()].into_iter().chain(stills) {
         let first = generate(request.clone()).1;
         assert!(first == generate(request.clone()).1, "same bytes");
         let other = generate(EngineRequest { seed: 43, ..request }).1;
         assert!(first.iter().zip(&other).all(|(first, other)| first != other), "other bytes");
     }
+}
+
+#[test]
+fn a_still_is_the_same_picture_in_each_format() {
+    let of = |format| generate(EngineRequest { format, ..still() });
+    let drawn = Picture::decode(&of(Format::Png).1[0]);
+
+    let (done, files) = of(Format::Webp);
+    assert_eq!((&*done.files[0].path, &*done.files[0].media_type), ("image.webp", "image/webp"));
+    let mut decoder = image_webp::WebPDecoder::new(Cursor::new(&files[0])).expect("a WebP file");
+    assert_eq!(decoder.dimensions(), (320, 192));
+    assert!(!decoder.has_alpha() && !decoder.is_lossy());
+    let mut samples = vec![0; decoder.output_buffer_size().expect("its size")];
+    decoder.read_image(&mut samples).expect("its pixels");
+    assert!(samples == drawn.samples, "without loss");
+
+    let (done, files) = of(Format::Jpeg);
+    assert_eq!((&*done.files[0].path, &*done.files[0].media_type), ("image.jpg", "image/jpeg"));
+    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&files[0]), options);
+    let samples = decoder.decode().expect("a JPEG file");
+    assert_eq!(decoder.dimensions(), Some((320, 192)));
+    let pairs = samples.iter().zip(&drawn.samples);
+    let error = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+    let mean = error as f64 / drawn.samples.len() as f64;
+    assert!(samples.len() == drawn.samples.len() && mean < 3.0, "{mean} of 255 off, on average");
 }
 
 #[test]
@@ -157,7 +189,8 @@ fn every_parameter_shows() {
     for request in [
         EngineRequest { steps: 4, ..still.clone() },
         EngineRequest { guidance: None, ..still.clone() },
-        EngineRequest { guidance: Some(5.1), ..still },
+        EngineRequest { guidance: Some(5.1), ..still.clone() },
+        EngineRequest { guidance_2: Some(4.0), ..still },
     ] {
         assert!(plain != picture(request.clone()), "{request:?}");
     }

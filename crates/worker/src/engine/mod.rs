@@ -159,6 +159,7 @@ impl Engine {
             model: setup.name.to_string(),
             checkpoint: setup.checkpoint.clone(),
             settings: setup.settings.clone(),
+            loras: setup.loras.clone(),
         }));
         Ok(engine)
     }
@@ -169,6 +170,7 @@ impl Engine {
             && own.engine == setup.engine
             && own.checkpoint == setup.checkpoint
             && own.settings == setup.settings
+            && own.loras == setup.loras
     }
 
     fn is_alive(&self) -> bool {

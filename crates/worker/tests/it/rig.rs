@@ -147,6 +147,7 @@ impl Rig {
             engine: EngineSetup::Command(words.map(str::to_owned).into()),
             checkpoint: None,
             settings: serde_json::Map::new(),
+            loras: std::collections::BTreeMap::new(),
             silence_ms: 20_000,
             grace_ms: 20_000,
         }

@@ -2,9 +2,10 @@
 
 use rayreel_domain::Code;
 use rayreel_domain::request::Input;
+use rayreel_domain::wire::engine::{Lora, LoraFiles};
 use rayreel_domain::wire::worker::{Assignment, Claimed};
 use rayreel_worker::{Error, Exit};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::peer::{Call, Fault};
 use crate::rig::{GOOD, Rig, files_below, is_alive, request, wait_gone};
@@ -61,6 +62,35 @@ hear()
         assert_eq!((claims[0].seq, claims[0].loaded.as_ref()), (1, None));
         assert_eq!((claims[1].seq, claims[1].loaded.as_ref()), (2, Some(&model.name)));
         assert!(claims.iter().all(|claim| claim.holding.is_empty()));
+    });
+    rig.finish();
+}
+
+#[test]
+fn an_engine_hears_of_loras_only_where_there_are_some() {
+    let mut rig = Rig::new();
+    let plain = rig.model(ECHO);
+    let files = LoraFiles::Whole { path: "/l/a.safetensors".into() };
+    let mut styled = plain.clone();
+    styled.loras.insert("anime".parse().unwrap(), files);
+    let mut task = rig.task(&styled);
+    task.request.loras = vec![Lora { name: "anime".into(), scale: 0.5 }];
+    task.request.guidance_2 = Some(3.0);
+    rig.assign(&plain);
+    rig.peer.assign(task);
+    rig.peer.wait_for("commit", 2);
+    rig.peer.see(|script| {
+        let told = |n: usize| serde_json::from_slice::<Value>(script.files()[n]).unwrap();
+        let (before, after) = (told(0), told(1));
+        for field in ["loras", "guidance_2"] {
+            assert!(before["load"].get(field).is_none());
+            assert!(before["generate"]["request"].get(field).is_none());
+        }
+        // The same model with other LoRAs is loaded anew.
+        assert_eq!(after["load"]["loras"], json!({"anime": {"path": "/l/a.safetensors"}}));
+        let request = &after["generate"]["request"];
+        assert_eq!(request["loras"], json!([{"name": "anime", "scale": 0.5}]));
+        assert_eq!(request["guidance_2"], 3.0);
     });
     rig.finish();
 }

@@ -13,9 +13,7 @@ use rayreel_domain::Code;
 use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::task::{Idempotency, State as TaskState, Task};
 use rayreel_domain::wire::api::{ErrorBody, SubmitBody};
-use rayreel_domain::wire::openai::{
-    GenerateImages, ImageBody, ImagesBody, OutputFormat, ResponseFormat,
-};
+use rayreel_domain::wire::openai::{GenerateImages, ImageBody, ImagesBody, ResponseFormat};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -122,7 +120,7 @@ pub(in crate::api) async fn generate(
         &ImagesBody {
             created: api.app.components.clock.wall().unix_seconds(),
             data,
-            output_format: OutputFormat::Png,
+            output_format: asked.output_format.unwrap_or_default(),
             size: made.first().map(|task| task.request.size.to_string()).unwrap_or_default(),
         },
     )

@@ -15,7 +15,7 @@ use rayreel_domain::task::{State as TaskState, Task};
 use rayreel_domain::wire::api::ErrorBody;
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::openai::{
-    CreateVideo, InputReference, NUMBERS, RemixVideo, VideoBody, VideoDeleted, VideoList,
+    CreateVideo, InputReference, RemixVideo, TYPED, VideoBody, VideoDeleted, VideoList,
 };
 
 use super::super::base::Base;
@@ -40,7 +40,7 @@ const MAX_PAGE: u64 = 100;
 /// `moderation` are ignored; any other field that is not listed is refused.
 #[utoipa::path(post, path = "/v1/videos", tag = "videos", operation_id = "create_video",
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters.")),
-    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `input_reference` is a file and `metadata[key]` is an entry.",
+    request_body(description = "In JSON, or as a form (`multipart/form-data`) with the same fields, in which `input_reference` is a file, `metadata[key]` is an entry, and `loras` is JSON text.",
         content(
             (CreateVideo = "application/json", example = json!({"prompt": "a red fox running through snow", "seconds": "4", "size": "832x480", "seed": 42})),
             (CreateVideo = "multipart/form-data", example = json!({"prompt": "she turns and smiles", "input_reference": "@first.png"})),
@@ -88,7 +88,7 @@ async fn read(api: &Api, request: Request) -> Result<(Parts, CreateVideo, Option
         let asked = body::parse(&bytes, |field| allowed(api, field, &bytes))?;
         return Ok((parts, asked, None));
     }
-    let (parts, mut form) = Form::read(&api.bodies, request, limit, NUMBERS).await?;
+    let (parts, mut form) = Form::read(&api.bodies, request, limit, TYPED).await?;
     let sent = form.take_file("input_reference").map(|file| file.bytes);
     let asked = form.into_body(|field, text| allowed(api, field, text))?;
     Ok((parts, asked, sent))
@@ -361,21 +361,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_of_a_video_is_one_in_a_form_too() {
+    fn what_is_no_text_of_a_video_is_none_in_a_form_too() {
         let document: serde_json::Value =
             serde_json::from_str(&crate::api::document()).expect("JSON");
         let fields = document["components"]["schemas"]["CreateVideo"]["properties"].clone();
         let fields = fields.as_object().expect("properties").iter();
-        let is_number = |schema: &serde_json::Value| {
+        let is_typed = |schema: &serde_json::Value| {
             let text = schema.to_string();
-            ["integer", "number", "boolean"]
+            ["integer", "number", "boolean", "array"]
                 .iter()
                 .any(|kind| text.contains(&format!("\"{kind}\"")))
         };
-        let numbers: Vec<&str> =
-            fields.filter(|(_, schema)| is_number(schema)).map(|(name, _)| &**name).collect();
-        let mut known = NUMBERS.to_vec();
+        let typed: Vec<&str> =
+            fields.filter(|(_, schema)| is_typed(schema)).map(|(name, _)| &**name).collect();
+        let mut known = TYPED.to_vec();
         known.sort_unstable();
-        assert_eq!(numbers, known);
+        assert_eq!(typed, known);
     }
 }

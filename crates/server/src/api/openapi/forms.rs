@@ -1,5 +1,5 @@
 //! Bodies as forms. A form has the fields of the same body in JSON, but files are files, nothing is
-//! null, and an object is sent by its entries; so each form has a schema of its own, made here.
+//! null, an object is sent by its entries, and a list is JSON text; so each form has a schema of its own, made here.
 
 use std::collections::BTreeMap;
 
@@ -85,7 +85,11 @@ fn plain(field: &Value, all: &Value) -> Value {
     if let Some(kinds) = field["type"].as_array() {
         let one = kinds.iter().find(|kind| *kind != "null").cloned();
         field["type"] = one.unwrap_or_else(|| json!("string"));
-        return field;
+    }
+    if field["type"] == "array" {
+        return json!({
+            "type": "string", "contentMediaType": "application/json", "description": told,
+        });
     }
     if field["type"].is_string() {
         return field;

@@ -596,10 +596,13 @@ pub(super) fn state_number(state: State) -> i64 {
     state as i64
 }
 
+/// As it stands in the column `format`.
 pub(super) fn format_number(format: Format) -> i64 {
     match format {
         Format::Mp4 => 0,
         Format::Png => 1,
+        Format::Jpeg => 2,
+        Format::Webp => 3,
     }
 }
 

@@ -112,7 +112,7 @@ CREATE INDEX deliveries_due ON deliveries (tenant, due) WHERE due IS NOT NULL;
 CREATE TABLE secrets (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 ",
     "
-ALTER TABLE tasks ADD COLUMN format INTEGER NOT NULL DEFAULT 0; -- 0 a video, 1 a still
+ALTER TABLE tasks ADD COLUMN format INTEGER NOT NULL DEFAULT 0; -- 0 MP4, 1 PNG, 2 JPEG, 3 WebP
 UPDATE tasks SET format = 1 WHERE json_extract(CAST(body AS TEXT), '$.request.format') = 'png';
 DROP INDEX tasks_state;
 CREATE INDEX tasks_state ON tasks (tenant, state, seq, model, created_at, format);

@@ -73,6 +73,8 @@ impl Watched {
             fps: 16,
             steps: 1,
             guidance: None,
+            guidance_2: None,
+            loras: Vec::new(),
             seed: 1,
             format: Format::Mp4,
             image: None,

@@ -20,6 +20,7 @@ mod keys;
 mod last_image;
 mod limits;
 mod links;
+mod loras;
 mod models;
 mod openai;
 mod outage;

@@ -92,7 +92,7 @@ async fn a_wrong_field_is_told_what_is_allowed() {
         ("deadline", json!(1_800_000_000_000_u64), "1800000000000 looks like milliseconds"),
         ("deadline", json!(u64::MAX), "`deadline` is a Unix time in seconds"),
         ("deadline", json!(5), "`deadline` must be a Unix time in seconds, in the future"),
-        ("format", json!("avi"), "`format` must be `mp4` or `png`, not `avi`"),
+        ("format", json!("avi"), "`format` must be one of `mp4`, `png`, `jpeg`, `webp`, not `avi`"),
         ("format", json!(4), "`format` must be"),
         ("prompt", json!(5), "`prompt` must be a string, not 5"),
         ("prompt", json!(["a"]), "`prompt` must be a string, not an array"),

@@ -142,6 +142,8 @@ pub fn record(setup: &Setup, id: TaskId) -> Record {
         fps: 16,
         steps: 1,
         guidance: None,
+        guidance_2: None,
+        loras: Vec::new(),
         seed: 1,
         format: Format::Mp4,
         image: None,

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rayreel_domain::task::State;
+use rayreel_domain::task::{Output, State};
 use rayreel_domain::wire::api::{TaskBody, TaskList};
 use rayreel_domain::wire::engine::{Format, Role};
 use rayreel_domain::wire::openai::ImagesBody;
@@ -67,6 +67,36 @@ async fn the_answer_is_the_image() {
 }
 
 #[tokio::test]
+async fn an_image_is_of_the_format_that_is_asked_for() {
+    let server = Server::start().await;
+    let worker = server.worker("w").await;
+    let formats = [("png", Format::Png), ("jpeg", Format::Jpeg), ("webp", Format::Webp)];
+    for (seq, (name, format)) in (1..).zip(formats) {
+        let body = json!({"prompt": "p", "output_format": name, "response_format": "url"});
+        let work = async {
+            let assignment = next(&worker, seq).await;
+            assert_eq!((assignment.request.format, assignment.request.frames), (format, 1));
+            let media_type = format.media_type().to_owned();
+            let made = Output { media_type, ..output(0, Role::Image, b"image") };
+            worker.finish(assignment.fence, &[(made, b"image")]).await;
+        };
+        let (answer, ()) = tokio::join!(server.post(IMAGES, &body), work);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let images: Value = answer.json();
+        assert_eq!(images["output_format"], name);
+        let url = images["data"][0]["url"].as_str().unwrap();
+        let path = url.strip_prefix(&format!("http://{}", server.address)).expect("absolute");
+        let content = server.get(path).await;
+        assert_eq!(content.header("content-type"), format.media_type());
+        let ending = format!(".{}\"", format.extension());
+        assert!(content.header("content-disposition").ends_with(&ending));
+    }
+    let refusal = server.post(IMAGES, &json!({"prompt": "p", "output_format": "gif"})).await;
+    let refusal = refusal.refused(400, "invalid_value", Some("output_format"));
+    assert!(refusal.message.contains("`png`, `jpeg`, `webp`"), "{}", refusal.message);
+}
+
+#[tokio::test]
 async fn options_are_those_of_a_still() {
     let server = Server::start().await;
     let body = json!({
@@ -119,7 +149,7 @@ async fn what_can_not_be_meant_is_refused_before_anything_is_queued() {
         (json!({"prompt": "p", "n": 0}), "invalid_value", "n"),
         (json!({"prompt": "p", "n": 9}), "invalid_value", "n"),
         (json!({"prompt": "p", "response_format": "b64"}), "invalid_value", "response_format"),
-        (json!({"prompt": "p", "output_format": "webp"}), "invalid_value", "output_format"),
+        (json!({"prompt": "p", "output_format": "gif"}), "invalid_value", "output_format"),
         (json!({"prompt": "p", "num_inference_steps": 0}), "invalid_value", "num_inference_steps"),
         (json!({"prompt": "p", "model": "dall-e-3"}), "unknown_model", "model"),
         (json!({"prompt": "p", "stream": true}), "unknown_field", "stream"),
