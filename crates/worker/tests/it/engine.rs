@@ -2,6 +2,7 @@
 
 use rayreel_domain::Code;
 use rayreel_domain::task::Failure;
+use rayreel_domain::wire::engine::Lora;
 use rayreel_domain::wire::worker::{Assignment, Claimed, EngineSetup, ModelSetup};
 
 use crate::rig::{GOOD, Rig, wait_gone, write};
@@ -65,6 +66,40 @@ fn what_is_no_message_breaks_the_protocol() {
     for (script, message) in rows {
         check(&mut rig, script, Code::EngineProtocol, true, message);
     }
+    rig.finish();
+}
+
+/// As an engine of an older version does with a field that it does not know, if it reads strictly: it
+/// has not even the id.
+#[test]
+fn an_engine_that_can_not_read_a_task_is_quoted_and_started_anew() {
+    let mut rig = Rig::new();
+    let model = rig.model(
+        "
+load = ready()
+while True:
+    job = hear()
+    if 'loras' in job['request']:
+        say(type='error', code='invalid_request', message='unknown field loras', retryable=False)
+    else:
+        done(job)
+",
+    );
+    rig.ask(&model, "fine");
+    let mut task = rig.task(&model);
+    task.request.loras = vec![Lora { name: "anime".into(), scale: 1.0 }];
+    rig.peer.assign(task);
+    rig.ask(&model, "fine");
+    rig.peer.wait_for("commit", 2);
+    rig.peer.see(|script| {
+        let [failure] = &script.failures()[..] else { panic!("{:?}", script.failures()) };
+        assert_eq!((failure.code, failure.retryable), (Code::EngineProtocol, true));
+        let said = "the engine said `error` without an id (\"unknown field loras\") in the middle of \
+                    the task";
+        assert_eq!(failure.message, said);
+        let pids = script.files();
+        assert_ne!(pids[0], pids[1], "what it answers next might be about anything");
+    });
     rig.finish();
 }
 
