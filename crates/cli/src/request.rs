@@ -30,6 +30,8 @@ pub(crate) fn body(request: &Request, named: Option<Format>) -> Result<SubmitBod
         fps: request.fps,
         steps: request.steps,
         guidance: request.guidance,
+        guidance_2: request.guidance_2,
+        loras: Some(request.loras.clone()).filter(|loras| !loras.is_empty()),
         seed: request.seed,
         format: request.format.map(Format::from).or(named),
         priority: request.priority,
@@ -95,6 +97,14 @@ mod tests {
         assert_eq!(
             serde_json::to_value(body.expect("right")).expect("plain data"),
             json!({"prompt": "a fox", "size": "64x64", "seed": 7})
+        );
+        let styled = ["x", "--lora", "anime", "--lora", "studio/film=-0.5", "--guidance-2", "3.5"];
+        let body = super::body(&request(&styled), None).expect("right");
+        let loras =
+            json!([{"name": "anime", "scale": 1.0}, {"name": "studio/film", "scale": -0.5}]);
+        assert_eq!(
+            serde_json::to_value(body).expect("plain data"),
+            json!({"prompt": "x", "guidance_2": 3.5, "loras": loras})
         );
     }
 

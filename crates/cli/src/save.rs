@@ -80,10 +80,13 @@ impl Destination {
         match extension.to_string_lossy().to_ascii_lowercase().as_str() {
             "mp4" => Ok(Some(Format::Mp4)),
             "png" => Ok(Some(Format::Png)),
+            "jpg" | "jpeg" => Ok(Some(Format::Jpeg)),
+            "webp" => Ok(Some(Format::Webp)),
             other => Err(Failure::value(
                 "output",
                 format!(
-                    "`{}`: a result is .mp4 or .png, not .{other}; with --format, the name does not matter",
+                    "`{}`: a result is .mp4, .png, .jpg or .webp, not .{other}; with --format, the name \
+                     does not matter",
                     path.display()
                 ),
             )),
@@ -318,6 +321,10 @@ mod tests {
             |name: &str| new(Some(&directory.path().join(name))).expect("writable").format();
         assert_eq!(format("x.png"), Ok(Some(Format::Png)));
         assert_eq!(format("x.MP4"), Ok(Some(Format::Mp4)));
+        for name in ["x.jpg", "x.JPEG"] {
+            assert_eq!(format(name), Ok(Some(Format::Jpeg)));
+        }
+        assert_eq!(format("x.webp"), Ok(Some(Format::Webp)));
         assert_eq!(format("x"), Ok(None));
         let failure = format("x.gif").expect_err("not ours");
         assert_eq!(failure.param.as_deref(), Some("output"));

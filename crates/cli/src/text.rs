@@ -83,10 +83,13 @@ pub(crate) fn task(task: &TaskBody) -> String {
         frames => format!(", {frames} frames at {} a second", request.fps),
     };
     let guidance = request.guidance.map_or(String::new(), |scale| format!(", guidance {scale}"));
+    let second = request.guidance_2.map_or(String::new(), |scale| format!(", guidance 2 {scale}"));
+    let loras = request.loras.iter().map(|lora| format!(", lora {}={}", lora.name, lora.scale));
+    let loras: String = loras.collect();
     line(
         "request",
         format!(
-            "{}{frames}, {} steps{guidance}, seed {}",
+            "{}{frames}, {} steps{guidance}{second}{loras}, seed {}",
             request.size, request.steps, request.seed
         ),
     );

@@ -65,7 +65,7 @@ pub use rayreel_domain::wire::api::{
     TaskList,
 };
 pub use rayreel_domain::wire::delivery::{WebhookBody, WebhookEvent, WebhookTarget};
-pub use rayreel_domain::wire::engine::Format;
+pub use rayreel_domain::wire::engine::{Format, Lora};
 pub use rayreel_domain::wire::files::{FileBody, FileDeleted, FileList};
 pub use rayreel_domain::wire::models::{ModelBody, ModelList};
 pub use rayreel_domain::{Code, State, TaskId};

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use rayreel_domain::key::Scope;
 use rayreel_domain::request::Size;
 use rayreel_domain::task::{Priority, State};
-use rayreel_domain::wire::engine::Format;
+use rayreel_domain::wire::engine::{Format, Lora};
 use rayreel_domain::{PoolName, TaskId, TenantName, WorkerName};
 
 use super::help::{ADMIN_HELP, KEYS_HELP};
@@ -15,8 +15,8 @@ use super::help::{ADMIN_HELP, KEYS_HELP};
 pub(crate) struct Generate {
     #[command(flatten)]
     pub request: Request,
-    /// Where to save; a name that ends in .png asks for a still, `-` is standard output [default: a
-    /// file named after the task, in this directory]
+    /// Where to save; a name that ends in .png, .jpg or .webp asks for a still, `-` is standard output
+    /// [default: a file named after the task, in this directory]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -56,6 +56,12 @@ pub(crate) struct Request {
     /// Classifier-free guidance scale
     #[arg(long, value_name = "X", value_parser = finite)]
     pub guidance: Option<f64>,
+    /// Guidance scale of the second expert, that of low noise, of models that have two
+    #[arg(long = "guidance-2", value_name = "X", value_parser = finite)]
+    pub guidance_2: Option<f64>,
+    /// A LoRA of the model, and how strongly it acts [default: 1]; again for each further one
+    #[arg(long = "lora", value_name = "NAME[=SCALE]", value_parser = lora)]
+    pub loras: Vec<Lora>,
     /// The same seed and request give the same video [default: random]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -75,6 +81,9 @@ fn priority(text: &str) -> Result<Priority, &'static str> {
 pub(crate) enum OutputFormat {
     Mp4,
     Png,
+    #[value(alias = "jpg")]
+    Jpeg,
+    Webp,
 }
 
 impl From<OutputFormat> for Format {
@@ -82,6 +91,8 @@ impl From<OutputFormat> for Format {
         match format {
             OutputFormat::Mp4 => Self::Mp4,
             OutputFormat::Png => Self::Png,
+            OutputFormat::Jpeg => Self::Jpeg,
+            OutputFormat::Webp => Self::Webp,
         }
     }
 }
@@ -248,6 +259,18 @@ pub(crate) enum Config {
 pub(crate) enum Engine {
     /// The test card; workers start it
     Testcard,
+}
+
+/// `anime`, or `anime=0.8`.
+fn lora(text: &str) -> Result<Lora, String> {
+    let (name, scale) = match text.split_once('=') {
+        Some((name, scale)) => (name, finite(scale).map_err(|_| format!("`{scale}` is no scale"))?),
+        None => (text, 1.0),
+    };
+    if name.is_empty() {
+        return Err("write it as NAME or NAME=SCALE, such as anime=0.8".to_owned());
+    }
+    Ok(Lora { name: name.to_owned(), scale })
 }
 
 /// A number that JSON can carry.

@@ -97,6 +97,9 @@ fn a_request_is_read_whole() {
     assert_eq!(request.priority.map(Priority::get), Some(5));
     assert_eq!(request.format, Some(OutputFormat::Png));
     assert_eq!(generate.output, Some(PathBuf::from("x.png")));
+    let cli = parse("submit x --format jpg").expect("right");
+    let Command::Submit(request) = cli.command else { panic!("{:?}", cli.command) };
+    assert_eq!(request.format, Some(OutputFormat::Jpeg), "by the other name, too");
 }
 
 #[test]
@@ -128,7 +131,10 @@ fn what_is_wrong_is_refused_with_what_is_allowed() {
         ("generate x --size big", "write it as 832x480"),
         ("generate x --frames 5 --seconds 1", "cannot be used with"),
         ("generate x --priority 6", "a priority is 1 to 5"),
-        ("generate x --format gif", "mp4, png"),
+        ("generate x --format gif", "mp4, png, jpeg, webp"),
+        ("generate x --lora =1", "write it as NAME or NAME=SCALE"),
+        ("generate x --lora anime=", "`` is no scale"),
+        ("generate x --lora anime=nan", "`nan` is no scale"),
         ("generate x --step 3", "--steps"),
         ("get fox", "a task id is `task_` and 32 hexadecimal digits"),
         ("list --state done", "queued, running, succeeded"),

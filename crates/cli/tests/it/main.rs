@@ -160,6 +160,13 @@ fn generate_makes_a_file_and_says_that_it_is_a_test_pattern() {
 #[test]
 fn with_json_there_is_one_document_and_nothing_else() {
     let place = Place::new();
+    for (file, media_type, begin) in
+        [("a.webp", "image/webp", &b"RIFF"[..]), ("a.jpg", "image/jpeg", b"\xff\xd8\xff")]
+    {
+        let still = place.json(&format!("generate fox -o {file} --size 64x64 --steps 1"));
+        assert_eq!(still["result"]["media_type"], media_type);
+        assert!(fs::read(place.path(file)).expect("there").starts_with(begin), "{file}");
+    }
     let task = place.json(&format!("generate fox -o still.png {}", "--size 64x64 --steps 1"));
     assert_eq!(task["status"], "SUCCEEDED");
     assert_eq!(task["file"], "still.png");
