@@ -102,10 +102,12 @@ fn generate(id: &str, prompt: &str) -> Value {
         fps: 1,
         steps: 1,
         guidance: None,
+        guidance_2: None,
         seed: 0,
         format: Format::Png,
         image: None,
         last_image: None,
+        loras: Vec::new(),
     };
     let generate = Generate { id: id.into(), output_dir: "/".into(), request };
     serde_json::to_value(ToEngine::Generate(generate)).unwrap()
