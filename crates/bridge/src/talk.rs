@@ -109,10 +109,11 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// `step` of `steps` are done in this stage. May be called as often as is convenient.
-    pub(crate) fn progress(&self, stage: &str, step: u32, steps: u32) {
+    /// `step` of `steps` are done in this stage. May be called as often as is convenient; what comes too
+    /// soon after the last report, and so was not said, gives false.
+    pub(crate) fn progress(&self, stage: &str, step: u32, steps: u32) -> bool {
         if self.is_stopped() {
-            return;
+            return true;
         }
         let now = Instant::now();
         let mut reported = self.reported.borrow_mut();
@@ -120,12 +121,13 @@ impl Job<'_> {
             let edge = last != stage || step >= steps;
             let pause = if edge { BETWEEN_STAGES } else { BETWEEN_STEPS };
             if now - *when < pause {
-                return;
+                return false;
             }
         }
         *reported = Some((stage.to_owned(), now));
         let (id, stage) = (self.generate.id.clone(), stage.to_owned());
         self.voice.say(&FromEngine::Progress { id, step: step.min(steps), steps, stage });
+        true
     }
 
     /// Resolves when the generation must end, with whatever it has.

@@ -65,11 +65,18 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
             clap_complete::generate(shell, &mut args::command(), "rayreel", &mut script);
             out.raw(&script)
         }
-        Command::Engine { engine: Engine::Testcard } => {
-            rayreel_testcard::run(BufReader::new(std::io::stdin()), std::io::stdout())
-                .map_err(|error| Failure::new(Code::EngineProtocol, error.to_string()).into())
-        }
+        Command::Engine { engine } => serve_worker(engine)
+            .map_err(|error| Failure::new(Code::EngineProtocol, error.to_string()).into()),
         command => on_runtime(tasks::run(global, command, out)),
+    }
+}
+
+/// Runs a built-in engine.
+fn serve_worker(engine: Engine) -> std::io::Result<()> {
+    let (input, output) = (BufReader::new(std::io::stdin()), std::io::stdout());
+    match engine {
+        Engine::Testcard => rayreel_testcard::run(input, output),
+        Engine::Command => rayreel_bridge::run(rayreel_bridge::Kind::Command, input, output),
     }
 }
 

@@ -8,7 +8,7 @@
 //! therefore one program at a time in a process.
 
 mod lines;
-pub(crate) mod tree;
+mod tree;
 
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
@@ -20,6 +20,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use lines::Line;
+pub(crate) use tree::adopt;
 
 /// How long the output of a program that has ended may still come.
 const LAG: Duration = Duration::from_secs(1);
@@ -37,6 +38,15 @@ pub(crate) struct Program {
     ended: bool,
 }
 
+/// What a program does.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Line(Line),
+    Ended(ExitStatus),
+    /// It can't be waited for.
+    Lost(io::Error),
+}
+
 impl Program {
     /// Starts it, with nothing on its standard input. The caller's thread must live as long as the
     /// program: its end kills the program.
@@ -48,16 +58,20 @@ impl Program {
         Ok(Program { child, lines, status: None, ended: false })
     }
 
-    /// The next line of its output; none when both outputs have ended. Cancel safe.
-    pub(crate) async fn line(&mut self) -> Option<Line> {
-        self.lines.recv().await
-    }
-
-    /// Waits for the end of the program itself; what it has started may still run. Cancel safe.
-    pub(crate) async fn exit(&mut self) -> io::Result<ExitStatus> {
-        let status = self.child.wait().await?;
-        self.status = Some(status);
-        Ok(status)
+    /// What comes next: a line, or the end of the program itself. What it has started may still run
+    /// then, and write. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            Some(line) = self.lines.recv() => Event::Line(line),
+            status = self.child.wait() => match status {
+                Ok(status) => {
+                    self.status = Some(status);
+                    Event::Ended(status)
+                }
+                Err(error) => Event::Lost(error),
+            },
+        }
     }
 
     /// How much processor time the program and its descendants have used so far, which falls when one
@@ -67,7 +81,7 @@ impl Program {
     }
 
     /// Asks the program and all that it has started to end, kills after `grace` what still runs, and
-    /// waits until all are gone. Gives the last lines to whoever wants them.
+    /// waits until all are gone.
     pub(crate) async fn stop(&mut self, grace: Duration) {
         let late = Instant::now() + grace;
         tree::signal(&self.child, Signal::TERM);

@@ -42,7 +42,10 @@ impl Engine for Puppet {
         let worker = &mut self.worker;
         let mut say = |message: &Value| tell(worker.as_mut(), message);
         match job.generate.request.prompt.as_str() {
-            "steps" => (0..=1000).for_each(|step| job.progress("denoise", step, 1000)),
+            "steps" => {
+                let said = (0..=1000).filter(|step| job.progress("denoise", *step, 1000));
+                assert_eq!(said.collect::<Vec<u32>>(), [0], "a thousand and one in no time");
+            }
             "cancel me" => {
                 say(&json!({"type": "cancel", "id": "another"}));
                 say(&json!({"type": "cancel", "id": job.generate.id}));

@@ -259,6 +259,8 @@ pub(crate) enum Config {
 pub(crate) enum Engine {
     /// The test card; workers start it
     Testcard,
+    /// A command line for each task; workers start it
+    Command,
 }
 
 /// `anime`, or `anime=0.8`.

@@ -105,13 +105,23 @@ pub(super) fn engine_settings(settings: &Settings, tree: &Node) -> Result<(), Er
 }
 
 fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
-    if model.engine.as_deref() != Some("testcard") {
-        return Ok(());
-    }
-    match testcard::Settings::read(&model.settings) {
-        Ok(_) => Ok(()),
-        Err(testcard::Wrong::Unknown(key)) => Err(at.unknown(&key, testcard::Settings::KEYS)),
-        Err(testcard::Wrong::Value(key, message)) => Err(at.key(key).wrong(message)),
+    let settings = &model.settings;
+    match model.engine.as_deref() {
+        Some("testcard") => {
+            testcard::Settings::read(settings).map(drop).map_err(|wrong| match wrong {
+                testcard::Wrong::Unknown(key) => at.unknown(&key, testcard::Settings::KEYS),
+                testcard::Wrong::Value(key, message) => at.key(key).wrong(message),
+            })
+        }
+        Some(name) => rayreel_bridge::Kind::named(name)
+            .map_or(Ok(()), |kind| rayreel_bridge::check(kind, settings))
+            .map_err(|wrong| match wrong {
+                rayreel_bridge::Wrong::Unknown { path, key, allowed } => {
+                    at.keys(&path).unknown(&key, allowed)
+                }
+                rayreel_bridge::Wrong::Value { path, message } => at.keys(&path).wrong(message),
+            }),
+        None => Ok(()),
     }
 }
 
@@ -367,6 +377,11 @@ impl<'a> Place<'a> {
 
     pub(super) fn key(&self, key: &'a str) -> Place<'a> {
         Place { tree: self.tree, path: [self.path.as_slice(), &[key]].concat() }
+    }
+
+    fn keys(&self, keys: &'a [String]) -> Place<'a> {
+        let keys = keys.iter().map(String::as_str);
+        Place { tree: self.tree, path: self.path.iter().copied().chain(keys).collect() }
     }
 
     /// An error at this key, or, if it is absent, at the nearest table above it.

@@ -301,6 +301,26 @@ fn the_settings_of_a_built_in_engine_are_checked_like_any_other() {
             "rayreel.toml, line 2: models.testcard.settings.step_ms: \
              must be a whole number from 0 to 600000, not `600001`",
         ),
+        (
+            "[models.x]\nengine = \"command\"\nsettings = { rum = [\"p\"] }",
+            "rayreel.toml, line 3: there is no setting `models.x.settings.rum`; \
+             did you mean `models.x.settings.run`?",
+        ),
+        (
+            "[models.x]\nengine = \"command\"\nsettings = { run = [\"p\", \"{promt}\"] }",
+            "rayreel.toml, line 3: models.x.settings.run: there is no placeholder `{promt}`; \
+             did you mean `{prompt}`?",
+        ),
+        (
+            "[models.x]\nengine = \"command\"\n\
+             [models.x.settings]\nrun = [\"p\"]\nenvironment.A = 1",
+            "rayreel.toml, line 5: models.x.settings.environment.A: must be text, not `1`",
+        ),
+        (
+            "[models.x]\nengine = \"command\"",
+            "rayreel.toml, line 1: models.x.settings: `run`, the program and its arguments, \
+             is missing; or name a `preset`",
+        ),
     ] {
         assert_eq!(file_error(text), message);
     }
@@ -504,7 +524,7 @@ fn settings_must_fit_one_another() {
         (
             "[models.x]\nengine = \"comfy\"",
             "rayreel.toml, line 2: models.x.engine: there is no engine `comfy`; \
-             there is testcard, stable-diffusion, wan",
+             there is testcard, command, stable-diffusion, wan",
         ),
         (
             "[models.x]\npool = \"local\"",
