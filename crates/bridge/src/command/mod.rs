@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rayreel_domain::wire::engine::{EngineRequest, Generate, Load, OutputFile};
+use rayreel_domain::wire::engine::{EngineRequest, Generate, Load};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::{Instant, interval, sleep};
@@ -128,17 +128,8 @@ impl Loaded {
             let ending = format!("the program {}", ending(status));
             return Err(self.failed(&watch, ending));
         }
-        file::check(&output, request.format)
+        let file = file::check(Path::new(output_dir), &name, request)
             .map_err(|what| self.failed(&watch, format!("the program ended well, but {what}")))?;
-        let file = OutputFile {
-            path: name,
-            role: file::role(request.format),
-            media_type: request.format.media_type().into(),
-            width: request.width,
-            height: request.height,
-            frames: request.frames,
-            fps: request.fps,
-        };
         let metrics = BTreeMap::from([("run_ms".to_owned(), ran.as_secs_f64() * 1000.0)]);
         Ok(Made { files: vec![file], metrics })
     }

@@ -31,7 +31,8 @@ told = dict(
     cwd=os.getcwd(),
     stdin=sys.stdin.read(),
 )
-output.write_bytes(PNG + json.dumps(told).encode())
+header = b'\\0\\0\\0\\x0dIHDR' + (640).to_bytes(4, 'big') + (480).to_bytes(4, 'big')
+output.write_bytes(PNG + header + json.dumps(told).encode())
 ",
     );
     let settings = json!({
@@ -47,14 +48,14 @@ output.write_bytes(PNG + json.dumps(told).encode())
     let answer = rig.answer();
     assert_eq!(answer["type"], "done", "{answer}");
     let file = json!([{
-        "path": "cat.png", "role": "image", "media_type": "image/png", "width": 64, "height": 48,
-        "frames": 1, "fps": 16,
+        "path": "cat.png", "role": "image", "media_type": "image/png", "width": 640, "height": 480,
+        "frames": 1, "fps": 0,
     }]);
     assert_eq!((&answer["files"], &answer["test_pattern"]), (&file, &json!(false)));
     assert!(answer["metrics"]["run_ms"].as_f64().unwrap() > 0.0);
 
     let written = fs::read(out.join("cat.png")).unwrap();
-    let told: Value = serde_json::from_slice(&written[PNG.len()..]).unwrap();
+    let told: Value = serde_json::from_slice(&written[24..]).unwrap();
     let output = out.join("cat.png");
     let checkpoint = rig.dir.path();
     let arguments =
