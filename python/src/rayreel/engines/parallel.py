@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +43,8 @@ def form(
             f"setting `device` = {json.dumps(device)} names one device, but {world} are needed: "
             f"say {json.dumps(kind)}, and choose among them with CUDA_VISIBLE_DEVICES"
         )
+    if load.checkpoint is not None:
+        _check_heads(load.checkpoint, ulysses)
     kind = device
     if device == "auto":
         # A build for an accelerator names it, even if there is none.
@@ -56,18 +57,20 @@ def form(
         raise LoadFailed(
             f"`ulysses` times `ring` is {world}, but there are {room} devices of type {kind}"
         )
-    if load.checkpoint is not None:
-        _check_heads(load.checkpoint, ulysses)
     return Lead(engine, load, world, kind, launcher, abandon)
 
 
 def _check_heads(checkpoint: Path, ulysses: int) -> None:
     """Before anything is loaded, because that takes minutes."""
+    if not (checkpoint / "transformer").is_dir():
+        raise LoadFailed(
+            f"`ulysses` and `ring`: {checkpoint} has no `transformer`, and nothing else can be "
+            "spread over GPUs"
+        )
     for name in ("transformer", "transformer_2"):
         try:
-            heads = json.loads((checkpoint / name / "config.json").read_text())[
-                "num_attention_heads"
-            ]
+            config = json.loads((checkpoint / name / "config.json").read_text())
+            heads = config["num_attention_heads"]
         except (OSError, ValueError, KeyError):
             continue  # Of another kind, or broken: loading it says so.
         if heads % ulysses:
@@ -84,7 +87,6 @@ class Spread:
     def __init__(self, gang: Gang, degrees: tuple[int, int]):
         self._gang = gang
         self._ulysses, self._ring = degrees
-        self._config: Any = None
 
     def apply(self, denoisers: Iterator[Any]) -> None:
         """All ranks must do so together."""
@@ -96,7 +98,7 @@ class Spread:
             device.type, (self._ring, self._ulysses), mesh_dim_names=("ring", "ulysses")
         )
         # One for both experts, so that they share the connections.
-        self._config = importlib.import_module("diffusers").ContextParallelConfig(
+        config = importlib.import_module("diffusers").ContextParallelConfig(
             ulysses_degree=self._ulysses, ring_degree=self._ring, mesh=mesh
         )
         for model in denoisers:
@@ -106,17 +108,17 @@ class Spread:
                 )
             try:
                 with _resolved_for(model, device, self._gang):
-                    model.enable_parallelism(config=self._config)
+                    model.enable_parallelism(config=config)
             except (ValueError, NotImplementedError) as error:
                 raise LoadFailed(f"`ulysses` and `ring`: {error}") from error
 
     def check(self, tokens: int) -> None:
-        """Refuses what can't be divided, given the tokens of a video in the denoiser."""
-        world = self._gang.world
-        if tokens < world or (self._ring > 1 and tokens % world):
+        """Refuses what can't be divided evenly, given the tokens of a video in the denoiser."""
+        # diffusers' ways to divide it unevenly (`ulysses_anything`) don't run over gloo.
+        if tokens % self._gang.world:
             raise InvalidRequest(
-                f"this size and number of frames make {tokens} tokens, which {world} GPUs can't "
-                "divide among them; ask for another size"
+                f"this size and number of frames make {tokens} tokens, which this model's "
+                f"{self._gang.world} GPUs can't divide evenly; ask for another size"
             )
 
     def hooks(self, denoisers: Iterator[Any]) -> Iterator[Any]:
@@ -127,13 +129,8 @@ class Spread:
         for model in denoisers:
             yield model.register_forward_pre_hook(self._before, with_kwargs=True)
 
-    def _before(self, model: Any, _args: Any, inputs: dict[str, Any]) -> None:
-        latents = inputs["hidden_states"]
-        if latents.ndim == 5:
-            shape = zip(latents.shape[2:], model.config.patch_size, strict=True)
-            tokens = math.prod(size // patch for size, patch in shape)
-            # Slower, as the ranks must tell each other how much they have.
-            self._config.ulysses_anything = tokens % self._gang.world != 0
+    @staticmethod
+    def _before(_model: Any, _args: Any, inputs: dict[str, Any]) -> None:
         for name in ("hidden_states", "encoder_hidden_states"):
             if inputs.get(name) is not None:
                 torch().distributed.broadcast(inputs[name], src=0)
