@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayreel.engine import Engine, Failed, LoadFailed, Progress
-from rayreel.engines import parallel
+from rayreel.engines import parallel, quantisation
 from rayreel.engines.lora import Loras
+from rayreel.engines.quantisation import Quantisation
 from rayreel.gang import Alone, Gang, Launcher, Local
 from rayreel.wire import Load, Request
 
@@ -42,6 +43,8 @@ class Placement:
     """GPUs that share the work by attention heads, which it must divide."""
     ring: int = 1
     """GPUs that share the work by passing keys and values around; with `ulysses`, their product."""
+    quantisation: Quantisation | None = None
+    """Weights of fewer bits."""
 
 
 def torch() -> Any:
@@ -113,6 +116,11 @@ class Diffusion(Engine):
         gc.collect()
         if torch().cuda.is_available():
             torch().cuda.empty_cache()
+
+    def quantised(self, dtype: Any) -> dict[str, Any]:
+        """What `from_pretrained` is told of quantisation, for `open`."""
+        how, device = self.placement.quantisation, self._device()
+        return quantisation.arguments(how, self.checkpoint, self.index, dtype, device)
 
     def _open(self) -> None:
         device, dtype = self._device(), self._dtype()

@@ -35,7 +35,11 @@ class StableDiffusion(Diffusion):
 
     def open(self, dtype: Any) -> Any:
         return diffusers().AutoPipelineForText2Image.from_pretrained(
-            self.checkpoint, dtype=dtype, local_files_only=True, use_safetensors=True
+            self.checkpoint,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            **self.quantised(dtype),
         )
 
     def generate(self, request: Request, progress: Progress) -> list[Output]:

@@ -71,7 +71,11 @@ class Wan(Diffusion):
         # The VAE loses too much in half precision.
         dtypes = {"default": dtype, "vae": torch().float32}
         pipe: Any = getattr(diffusers(), self.index["_class_name"]).from_pretrained(
-            self.checkpoint, dtype=dtypes, local_files_only=True, use_safetensors=True
+            self.checkpoint,
+            dtype=dtypes,
+            local_files_only=True,
+            use_safetensors=True,
+            **self.quantised(dtype),
         )
         if pipe.transformer_2 is not None and pipe.config.boundary_ratio is None:
             raise LoadFailed(
