@@ -48,6 +48,7 @@ impl Inbox {
 }
 
 /// What was heard in a span of time.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and never kept")]
 pub(crate) enum Heard {
     Message(ToEngine),
     Nothing,
