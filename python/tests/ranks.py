@@ -1,10 +1,11 @@
 """Gangs for tests: a process that has imported what takes seconds, and forks ranks.
 
-    python -m tests.ranks       each line of its input is an object {"folder", "world"}
+    python -m tests.ranks
 
-It forks a rank 0, which serves a worker over the pipes `to` and `from` of the folder and forks the
-other ranks. In the folder, each rank writes its process id (`pid.1`) and a byte for each call of a
-denoiser (`calls.1`), and does what it finds (`denoise.1`: what to do in the next call).
+It says `ready`. For each line of its input, {"folder": …, "world": …}, it forks a rank 0, which
+serves a worker over the pipes `to` and `from` of the folder and forks the other ranks. In the
+folder, each rank writes its process id (`pid.1`) and a byte for each call of a denoiser
+(`calls.1`), and does what it finds (`denoise.1`: what to do in the next call).
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ def main() -> None:
         getattr(diffusers, name)
     importlib.import_module("rayreel.media")
     nursery = os.getpid()
+    print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         # Nobody waits for rank 0.

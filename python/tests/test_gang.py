@@ -104,7 +104,11 @@ def ranks_of(ancestor: int) -> list[int]:
 def nursery():
     words = [sys.executable, "-m", "tests.ranks"]
     environment = os.environ | {"PYTHONPATH": f"{SOURCES}{os.pathsep}{SOURCES.parent}"}
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
     yield process
     process.kill()
     process.wait()

@@ -349,6 +349,33 @@ def test_a_generation_that_hangs_does_not_outlive_its_worker(tmp_path: Path):
     assert engine.status() == 1
 
 
+DOOMED = """
+import threading
+from rayreel import Engine, OutOfMemory, serve
+class Doomed(Engine):
+    def load(self, load):
+        self.when = threading.Event()
+        threading.Thread(target=self.end, daemon=True).start()
+    def end(self):
+        self.when.wait()
+        self.abandon(OutOfMemory("the other GPU is full"))
+    def generate(self, request, progress):
+        self.when.set()
+        threading.Event().wait()
+serve(Doomed())
+"""
+
+
+def test_an_engine_may_end_itself_while_it_is_blocked(tmp_path: Path):
+    engine = Child(source=DOOMED)
+    engine.load()
+    error, _ = engine.generate(tmp_path)
+    told = error["code"], error["message"], error["retryable"]
+    assert told == ("out_of_memory", "the other GPU is full", True)
+    assert engine.hear() is None
+    assert engine.status() == 1
+
+
 def test_an_engine_ends_with_its_input():
     engine = Child(source="from rayreel import Engine, serve; serve(Engine())")
     assert engine.load()["type"] == "ready"

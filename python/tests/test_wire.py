@@ -80,7 +80,9 @@ def test_a_message_to_an_engine_is_read_as_in_its_file(name: str):
     assert read(name) == TO_ENGINE[name]
 
 
-@pytest.mark.parametrize("name", ["load", "generate"])
+@pytest.mark.parametrize(
+    "name", [file.stem for kind in ("load", "generate") for file in GOLDEN.glob(f"{kind}*.json")]
+)
 def test_what_is_passed_on_to_another_process_is_read_as_it_came(name: str):
     message = read(name)
     assert isinstance(message, (wire.Load, wire.Request))

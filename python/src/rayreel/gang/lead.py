@@ -162,7 +162,7 @@ class Lead(Gang):
         certain = isinstance(error, Failed) or is_out_of_memory(error)
         if not certain and not self._ending.wait(SECOND_THOUGHT):
             traceback.print_exception(error)
-        if not isinstance(error, Failed):
+        if not isinstance(error, LoadFailed):
             error = named(self._name(0), failure(id, error))
         self._end(error)
         # Only if this process is not to end: in a test.
