@@ -377,7 +377,7 @@ def test_a_rank_that_can_not_load_the_model_fails_the_load(
             "is 2, but there are 0 devices of type cuda",
             marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU"),
         ),
-        ("stable-diffusion", {"ulysses": 2, "device": "cpu"}, "has no `transformer`"),
+        ("stable-diffusion", {"ulysses": 2, "device": "cpu"}, "runs on one GPU: leave out"),
     ],
 )
 def test_what_no_gang_can_run_is_said_before_one_is_started(

@@ -62,11 +62,6 @@ def form(
 
 def _check_heads(checkpoint: Path, ulysses: int) -> None:
     """Before anything is loaded, because that takes minutes."""
-    if not (checkpoint / "transformer").is_dir():
-        raise LoadFailed(
-            f"`ulysses` and `ring`: {checkpoint} has no `transformer`, and nothing else can be "
-            "spread over GPUs"
-        )
     for name in ("transformer", "transformer_2"):
         try:
             config = json.loads((checkpoint / name / "config.json").read_text())
@@ -92,6 +87,8 @@ class Spread:
         """All ranks must do so together."""
         if self._gang.world == 1:
             return
+        # However much later another one has read the weights.
+        self._gang.meet()
         device = torch().device(self._gang.device)
         dist = importlib.import_module("torch.distributed.device_mesh")
         mesh = dist.init_device_mesh(
@@ -102,10 +99,6 @@ class Spread:
             ulysses_degree=self._ulysses, ring_degree=self._ring, mesh=mesh
         )
         for model in denoisers:
-            if getattr(model, "_cp_plan", None) is None:
-                raise LoadFailed(
-                    f"`ulysses` and `ring`: a {type(model).__name__} can't be spread over GPUs"
-                )
             try:
                 with _resolved_for(model, device, self._gang):
                     model.enable_parallelism(config=config)

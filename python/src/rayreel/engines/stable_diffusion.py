@@ -31,6 +31,8 @@ class StableDiffusion(Diffusion):
         self.settings = settings.read(Settings, load.settings)
         if not 0 < self.settings.strength <= 1:
             raise LoadFailed("setting `strength` must be above 0, and at most 1")
+        if self.settings.ulysses != 1 or self.settings.ring != 1:
+            raise LoadFailed("this engine runs on one GPU: leave out `ulysses` and `ring`")
         return self.settings
 
     def open(self, dtype: Any) -> Any:

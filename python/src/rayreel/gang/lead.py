@@ -98,11 +98,14 @@ class Lead(Gang):
         self._watchers.append(watcher)
         watcher.start()
 
+    def meet(self) -> None:
+        self._link.meet()
+
     @contextmanager
     def loading(self) -> Generator[None]:
         try:
             yield
-            self._link.meet()
+            self.meet()
         except Exception as error:
             self._fail(error)
             raise

@@ -99,6 +99,10 @@ class Gang:
     device: str | None
     """Of this rank: `cuda:1` …; None: what the engine's settings say."""
 
+    def meet(self) -> None:
+        """Waits until all ranks are here, for as long as it takes."""
+        raise NotImplementedError
+
     @contextmanager
     def loading(self) -> Generator[None]:
         """While the model is loaded. At the end all ranks have it."""
@@ -124,6 +128,9 @@ class Alone(Gang):
     rank = 0
     world = 1
     device = None
+
+    def meet(self) -> None:
+        pass
 
     @contextmanager
     def loading(self) -> Generator[None]:

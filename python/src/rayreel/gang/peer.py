@@ -43,10 +43,13 @@ class Peer(Gang):
         self.device = device_of(device, seat.rank)
         self._link = Link(store, seat.rank, seat.world, seat.host, self.device)
 
+    def meet(self) -> None:
+        self._link.meet()
+
     @contextmanager
     def loading(self) -> Generator[None]:
         yield
-        self._link.meet()
+        self.meet()
 
     @contextmanager
     def together(self, request: Request, progress: Progress) -> Generator[None]:  # noqa: ARG002
