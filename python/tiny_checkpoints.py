@@ -23,18 +23,24 @@ TEXT = 32
 """Width of the text encoders."""
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
     """Late, because it takes seconds; untyped, as its types do not survive a strict check."""
     return importlib.import_module(name)
 
 
-def _text_encoder() -> tuple[Any, Any]:
-    transformers = _library("transformers")
+def tokenizer() -> Any:
+    transformers = library("transformers")
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     # Every printable character of ASCII is a piece; any other is unknown.
     pieces += [(chr(code), -3.0) for code in range(33, 127)]
-    tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+    return transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _text_encoder() -> tuple[Any, Any]:
+    transformers = library("transformers")
+
+    pieces = tokenizer()
     config = transformers.UMT5Config(
         vocab_size=len(pieces),
         d_model=TEXT,
@@ -44,11 +50,11 @@ def _text_encoder() -> tuple[Any, Any]:
         num_heads=4,
         feed_forward_proj="gated-gelu",
     )
-    return tokenizer, transformers.UMT5EncoderModel(config).eval()
+    return pieces, transformers.UMT5EncoderModel(config).eval()
 
 
-def _wan_scheduler() -> Any:
-    diffusers = _library("diffusers")
+def wan_scheduler() -> Any:
+    diffusers = library("diffusers")
 
     return diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
@@ -56,7 +62,7 @@ def _wan_scheduler() -> Any:
 
 
 def _wan_transformer(channels_in: int, channels_out: int) -> Any:
-    diffusers = _library("diffusers")
+    diffusers = library("diffusers")
 
     return diffusers.WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -75,7 +81,7 @@ def _wan_transformer(channels_in: int, channels_out: int) -> Any:
 
 
 def _wan_vae(**changes: Any) -> Any:
-    diffusers, torch = _library("diffusers"), _library("torch")
+    diffusers, torch = library("diffusers"), library("torch")
 
     vae = diffusers.AutoencoderKLWan(
         base_dim=3,
@@ -91,14 +97,14 @@ def _wan_vae(**changes: Any) -> Any:
 
 
 def _wan_t2v() -> Any:
-    diffusers = _library("diffusers")
+    diffusers = library("diffusers")
 
-    tokenizer, text_encoder = _text_encoder()
+    pieces, text_encoder = _text_encoder()
     return diffusers.WanPipeline(
-        tokenizer=tokenizer,
+        tokenizer=pieces,
         text_encoder=text_encoder,
         vae=_wan_vae(),
-        scheduler=_wan_scheduler(),
+        scheduler=wan_scheduler(),
         transformer=_wan_transformer(16, 16),
         transformer_2=_wan_transformer(16, 16),
         boundary_ratio=0.875,
@@ -106,14 +112,14 @@ def _wan_t2v() -> Any:
 
 
 def _wan_i2v() -> Any:
-    diffusers = _library("diffusers")
+    diffusers = library("diffusers")
 
-    tokenizer, text_encoder = _text_encoder()
+    pieces, text_encoder = _text_encoder()
     return diffusers.WanImageToVideoPipeline(
-        tokenizer=tokenizer,
+        tokenizer=pieces,
         text_encoder=text_encoder,
         vae=_wan_vae(),
-        scheduler=_wan_scheduler(),
+        scheduler=wan_scheduler(),
         transformer=_wan_transformer(36, 16),
         transformer_2=_wan_transformer(36, 16),
         boundary_ratio=0.9,
@@ -121,9 +127,9 @@ def _wan_i2v() -> Any:
 
 
 def _wan_ti2v() -> Any:
-    diffusers = _library("diffusers")
+    diffusers = library("diffusers")
 
-    tokenizer, text_encoder = _text_encoder()
+    pieces, text_encoder = _text_encoder()
     vae = _wan_vae(
         decoder_base_dim=3,
         z_dim=48,
@@ -136,10 +142,10 @@ def _wan_ti2v() -> Any:
         latents_std=[1.0] * 48,
     )
     return diffusers.WanPipeline(
-        tokenizer=tokenizer,
+        tokenizer=pieces,
         text_encoder=text_encoder,
         vae=vae,
-        scheduler=_wan_scheduler(),
+        scheduler=wan_scheduler(),
         transformer=_wan_transformer(48, 48),
         transformer_2=None,
         expand_timesteps=True,
@@ -147,11 +153,11 @@ def _wan_ti2v() -> Any:
 
 
 def _stable_diffusion() -> Any:
-    diffusers = _library("diffusers")
-    transformers = _library("transformers")
+    diffusers = library("diffusers")
+    transformers = library("transformers")
 
     letters: list[str] = list(
-        _library("transformers.convert_slow_tokenizer").bytes_to_unicode().values()
+        library("transformers.convert_slow_tokenizer").bytes_to_unicode().values()
     )
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += ["<|startoftext|>", "<|endoftext|>"]
@@ -214,7 +220,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def write(kind: str, directory: Path) -> None:
-    torch = _library("torch")
+    torch = library("torch")
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -223,7 +229,7 @@ def write(kind: str, directory: Path) -> None:
 
 def write_lora(kind: str, path: Path, seed: int = 0, rank: int = 4) -> None:
     """Of every query and value of the denoiser."""
-    torch = _library("torch")
+    torch = library("torch")
 
     pipe = KINDS[kind]()
     name = "unet" if hasattr(pipe, "unet") else "transformer"
@@ -238,7 +244,7 @@ def write_lora(kind: str, path: Path, seed: int = 0, rank: int = 4) -> None:
             ):
                 weights[f"{name}.{place}.{part}.weight"] = torch.randn(shape, generator=noise)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _library("safetensors.torch").save_file(weights, path)
+    library("safetensors.torch").save_file(weights, path)
 
 
 def main() -> None:
