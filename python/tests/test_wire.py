@@ -44,6 +44,33 @@ TO_ENGINE: dict[str, wire.ToEngine] = {
         format="mp4",
         image=Path("/var/lib/rayreel/scratch/inputs/first-frame.png"),
     ),
+    "load-loras": wire.Load(
+        protocol=1,
+        model="wan2.2-t2v-a14b",
+        checkpoint=Path("/models/Wan2.2-T2V-A14B-Diffusers"),
+        loras={
+            "anime": wire.Lora(
+                high=Path("/models/loras/anime-high.safetensors"),
+                low=Path("/models/loras/anime-low.safetensors"),
+            ),
+            "film-grain": wire.Lora(Path("/models/loras/film-grain.safetensors")),
+        },
+    ),
+    "generate-loras": wire.Request(
+        id=ID,
+        output_dir=Path("/var/lib/rayreel/scratch/task_01980f2a-6c1e-7b3a-9d53-2f1f0c9b7a11-1"),
+        prompt="a red fox running through snow",
+        width=832,
+        height=480,
+        frames=49,
+        fps=16,
+        steps=20,
+        guidance=4.0,
+        guidance_2=3.0,
+        seed=7,
+        format="mp4",
+        loras=(wire.LoraUse("anime", 0.8), wire.LoraUse("film-grain", -1.5)),
+    ),
     "cancel": wire.Cancel(ID),
     "exit": wire.Exit(),
 }
@@ -95,28 +122,12 @@ def test_a_last_image_comes_beside_the_first():
     assert request.last_image == Path("/var/lib/rayreel/scratch/inputs/last-frame.png")
 
 
-def test_loras_are_registered_by_name_and_asked_for_by_name():
-    files = {
-        "anime": {"high": "/loras/anime.high.safetensors", "low": "/loras/anime.low.safetensors"},
-        "film": {"path": "/loras/film.safetensors"},
-    }
-    load = wire.read(json.dumps(golden("load") | {"loras": files}).encode())
-    assert isinstance(load, wire.Load)
-    assert load.loras == {
-        "anime": wire.Lora(
-            high=Path("/loras/anime.high.safetensors"), low=Path("/loras/anime.low.safetensors")
-        ),
-        "film": wire.Lora(Path("/loras/film.safetensors")),
-    }
-    message = golden("generate")
-    message["request"] |= {
-        "guidance_2": 3,
-        "loras": [{"name": "anime", "scale": 0.8}, {"name": "film"}],
-    }
+def test_a_lora_has_its_full_scale_unless_the_request_says_otherwise():
+    message = golden("generate-loras")
+    del message["request"]["loras"][1]["scale"]
     request = wire.read(json.dumps(message).encode())
     assert isinstance(request, wire.Request)
-    assert request.guidance_2 == 3.0
-    assert request.loras == (wire.LoraUse("anime", 0.8), wire.LoraUse("film", 1.0))
+    assert [lora.scale for lora in request.loras] == [0.8, 1.0]
 
 
 @pytest.mark.parametrize("name", FROM_ENGINE)
