@@ -10,6 +10,7 @@ mod follow;
 mod generate;
 mod keys;
 mod log;
+mod models;
 mod out;
 mod progress;
 mod request;
@@ -55,6 +56,7 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
         Command::Generate(arguments) => on_runtime(generate::run(global, arguments, out)),
         Command::Serve(arguments) => on_runtime(serve::run(global, arguments, out)),
         Command::Worker(arguments) => on_runtime(worker::run(global, arguments)),
+        Command::Models { command } => models::run(global, command, out),
         Command::Keys { command } => on_runtime(keys::run(global, command, out)),
         Command::Tenants { command } => on_runtime(admin::tenants(global, command, out)),
         Command::Workers { command } => on_runtime(admin::workers(global, command, out)),

@@ -19,6 +19,9 @@ from rayreel.engine import (
 from rayreel.serving import serve
 from rayreel.wire import Load, Output, Request
 
+__version__ = "0.1.0"
+"""That of the program `rayreel` which these engines fit."""
+
 __all__ = [
     "Cancelled",
     "Engine",

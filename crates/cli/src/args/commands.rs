@@ -7,9 +7,9 @@ use rayreel_domain::key::Scope;
 use rayreel_domain::request::Size;
 use rayreel_domain::task::{Priority, State};
 use rayreel_domain::wire::engine::{Format, Lora};
-use rayreel_domain::{PoolName, TaskId, TenantName, WorkerName};
+use rayreel_domain::{ModelName, PoolName, TaskId, TenantName, WorkerName};
 
-use super::help::{ADMIN_HELP, KEYS_HELP};
+use super::help::{ADMIN_HELP, KEYS_HELP, MODELS_HELP};
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
@@ -243,6 +243,99 @@ pub(crate) enum Pools {
         /// Name of the pool
         name: PoolName,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Models {
+    /// List the models, and whether their files are there (as without a command)
+    List,
+    /// Look over the files of models that run on this machine, and try their Python
+    #[command(after_help = MODELS_HELP)]
+    Check(CheckModels),
+    /// Check a checkpoint, and write the model into the configuration file
+    #[command(after_help = MODELS_HELP)]
+    Add(Box<AddModel>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckModels {
+    /// Only this one, wherever it runs
+    pub name: Option<ModelName>,
+    /// Make or update the Python environment in the data directory first, with uv
+    #[arg(long)]
+    pub create_env: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddModel {
+    /// What requests will call it
+    pub name: ModelName,
+    /// Directory of the weights, in diffusers' format
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// What runs it [default: as the checkpoint has it]
+    #[arg(long)]
+    pub engine: Option<PythonEngine>,
+    /// The Python that runs it [default: `python` of the configuration, else the environment in the
+    /// data directory]
+    #[arg(long, value_name = "PATH", conflicts_with = "create_env")]
+    pub python: Option<PathBuf>,
+    /// Make or update the Python environment in the data directory, with uv: about 6 GB
+    #[arg(long)]
+    pub create_env: bool,
+    /// Another name of it; may be given several times [default: t2v-A14B and its like]
+    #[arg(long = "alias", value_name = "NAME")]
+    pub aliases: Vec<ModelName>,
+    /// The pool whose workers run it [default: local]
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<PoolName>,
+    /// What waits in the machine's memory instead of the GPU's
+    #[arg(long, value_name = "MODE")]
+    pub offload: Option<Offload>,
+    /// GPUs that share the work on one video; each has all the weights
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub gpus: Option<u8>,
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace the model of this name
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PythonEngine {
+    Wan,
+    StableDiffusion,
+}
+
+impl PythonEngine {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Wan => "wan",
+            Self::StableDiffusion => "stable-diffusion",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Offload {
+    /// Whole models, but for the one at work
+    Model,
+    /// A few layers at a time
+    Group,
+    /// Every layer: by far the slowest
+    Sequential,
+}
+
+impl Offload {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Group => "group",
+            Self::Sequential => "sequential",
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -84,3 +84,11 @@ Ctrl-C or SIGTERM lets it finish its task and leave; a second one ends it at onc
 Environment:
   RAYREEL_WORKER_TOKEN  sent to the server; by default that of the server on the data directory
   RAYREEL_LOG           how much is logged: `debug`, `info,rayreel_worker=debug`";
+
+pub(super) const MODELS_HELP: &str = "\
+From a checkpoint to a video:
+  rayreel models add wan2.2-ti2v-5b --checkpoint /models/Wan2.2-TI2V-5B-Diffusers --create-env
+  rayreel generate --model wan2.2-ti2v-5b \"a red fox running through snow\" -o fox.mp4
+
+Without --server the models are those of the configuration, and no server is needed.
+A server that runs knows of a new model when it is started again.";

@@ -12,12 +12,12 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use clap_complete::Shell;
 
 pub(crate) use commands::{
-    Config, CreateKey, Download, Engine, Generate, Keys, List, Pools, Request, Serve, Task,
-    Tenants, Worker, Workers,
+    AddModel, CheckModels, Config, CreateKey, Download, Engine, Generate, Keys, List, Models,
+    Pools, Request, Serve, Task, Tenants, Worker, Workers,
 };
 use help::{
     ADMIN_HELP, AFTER_HELP, CLIENT_HELP, COMPLETIONS_HELP, CONFIG_HELP, GENERATE_HELP, KEYS_HELP,
-    REQUEST_HELP, SERVE_HELP, WORKER_HELP,
+    MODELS_HELP, REQUEST_HELP, SERVE_HELP, WORKER_HELP,
 };
 
 #[derive(Debug, Parser)]
@@ -71,6 +71,7 @@ pub(crate) fn command() -> clap::Command {
 fn useless(path: &[&str]) -> &'static [&'static str] {
     match path {
         ["serve"] | ["config", ..] if path != ["config", "default"] => &["server"],
+        ["models", "add" | "check"] => &["server"],
         ["config", "default"] | ["completions" | "engine", ..] => {
             &["server", "data", "config", "json", "quiet"]
         }
@@ -96,7 +97,10 @@ fn refuse_useless(command: &mut clap::Command, matches: &ArgMatches) -> Result<(
             path.join(" ")
         ));
     }
-    let is_client = !matches!(path.as_slice(), ["serve" | "worker" | "config", ..]);
+    let is_client = !matches!(
+        path.as_slice(),
+        ["serve" | "worker" | "config", ..] | ["models", "add" | "check"]
+    );
     let server = innermost.get_one::<String>("server").filter(|server| !server.is_empty());
     let local = ["data", "config"].into_iter().find(|option| given(option));
     if let (true, Some(server), Some(option)) = (is_client, server, local) {
@@ -167,6 +171,12 @@ pub(crate) enum Command {
     /// Run a worker: claim tasks of a pool, run the engine, deliver the files
     #[command(after_help = WORKER_HELP)]
     Worker(Worker),
+    /// List, check and add models
+    #[command(after_help = MODELS_HELP)]
+    Models {
+        #[command(subcommand)]
+        command: Option<Models>,
+    },
     /// Make, list and revoke API keys
     #[command(after_help = KEYS_HELP)]
     Keys {

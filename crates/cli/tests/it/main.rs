@@ -3,6 +3,7 @@
 mod away;
 mod keys;
 mod mistakes;
+mod models;
 mod unfinished;
 
 use std::fs::{self, File, OpenOptions};

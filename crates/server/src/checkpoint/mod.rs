@@ -24,6 +24,8 @@ pub struct Checkpoint {
     pub kind: Kind,
     /// The models in it, by name.
     pub models: Vec<Weights>,
+    /// Width and height of the pictures that it was trained on, where it says so.
+    pub side: Option<u32>,
 }
 
 /// The weights of one of a checkpoint's models.
@@ -165,7 +167,18 @@ pub fn inspect(path: &Path, engine: Option<&str>) -> Result<Checkpoint, Vec<Faul
             Err(found) => faults.extend(found),
         }
     }
-    if faults.is_empty() { Ok(Checkpoint { kind, models }) } else { Err(faults) }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    Ok(Checkpoint { kind, models, side: side(path) })
+}
+
+/// Denoisers of stills count in latents, of which each stands for eight pixels.
+fn side(path: &Path) -> Option<u32> {
+    let configs = ["unet", "transformer"].map(|name| path.join(name).join("config.json"));
+    let config = configs.iter().find_map(|path| files::json(path).ok())?;
+    let latents = config.get("sample_size").and_then(Value::as_u64)?;
+    u32::try_from(latents).ok()?.checked_mul(8)
 }
 
 /// What the pipeline is, if the engine runs it.

@@ -146,6 +146,14 @@ fn what_a_checkpoint_is_follows_from_its_index() {
 }
 
 #[test]
+fn stills_are_as_large_as_those_of_the_training() {
+    let model = Model::new();
+    assert_eq!(model.inspect().expect("no fault").side, None);
+    model.json("transformer/config.json", &json!({"sample_size": 64}));
+    assert_eq!(model.inspect().expect("no fault").side, Some(512));
+}
+
+#[test]
 fn a_directory_that_is_no_checkpoint_is_told_as_such() {
     let model = Model::new();
     model.remove("model_index.json");

@@ -289,6 +289,16 @@ impl Sources {
             data: platform.map(|dirs| dirs.data_dir().join("rayreel")),
         }
     }
+
+    /// The configuration file that is read.
+    pub fn chosen(&self) -> Option<PathBuf> {
+        let named = || {
+            let (_, value) = self.variables.iter().find(|(name, _)| name == "RAYREEL_CONFIG")?;
+            (!value.is_empty()).then(|| PathBuf::from(value))
+        };
+        let found = || self.search.iter().find(|path| path.exists()).cloned();
+        self.file.clone().or_else(named).or_else(found)
+    }
 }
 
 /// Settings that are not right: where, and what would be.
@@ -308,6 +318,11 @@ impl Error {
 
     pub fn code(&self) -> Code {
         Code::InvalidConfig
+    }
+
+    /// Path of the key; empty if the message says it all.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     pub fn origin(&self) -> Option<&Origin> {
@@ -383,7 +398,7 @@ impl Settings {
 
 /// Like [`Settings::load`], and keeps the origins.
 pub fn load(sources: &Sources) -> Result<Loaded, Error> {
-    match choose_file(sources) {
+    match sources.chosen() {
         Some(path) => layers(sources, Some((&path, &read_file(&path)?))),
         None => layers(sources, None),
     }
@@ -430,16 +445,8 @@ fn layer_is_right(tree: &Node, defaults: &Node) -> Result<(), Error> {
     check::engine_settings(&read::read(&whole, defaults)?, &whole)
 }
 
-fn choose_file(sources: &Sources) -> Option<PathBuf> {
-    let named = || {
-        let (_, value) = sources.variables.iter().find(|(name, _)| name == "RAYREEL_CONFIG")?;
-        (!value.is_empty()).then(|| PathBuf::from(value))
-    };
-    let found = || sources.search.iter().find(|path| path.exists()).cloned();
-    sources.file.clone().or_else(named).or_else(found)
-}
-
-fn read_file(path: &Path) -> Result<String, Error> {
+/// The text of a configuration file.
+pub fn read_file(path: &Path) -> Result<String, Error> {
     let fail = |message: String| Error::new(None, &path.display().to_string(), message);
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(

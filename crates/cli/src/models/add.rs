@@ -1,0 +1,275 @@
+//! `rayreel models add`: from a checkpoint to a model that requests can name.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use rayreel_domain::{Code, ModelName};
+use rayreel_server::checkpoint::{self, Checkpoint, Kind};
+use rayreel_server::config::{self, FILE_NAME, Loaded, Sources};
+use rayreel_server::home;
+use serde::Serialize;
+
+use super::block::{Block, shell};
+use super::environment::{self, Environment, Found};
+use super::gpu::{self, Gpu};
+use crate::args::{AddModel, Global};
+use crate::failure::{Exit, Failure};
+use crate::out::Out;
+use crate::settings;
+use crate::text;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Added<'a> {
+    name: &'a ModelName,
+    engine: &'a str,
+    /// What Wan2.2's authors call it.
+    task: Option<&'a str>,
+    checkpoint: &'a str,
+    /// Of the weights, on the disk.
+    bytes: u64,
+    /// Of the weights, in a GPU's memory.
+    gpu_bytes: u64,
+    gpus: &'a [Gpu],
+    python: Option<Found>,
+    file: &'a Path,
+    written: bool,
+    block: &'a str,
+    /// To try it.
+    command: &'a str,
+}
+
+/// The configuration file that is to have the model.
+struct Target {
+    sources: Sources,
+    path: PathBuf,
+    /// None if it does not exist yet.
+    before: Option<String>,
+    loaded: Loaded,
+}
+
+impl Target {
+    fn find(global: &Global) -> Result<Self, Failure> {
+        let sources = settings::sources(global, None);
+        let path = sources.chosen().unwrap_or_else(|| PathBuf::from(FILE_NAME));
+        let is_there = path.symlink_metadata().is_ok();
+        let before = if is_there { Some(config::read_file(&path)?) } else { None };
+        let loaded = config::load_text(&sources, &path, before.as_deref().unwrap_or_default())?;
+        Ok(Self { sources, path, before, loaded })
+    }
+
+    fn not_written(&self, error: &io::Error) -> Failure {
+        let message = format!("{} can't be written: {}", self.path.display(), home::reason(error));
+        Failure::new(Code::InvalidConfig, message)
+            .helped("See whose it is, or name another file with --config.")
+    }
+
+    /// Puts the new text in the place of the old one, whole or not at all.
+    fn write(&self, text: &str) -> Result<(), Failure> {
+        self.replace(text).map_err(|error| self.not_written(&error))?;
+        Ok(())
+    }
+
+    fn replace(&self, text: &str) -> io::Result<()> {
+        // A link stays one.
+        let path =
+            if self.before.is_some() { self.path.canonicalize()? } else { self.path.clone() };
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mut draft = tempfile::Builder::new()
+            .prefix(".rayreel.")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
+        if let Some(before) = &self.before {
+            // Who may not write to it may not replace it either.
+            let old = OpenOptions::new().append(true).open(&path)?.metadata()?;
+            if fs::read_to_string(&path)? != *before {
+                return Err(io::Error::other("somebody else has written to it meanwhile"));
+            }
+            draft.as_file().set_permissions(old.permissions())?;
+            // Only root may give it away, and only root needs to.
+            _ = chown(draft.path(), Some(old.uid()), Some(old.gid()));
+        }
+        draft.write_all(text.as_bytes())?;
+        draft.as_file().sync_all()?;
+        match self.before {
+            Some(_) => draft.persist(&path)?,
+            None => draft.persist_noclobber(&path)?,
+        };
+        Ok(())
+    }
+}
+
+pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exit> {
+    let target = Target::find(global)?;
+    let settings = &target.loaded.settings;
+    if settings.models.contains_key(&asked.name) && !asked.force {
+        let message = format!("there is a model `{}` already", asked.name);
+        let failure =
+            Failure { param: Some("name".to_owned()), ..Failure::new(Code::InvalidValue, message) };
+        return Err(failure.helped("Choose another name, or replace it with --force.").into());
+    }
+    let path = absolute(&asked.checkpoint)?;
+    let checkpoint = inspect(Path::new(&path), asked)?;
+    let offload = asked.offload.map(|offload| offload.name());
+    let gpus = gpu::find();
+    let verdict = gpu::verdict(&gpus, checkpoint.on_gpu(), offload);
+    let python = asked.python.as_deref().map(absolute).transpose()?;
+    let block = Block {
+        name: &asked.name,
+        checkpoint: &checkpoint,
+        path: &path,
+        python: python.as_deref(),
+        aliases: aliases(&target.loaded, asked, checkpoint.kind),
+        pool: asked.pool.as_ref(),
+        offload,
+        gpus: asked.gpus,
+    };
+    // Whether the file would be right is seen before anything takes its time.
+    let before = target.before.as_deref().unwrap_or_default();
+    let text = block.written_into(before).map_err(|error| {
+        Failure::new(Code::InvalidConfig, format!("{}: {error}", target.path.display()))
+    })?;
+    let after = config::load_text(&target.sources, &target.path, &text).map_err(Failure::from)?;
+    let Some(model) = after.settings.models.get(&asked.name) else {
+        return Err(Failure::new(Code::Internal, "the model is not in what was written").into());
+    };
+    out.note(&format!("checkpoint  {path}: {}", describe(&checkpoint)));
+    out.note(&format!("GPU         {verdict}"));
+    let trial = Trial {
+        environment: Environment::of(&after.settings),
+        python: after.settings.python_of(model),
+        engine: checkpoint.kind.engine(),
+    };
+    let found = trial.run(asked, out)?;
+    if !asked.dry_run {
+        target.write(&text)?;
+    }
+    let command = command(global, &block, &checkpoint);
+    if out.json {
+        return out.json(&Added {
+            name: &asked.name,
+            engine: checkpoint.kind.engine(),
+            task: checkpoint.kind.task(),
+            checkpoint: &path,
+            bytes: checkpoint.bytes(),
+            gpu_bytes: checkpoint.on_gpu().0,
+            gpus: &gpus,
+            python: found,
+            file: &target.path,
+            written: !asked.dry_run,
+            block: &block.text(),
+            command: &command,
+        });
+    }
+    if asked.dry_run {
+        out.note(&format!("{} would get:\n", target.path.display()));
+        return out.line(block.text().trim_end());
+    }
+    out.line(&format!("{} has the model `{}`; try it:", target.path.display(), asked.name))?;
+    out.line(&format!("  {command}"))?;
+    if let Some(running) = home::running(&settings.data) {
+        out.note(&format!("the server at {} knows of it when it is started again", running.url));
+    }
+    Ok(())
+}
+
+/// As it can stand in a configuration: links stay, so that what they lead to may change.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute.into_os_string().into_string().map_err(|path| {
+        Failure::new(Code::InvalidValue, format!("the path {} is not UTF-8", path.display()))
+    })
+}
+
+fn inspect(path: &Path, asked: &AddModel) -> Result<Checkpoint, Failure> {
+    checkpoint::inspect(path, asked.engine.map(|engine| engine.name())).map_err(|faults| {
+        let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        match texts.as_slice() {
+            [fault] => Failure::new(Code::InvalidConfig, fault),
+            faults => Failure {
+                detail: Some(faults.join("\n")),
+                ..Failure::new(
+                    Code::InvalidConfig,
+                    format!("{} has {} faults", path.display(), faults.len()),
+                )
+            },
+        }
+    })
+}
+
+fn describe(checkpoint: &Checkpoint) -> String {
+    format!("{}; {} of weights, whole", checkpoint.kind, text::bytes(checkpoint.bytes()))
+}
+
+/// Those that were asked for; else what Wan's authors call it, if no other model is called so.
+fn aliases(loaded: &Loaded, asked: &AddModel, kind: Kind) -> Vec<ModelName> {
+    if !asked.aliases.is_empty() {
+        return asked.aliases.clone();
+    }
+    let free = |alias: &ModelName| {
+        let meant = loaded.settings.canonical(alias);
+        *alias != asked.name && meant.is_none_or(|meant| *meant == asked.name)
+    };
+    let alias = kind.task().and_then(|task| task.parse().ok());
+    alias.into_iter().filter(free).collect()
+}
+
+/// The Python that is to run the model.
+struct Trial<'a> {
+    environment: Environment,
+    python: PathBuf,
+    engine: &'a str,
+}
+
+impl Trial<'_> {
+    /// Tries it, and makes it before if that was asked for. None if it would have to be made first.
+    fn run(&self, asked: &AddModel, out: Out) -> Result<Option<Found>, Failure> {
+        let python = self.python.display();
+        if asked.create_env {
+            if self.python != self.environment.python() {
+                let message = format!(
+                    "--create-env would make {}, but `python` in the configuration names {python}",
+                    self.environment.python().display()
+                );
+                return Err(Failure::new(Code::InvalidConfig, message)
+                    .helped("Take `python` out of the configuration, or leave out --create-env."));
+            }
+            if asked.dry_run && !self.environment.is_current() {
+                out.note(&format!("Python      {python} would be made"));
+                return Ok(None);
+            }
+            self.environment.create(out)?;
+        }
+        match environment::try_python(&self.python, self.engine) {
+            Ok(found) => {
+                out.note(&format!("Python      {python}: {found}"));
+                Ok(Some(found))
+            }
+            Err(unfit) => {
+                let message = format!("{python} can't run the engine `{}`: {unfit}", self.engine);
+                Err(Failure::new(Code::InvalidConfig, message)
+                    .helped(self.environment.remedy(&self.python)))
+            }
+        }
+    }
+}
+
+/// What makes the first video with it.
+fn command(global: &Global, block: &Block<'_>, checkpoint: &Checkpoint) -> String {
+    let mut words = vec!["rayreel".to_owned()];
+    for (option, path) in [("--config", &global.config), ("--data", &global.data)] {
+        words.extend(path.iter().map(|path| format!("{option} {}", shell(path))));
+    }
+    words.push(format!("generate --model {} \"a red fox running through snow\"", block.name));
+    words.push(match checkpoint.kind {
+        Kind::I2vA14b | Kind::WanI2v => "--image fox.png -o fox.mp4".to_owned(),
+        Kind::Still => "-o fox.png".to_owned(),
+        _ => "-o fox.mp4".to_owned(),
+    });
+    words.join(" ")
+}

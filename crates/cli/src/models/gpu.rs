@@ -1,0 +1,133 @@
+//! The GPUs of this machine, and whether a model's weights fit into one.
+
+use std::fmt::Write as _;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::program;
+
+/// The driver answers within a second or two, unless it hangs.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Gpu {
+    pub name: String,
+    /// In bytes.
+    pub memory: u64,
+}
+
+/// Those that NVIDIA's driver names; none if it is not there.
+pub(super) fn find() -> Vec<Gpu> {
+    let mut ask = Command::new("nvidia-smi");
+    ask.args(["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]);
+    match program::ask(&mut ask, LIMIT) {
+        Ok(said) if said.success => read(&said.stdout),
+        _ => Vec::new(),
+    }
+}
+
+/// Lines such as `NVIDIA H200, 143771`, in MiB.
+fn read(text: &str) -> Vec<Gpu> {
+    let line = |line: &str| {
+        let (name, mebibytes) = line.rsplit_once(',')?;
+        let mebibytes: u64 = mebibytes.trim().parse().ok()?;
+        Some(Gpu { name: name.trim().to_owned(), memory: mebibytes << 20 })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// What the GPUs are, and what the weights need: all of them at once, and the largest model alone.
+pub(super) fn verdict(gpus: &[Gpu], (all, largest): (u64, u64), offload: Option<&str>) -> String {
+    // Which of them a worker gets is not decided here.
+    let Some(least) = gpus.iter().min_by_key(|gpu| gpu.memory) else {
+        return format!(
+            "none found: it will run on the CPU, slowly; in a GPU's memory the weights take {}",
+            gigabytes(all)
+        );
+    };
+    let mut text = String::new();
+    if gpus.len() > 1 {
+        _ = write!(text, "{} of them, the smallest ", gpus.len());
+    }
+    let memory = least.memory;
+    _ = write!(text, "{}, {}; the weights take {}", least.name, gigabytes(memory), gigabytes(all));
+    let advice = match offload {
+        _ if all < memory => "and the video what it needs",
+        Some("group" | "sequential") => "of which few wait there at a time",
+        Some(_) if largest < memory => "of which one model waits there at a time",
+        None if largest < memory => {
+            "too much: --offload model keeps one model there at a time, and quantised weights are \
+             smaller"
+        }
+        _ => {
+            "too much, and so is the largest model alone: --offload group keeps a few layers there \
+             at a time, and quantised weights are smaller"
+        }
+    };
+    _ = write!(text, ", {advice}");
+    if largest < all && (all >= memory) {
+        _ = write!(text, " (the largest model: {})", gigabytes(largest));
+    }
+    text
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_driver_says_is_read() {
+        let text = "NVIDIA H200, 143771\nNVIDIA RTX A6000, Ada, 49140\nNo devices were found\n";
+        let gpus = read(text);
+        assert_eq!(gpus.len(), 2);
+        assert_eq!(gpus[0], Gpu { name: "NVIDIA H200".into(), memory: 143_771 << 20 });
+        assert_eq!(gpus[1].name, "NVIDIA RTX A6000, Ada");
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_told_with_what_helps() {
+        let gpu = |memory: u64| vec![Gpu { name: "G".to_owned(), memory }];
+        // Two experts of 28.6 GB, a text encoder of 11.4 GB.
+        let weights = (69_000_000_000, 28_600_000_000);
+        for (memory, offload, says) in [
+            (
+                80_000_000_000,
+                None,
+                "G, 80.0 GB; the weights take 69.0 GB, and the video what it needs",
+            ),
+            (
+                48_000_000_000,
+                None,
+                "G, 48.0 GB; the weights take 69.0 GB, too much: --offload model keeps one model \
+                 there at a time, and quantised weights are smaller (the largest model: 28.6 GB)",
+            ),
+            (
+                48_000_000_000,
+                Some("model"),
+                "G, 48.0 GB; the weights take 69.0 GB, of which one model waits there at a time \
+                 (the largest model: 28.6 GB)",
+            ),
+            (
+                24_000_000_000,
+                Some("model"),
+                "G, 24.0 GB; the weights take 69.0 GB, too much, and so is the largest model alone: \
+                 --offload group keeps a few layers there at a time, and quantised weights are \
+                 smaller (the largest model: 28.6 GB)",
+            ),
+        ] {
+            assert_eq!(verdict(&gpu(memory), weights, offload), says);
+        }
+        let two = [gpu(80_000_000_000), gpu(24_000_000_000)].concat();
+        assert!(verdict(&two, (1, 1), None).starts_with("2 of them, the smallest G, 24.0 GB"));
+        assert_eq!(
+            verdict(&[], weights, None),
+            "none found: it will run on the CPU, slowly; in a GPU's memory the weights take 69.0 GB"
+        );
+    }
+}
