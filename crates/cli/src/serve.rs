@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args;
 use crate::failure::{Exit, Failure};
 use crate::log;
+use crate::models;
 use crate::out::Out;
 use crate::settings;
 use crate::signals::Interrupts;
@@ -170,6 +171,7 @@ pub(crate) async fn run(
     // A path through a link is still the same directory tomorrow.
     settings.data = std::path::absolute(&settings.data).unwrap_or(settings.data);
     log::to_stderr(settings.log.level, settings.log.format)?;
+    models::warn_of_environment(&settings);
     let interrupts = Interrupts::listen()?;
     let data = settings.data.display().to_string();
     let address = settings.listen;

@@ -29,6 +29,8 @@ fn an_option_that_would_be_passed_over_is_refused() {
         ("config default --json", "`--json` means nothing to `rayreel config default`"),
         ("completions bash --data /d", "`--data` means nothing to `rayreel completions`"),
         ("engine testcard --config f", "`--config` means nothing to `rayreel engine testcard`"),
+        ("models check --server http://x", "`--server` means nothing to `rayreel models check`"),
+        ("models --server http://x --config f", "the server that --server names"),
         ("list --server http://x --data /d", "the server that --server names"),
         ("generate x --config f --server http://x", "`--config` means nothing to http://x"),
     ] {
@@ -141,6 +143,9 @@ fn what_is_wrong_is_refused_with_what_is_allowed() {
         ("list --limit 0", "1..=100"),
         ("list --limit 101", "1..=100"),
         ("list --all --limit 5", "cannot be used with"),
+        ("models add x", "--checkpoint <DIR>"),
+        ("models add x --checkpoint d --gpus 0", "1..=64"),
+        ("models add x --checkpoint d --offload some", "model, group, sequential"),
         ("worker --name /x", "the name of a worker is 1 to 64 letters"),
         ("generat x", "generate"),
     ] {

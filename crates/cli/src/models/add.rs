@@ -243,19 +243,14 @@ impl Trial<'_> {
                 out.note(&format!("Python      {python} would be made"));
                 return Ok(None);
             }
-            self.environment.create(out)?;
         }
-        match environment::try_python(&self.python, self.engine) {
-            Ok(found) => {
-                out.note(&format!("Python      {python}: {found}"));
-                Ok(Some(found))
-            }
-            Err(unfit) => {
-                let message = format!("{python} can't run the engine `{}`: {unfit}", self.engine);
-                Err(Failure::new(Code::InvalidConfig, message)
-                    .helped(self.environment.remedy(&self.python)))
-            }
-        }
+        let found = match asked.create_env {
+            true => self.environment.create(self.engine, out)?,
+            false => environment::try_python(&self.python, self.engine)
+                .map_err(|unfit| self.environment.unfit(&self.python, self.engine, &unfit))?,
+        };
+        out.note(&format!("Python      {python}: {found}"));
+        Ok(Some(found))
     }
 }
 

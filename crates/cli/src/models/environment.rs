@@ -159,17 +159,24 @@ impl Environment {
         fs::read_to_string(self.stamp()).is_ok_and(|stamp| stamp == package_stamp())
     }
 
-    /// Makes it, or brings it up to date.
-    pub(super) fn create(&self, out: Out) -> Result<(), Failure> {
+    /// Makes it, or brings it up to date, unless it is, and runs the engine.
+    pub(super) fn create(&self, engine: &str, out: Out) -> Result<Found, Failure> {
+        let mut is_new = !self.python().exists();
         if self.is_current() {
-            return Ok(());
+            match try_python(&self.python(), engine) {
+                Ok(found) => return Ok(found),
+                Err(unfit) => {
+                    out.note(&format!("{}: {unfit}", self.python().display()));
+                    is_new = true;
+                }
+            }
         }
         let sources = self.unpack().map_err(|error| not_written(&self.data, &error))?;
         out.note(&format!(
             "making a Python environment with torch and diffusers in {}: about 6 GB on the disk",
             self.path.display()
         ));
-        if !self.python().exists() {
+        if is_new {
             uv(&["venv", "--python", ">=3.11", "--clear"], &[&self.path], out)?;
         }
         let wanted = format!("{}[diffusers]", sources.display());
@@ -177,11 +184,20 @@ impl Environment {
         let words = ["pip", "install", "--reinstall-package", "rayreel", "--refresh-package"];
         let words = [words.as_slice(), &["rayreel", &wanted, "--python"]].concat();
         uv(&words, &[&self.python(), Path::new("--constraints"), &constraints], out)?;
-        fs::write(self.stamp(), package_stamp()).map_err(|error| not_written(&self.path, &error))
+        fs::write(self.stamp(), package_stamp())
+            .map_err(|error| not_written(&self.path, &error))?;
+        try_python(&self.python(), engine)
+            .map_err(|unfit| self.unfit(&self.python(), engine, &unfit))
+    }
+
+    /// A Python can't run an engine: why, and what helps.
+    pub(super) fn unfit(&self, python: &Path, engine: &str, unfit: &Unfit) -> Failure {
+        let message = format!("{} can't run the engine `{engine}`: {unfit}", python.display());
+        Failure::new(Code::InvalidConfig, message).helped(self.remedy(python))
     }
 
     /// Writes the package's sources where it is installed from.
-    pub(super) fn unpack(&self) -> io::Result<PathBuf> {
+    fn unpack(&self) -> io::Result<PathBuf> {
         let sources = self.sources();
         let mut private = DirBuilder::new();
         private.recursive(true).mode(0o700).create(&self.data)?;
@@ -199,10 +215,9 @@ impl Environment {
     }
 
     /// What helps if a Python can't run an engine.
-    pub(super) fn remedy(&self, python: &Path) -> String {
+    fn remedy(&self, python: &Path) -> String {
         if python == self.python() {
-            return "`--create-env` makes or updates it, with uv; or name a Python of your own with \
-                    --python"
+            return "`--create-env` makes it, with uv; or name a Python of your own with `python`"
                 .to_owned();
         }
         let Ok(sources) = self.unpack() else {

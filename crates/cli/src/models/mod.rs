@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use rayreel_client::ModelBody;
 use rayreel_domain::request::Images;
 use rayreel_domain::{Code, ModelName};
-use rayreel_server::config::{self, Examined, Loaded, Model};
+use rayreel_server::config::{self, Examined, Loaded, Model, Settings};
 use serde::Serialize;
 
 use crate::args::{self, Global};
@@ -33,6 +33,24 @@ pub(crate) fn run(global: &Global, command: Option<args::Models>, out: Out) -> R
         },
         args::Models::Check(asked) => check(global, &asked, out),
         args::Models::Add(asked) => add::run(global, &asked, out),
+    }
+}
+
+/// Says so in the log if a model is run by an environment that another build of this program has
+/// made: most often that works, and if it does not, this is why.
+pub(crate) fn warn_of_environment(settings: &Settings) {
+    let environment = Environment::of(settings);
+    let mut here = settings.models.values().filter(|model| settings.is_run_here(model));
+    let is_used = here.any(|model| {
+        model.python_engine().is_some() && settings.python_of(model) == environment.python()
+    });
+    if is_used && !environment.is_current() {
+        let python = environment.python().display().to_string();
+        tracing::warn!(
+            python,
+            "the Python environment was made by another version of rayreel: \
+             `rayreel models check --create-env` brings it up to date"
+        );
     }
 }
 
@@ -197,22 +215,27 @@ fn check(global: &Global, asked: &args::CheckModels, out: Out) -> Result<(), Exi
             here.map(|(name, _)| name).collect()
         }
     };
-    if asked.create_env {
-        Environment::of(settings).create(out)?;
-    }
     let (mut lines, mut tried) = (Vec::new(), BTreeSet::new());
+    let environment = Environment::of(settings);
+    if asked.create_env {
+        let mut engines = names.iter().filter_map(|name| settings.models[*name].python_engine());
+        let engine = engines.next().unwrap_or("wan");
+        let found = environment.create(engine, out)?;
+        out.note(&format!("{}: {found}", environment.python().display()));
+        tried.insert((environment.python(), engine.to_owned()));
+    }
     for name in names {
         let model = &settings.models[name];
         let examined = loaded.examine(name);
         let mut line = Line::new(name, model, &loaded, &examined);
         let python: PathBuf = settings.python_of(model);
         let is_there = !examined.faults.iter().any(|fault| !fault.key().ends_with(".checkpoint"));
-        if let (true, true, Some(engine)) = (model.needs_python(), is_there, &model.engine)
-            && tried.insert((python.clone(), engine.clone()))
+        if let (Some(engine), true) = (model.python_engine(), is_there)
+            && tried.insert((python.clone(), engine.to_owned()))
         {
             match environment::try_python(&python, engine) {
                 Ok(found) => out.note(&format!("{}: {found}", python.display())),
-                Err(fault) => line.faults.push(format!("{}: {fault}", python.display())),
+                Err(unfit) => line.faults.push(format!("{}: {unfit}", python.display())),
             }
         }
         // It was asked for, wherever it runs.

@@ -218,7 +218,7 @@ fn what_is_wrong_is_told_and_nothing_is_written() {
         ),
         ("models add x --checkpoint 5b --python old", "it failed: No module named rayreel"),
         ("models add x --checkpoint 5b --pool gpu --python python", "there is no pool `gpu`"),
-        ("models add x --checkpoint 5b", "help: `--create-env` makes or updates it, with uv"),
+        ("models add x --checkpoint 5b", "help: `--create-env` makes it, with uv"),
         (
             "models add x --checkpoint 5b --create-env --python python",
             "'--create-env' cannot be used with '--python <PATH>'",
@@ -354,8 +354,17 @@ fn the_environment_is_made_once_and_again_for_another_build() {
     studio.done(&format!("{add} --force"));
     assert_eq!(studio.read("uv.log").lines().count(), 2, "it is current");
     studio.write("data/python/rayreel-package", b"0.0.1 00\n");
+    let mut server = studio.place.serve("--listen 127.0.0.1:0");
+    server.wait_for("`rayreel models check --create-env` brings it up to date");
+    server.signal(rustix::process::Signal::TERM);
+    server.end();
     studio.done("models check --create-env");
     assert_eq!(studio.read("uv.log").lines().count(), 3, "it is brought up to date");
+    // One that is of this build, but does not run, is made anew.
+    studio.program("data/python/bin/python", "echo broken >&2; exit 1");
+    let (_, stderr) = studio.done("models check --create-env");
+    assert!(stderr.contains("it failed: broken"), "{stderr}");
+    assert!(studio.read("uv.log").lines().nth(3).expect("a line").starts_with("venv "));
     fs::remove_file(studio.place.path("bin/uv")).expect("gone");
     studio.write("data/python/rayreel-package", b"0.0.1 00\n");
     let (status, said) = studio.refused("models check --create-env");

@@ -249,14 +249,14 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
             return Err(at.key(key).wrong("must be an absolute path"));
         }
     }
-    match (&model.engine, model.needs_python()) {
-        (Some(engine), true) if model.checkpoint.is_none() => {
+    match model.python_engine() {
+        Some(engine) if model.checkpoint.is_none() => {
             return Err(at.wrong(format_args!(
                 "`checkpoint` is missing: the engine `{engine}` needs a directory in diffusers' \
                  format"
             )));
         }
-        (_, false) if model.python.is_some() => {
+        None if model.python.is_some() => {
             return Err(at.key("python").wrong(format_args!(
                 "means nothing here: it is of the engines {}; with `command` it is the first word",
                 PYTHON_ENGINES.join(" and ")

@@ -26,9 +26,9 @@ pub struct Examined {
 }
 
 impl Model {
-    /// Does it need a Python with the package `rayreel`?
-    pub fn needs_python(&self) -> bool {
-        self.engine.as_deref().is_some_and(|engine| PYTHON_ENGINES.contains(&engine))
+    /// Its engine, if that needs a Python with the package `rayreel`.
+    pub fn python_engine(&self) -> Option<&str> {
+        self.engine.as_deref().filter(|engine| PYTHON_ENGINES.contains(engine))
     }
 }
 
@@ -52,7 +52,7 @@ impl Settings {
 
     pub(super) fn engine_setup(&self, model: &Model) -> Option<EngineSetup> {
         match (&model.engine, &model.command) {
-            (Some(engine), None) if model.needs_python() => {
+            (Some(engine), None) if model.python_engine().is_some() => {
                 let python = self.python_of(model).to_string_lossy().into_owned();
                 let words = [python.as_str(), "-m", "rayreel", engine];
                 Some(EngineSetup::Command(words.map(str::to_owned).into()))
@@ -85,12 +85,12 @@ impl Loaded {
         };
         let at = Place::root(&self.tree);
         let at_model = at.key("models").key(name.as_str());
-        let inspected = match (&model.checkpoint, &model.engine) {
+        let inspected = match (&model.checkpoint, model.python_engine()) {
             (None, _) => Ok(None),
-            (Some(path), Some(engine)) if model.needs_python() => {
+            (Some(path), Some(engine)) => {
                 checkpoint::inspect(Path::new(path), Some(engine)).map(Some)
             }
-            (Some(path), _) => {
+            (Some(path), None) => {
                 checkpoint::directory(Path::new(path)).map(|()| None).map_err(|fault| vec![fault])
             }
         };
@@ -101,7 +101,7 @@ impl Loaded {
                 examined.faults.extend(faults.into_iter().map(|fault| at.wrong(fault)));
             }
         }
-        if model.needs_python() {
+        if model.python_engine().is_some() {
             let python = self.settings.python_of(model);
             if let Err(why) = is_program(&python) {
                 let python = python.display();
