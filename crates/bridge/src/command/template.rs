@@ -139,21 +139,23 @@ impl Template {
             [Part::Text(program)] => program.clone(),
             _ => return Err(wrong("the program must not contain a placeholder".into())),
         };
-        let mut word = |value: &Value, number: usize| {
+        let word = |value: &Value, number: usize, open: &mut bool| {
             let text = value.as_str().ok_or_else(|| {
                 wrong(format!("word {number} must be text, or a list of words, not `{value}`"))
             })?;
             if text.contains('\0') {
                 return Err(wrong(format!("word {number} must not contain a NUL character")));
             }
-            Word::read(text, &mut open).map_err(wrong)
+            Word::read(text, open).map_err(wrong)
         };
         let mut items = Vec::with_capacity(arguments.len());
         for (value, number) in arguments.iter().zip(2..) {
             items.push(match value {
                 Value::Array(group) => {
+                    // A `--` in it may be left out with it.
+                    let mut open = open;
                     let words: Result<Vec<Word>, Wrong> =
-                        group.iter().map(|value| word(value, number)).collect();
+                        group.iter().map(|value| word(value, number, &mut open)).collect();
                     let words = words?;
                     if !words.iter().any(|word| word.placeholders().next().is_some()) {
                         let why = format!(
@@ -164,7 +166,7 @@ impl Template {
                     }
                     Item::Group(words)
                 }
-                value => Item::Word(word(value, number)?),
+                value => Item::Word(word(value, number, &mut open)?),
             });
         }
         Ok(Template { program, items })
@@ -341,6 +343,7 @@ mod tests {
         let unfit = Err(Unfit::Option(Placeholder::Prompt));
         assert_eq!(filled(json!(["p", "{prompt}"])), unfit);
         assert_eq!(filled(json!(["p", "--prompt", "{prompt}"])), unfit);
+        assert_eq!(filled(json!(["p", ["--", "{image}"], "{prompt}"])), unfit);
         assert!(filled(json!(["p", "--", "{prompt}"])).is_ok());
         assert!(filled(json!(["p", "--prompt={prompt}"])).is_ok());
     }

@@ -6,6 +6,8 @@
 //! image falls back to an example of its own. Its options, sizes and defaults: `generate.py` and
 //! `wan/configs/` of <https://github.com/Wan-Video/Wan2.2>.
 
+use std::time::Duration;
+
 use rayreel_domain::wire::engine::EngineRequest;
 use serde_json::{Map, Value, json};
 
@@ -34,6 +36,9 @@ const KEYS: &[&str] = &[
 
 /// A bar of tqdm without a description: that of the denoising steps. Those of loading have one.
 const PROGRESS: &str = r"^\s*\d+%\|[^|]*\|\s*(?P<step>\d+)/(?P<steps>\d+) \[";
+
+/// The ranks end at once, and have nothing to tidy up; the launcher takes its time.
+const STOP: Duration = Duration::from_secs(1);
 
 /// Fields of a request that the script is told, or that say nothing here.
 const TOLD: &[&str] =
@@ -195,6 +200,9 @@ pub(super) fn settings(given: &Map<String, Value>) -> Result<Settings, Wrong> {
     let mut settings = Settings::with(Template::read(&run)?, &table)?;
     // Otherwise its log comes when it ends.
     settings.environment.entry("PYTHONUNBUFFERED".into()).or_insert_with(|| "1".into());
+    if table.value("stop_seconds").is_none() {
+        settings.stop = STOP;
+    }
     Ok(Settings {
         directory: Some(directory),
         progress: Some(pattern("progress", PROGRESS)?),

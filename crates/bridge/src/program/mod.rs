@@ -77,7 +77,7 @@ impl Program {
     /// How much processor time the program and its descendants have used so far, which falls when one
     /// of them ends; none where that can't be known.
     pub(crate) fn processor_time(&self) -> Option<Duration> {
-        tree::processor_time()
+        tree::processor_time(&self.child)
     }
 
     /// Asks the program and all that it has started to end, kills after `grace` what still runs, and

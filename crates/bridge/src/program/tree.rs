@@ -51,28 +51,33 @@ mod linux {
         }
     }
 
-    /// Does nothing run any more that the program has started? Buries its adopted dead.
+    /// Does nothing run any more that the program has started?
     pub(crate) fn is_empty(child: &Child) -> bool {
         living(child).is_empty()
     }
 
-    pub(crate) fn processor_time() -> Option<Duration> {
-        let ticks: u64 = descendants().iter().map(|process| process.ticks).sum();
+    pub(crate) fn processor_time(child: &Child) -> Option<Duration> {
+        let ticks: u64 = found(child).iter().map(|process| process.ticks).sum();
         let a_second = rustix::param::clock_ticks_per_second().max(1);
         Some(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
     }
 
     fn living(child: &Child) -> Vec<Process> {
+        let mut living = found(child);
+        living.retain(|process| !process.dead);
+        living
+    }
+
+    /// The descendants. Nobody else waits for whom this process has adopted: buries those that are dead.
+    fn found(child: &Child) -> Vec<Process> {
         let own = rustix::process::getpid();
-        let mut living = descendants();
-        living.retain(|process| {
+        let found = descendants();
+        for process in &found {
             if process.dead && process.parent == own && Some(process.pid) != pid_of(child) {
-                // Nobody else waits for whom this process has adopted.
                 let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
             }
-            !process.dead
-        });
-        living
+        }
+        found
     }
 
     /// The program's, as long as it has not been waited for.
@@ -188,7 +193,7 @@ mod other {
         true
     }
 
-    pub(crate) fn processor_time() -> Option<Duration> {
+    pub(crate) fn processor_time(_: &Child) -> Option<Duration> {
         None
     }
 }

@@ -334,6 +334,20 @@ fn the_settings_of_a_built_in_engine_are_checked_like_any_other() {
 }
 
 #[test]
+fn the_examples_of_the_page_on_engines_are_right() {
+    let page = include_str!("../../../../docs/operate/engines.md");
+    let examples: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("```").map(|(example, _)| example))
+        .collect();
+    assert!(examples.len() >= 2);
+    for example in examples {
+        load_file(example);
+    }
+}
+
+#[test]
 fn what_is_wrong_in_a_layer_stays_wrong_under_a_stronger_one() {
     for (text, name, value, message) in [
         (
