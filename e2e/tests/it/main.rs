@@ -16,6 +16,7 @@ mod garbage;
 mod generate;
 mod leases;
 mod outage;
+mod programs;
 mod quarantine;
 mod requests;
 mod stopping;
