@@ -181,8 +181,10 @@ impl Environment {
         }
         let wanted = format!("{}[diffusers]", sources.display());
         let constraints = sources.join("constraints.txt");
-        let words = ["pip", "install", "--reinstall-package", "rayreel", "--refresh-package"];
-        let words = [words.as_slice(), &["rayreel", &wanted, "--python"]].concat();
+        // What is not compiled costs the first start of an engine seconds.
+        let words = ["pip", "install", "--compile-bytecode", "--reinstall-package", "rayreel"];
+        let words =
+            [words.as_slice(), &["--refresh-package", "rayreel", &wanted, "--python"]].concat();
         uv(&words, &[&self.python(), Path::new("--constraints"), &constraints], out)?;
         fs::write(self.stamp(), package_stamp())
             .map_err(|error| not_written(&self.path, &error))?;
