@@ -65,13 +65,21 @@ class Machine:
         return done.stdout, done.stderr
 
 
+@pytest.fixture
+def machine(tmp_path: Path):
+    yield Machine(tmp_path)
+    # pytest would keep gigabytes.
+    shutil.rmtree(tmp_path / ".local", ignore_errors=True)
+
+
 def test_both_readmes_have_the_same_commands():
     assert len(commands("README.md")) == 4
     assert commands("README.md") == commands("README.zh-CN.md")
 
 
-def test_four_commands_lead_to_the_first_video(tmp_path: Path, checkpoint: Callable[[str], Path]):
-    machine = Machine(tmp_path)
+def test_four_commands_lead_to_the_first_video(
+    machine: Machine, tmp_path: Path, checkpoint: Callable[[str], Path]
+):
     tiny = str(checkpoint("wan-ti2v"))
     card, add, check, generate = (
         command.replace(CHECKPOINT, tiny) for command in commands("README.md")

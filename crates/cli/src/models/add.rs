@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rayreel_domain::{Code, ModelName};
 use rayreel_server::checkpoint::{self, Checkpoint, Kind};
-use rayreel_server::config::{self, FILE_NAME, Loaded, Sources};
+use rayreel_server::config::{self, FILE_NAME, Loaded, Sources, TEST_MODEL};
 use rayreel_server::home;
 use serde::Serialize;
 
@@ -107,10 +107,13 @@ impl Target {
 pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exit> {
     let target = Target::find(global)?;
     let settings = &target.loaded.settings;
+    if asked.name.as_str() == TEST_MODEL {
+        let message = format!("`{}` is the name of the model that needs no weights", asked.name);
+        return Err(Failure::value("name", message).helped("Choose another name.").into());
+    }
     if settings.models.contains_key(&asked.name) && !asked.force {
         let message = format!("there is a model `{}` already", asked.name);
-        let failure =
-            Failure { param: Some("name".to_owned()), ..Failure::new(Code::InvalidValue, message) };
+        let failure = Failure::value("name", message);
         return Err(failure.helped("Choose another name, or replace it with --force.").into());
     }
     let path = absolute(&asked.checkpoint)?;

@@ -206,6 +206,10 @@ fn what_is_wrong_is_told_and_nothing_is_written() {
     let whole = fs::read(&path).expect("there");
     for (words, says) in [
         ("models add a?b --checkpoint 5b", "the name of a model is"),
+        (
+            "models add testcard --checkpoint 5b --force",
+            "`testcard` is the name of the model that needs no weights",
+        ),
         ("models add x --checkpoint none", "~/none does not exist; put the checkpoint there"),
         ("models add x --checkpoint half", "~/half has 5 faults"),
         (

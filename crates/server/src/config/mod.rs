@@ -55,7 +55,7 @@ pub const FILE_NAME: &str = "rayreel.toml";
 pub const BUILT_IN_ENGINES: &[&str] = &["testcard", "command"];
 
 /// The model that exists without being configured.
-const TEST_MODEL: &str = "testcard";
+pub const TEST_MODEL: &str = "testcard";
 
 /// Variables RAYREEL_… that the program reads, but not as settings.
 const OTHER_VARIABLES: &[&str] =
