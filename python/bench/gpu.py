@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import server as servers
+from bench import server
 from bench.shapes import SHAPES, TINY, Shape, build
 from rayreel import serve
 from rayreel.engines import caching
@@ -177,10 +177,12 @@ def engine(
 
 
 def through_server(
-    program: Path, name: str, size: tuple[int, int], steps: int, folder: Path, tiny: bool
+    name: str, size: tuple[int, int], steps: int, folder: Path, tiny: bool
 ) -> Figures:
     shape = (TINY if tiny else SHAPES)[name]
-    words = [sys.executable, "-m", "bench.gpu", "--engine", name]
+    here = str(Path(__file__).resolve().parents[1])
+    program = f"import sys; sys.path.insert(0, {here!r}); from bench import gpu; gpu.main()"
+    words = [sys.executable, "-c", program, "--engine", name]
     command = json.dumps([*words, "--tiny"] if tiny else words)
     checkpoint = json.dumps(str(write_index(folder / "index", shape)))
     model = f"""
@@ -190,10 +192,10 @@ grace_seconds = 60
 limits = {{ multiple = 16, max_frames = 121 }}
 defaults = {{ size = "{size[0]}x{size[1]}", frames = {shape.frames}, fps = {shape.fps}, steps = 2 }}
 """
-    with servers.Server(program, folder / "server", model) as server:
-        server.make({"prompt": PROMPT, "seed": 1})
+    with server.Bench(folder / "server", model) as service:
+        service.finished({"prompt": PROMPT, "seed": 1})
         begun = time.perf_counter()
-        task = server.make({"prompt": PROMPT, "seed": 1, "steps": steps})
+        task = service.finished({"prompt": PROMPT, "seed": 1, "steps": steps})
         seconds = time.perf_counter() - begun
     metrics = task["attempts"][-1]["metrics"]
     peak = metrics.get("peak_gpu_bytes", 0.0) / 1e9
@@ -215,16 +217,14 @@ def runs(arguments: argparse.Namespace, name: str, size: tuple[int, int]) -> Ite
         return bare(shape, size, steps, place)
 
     def by_server(place: Path) -> Figures:
-        assert program is not None
-        return through_server(program, name, size, steps, place, arguments.tiny)
+        return through_server(name, size, steps, place, arguments.tiny)
 
     def by_engine(settings: dict[str, Any]) -> Callable[[Path], Figures]:
         return lambda place: engine(shape, size, steps, place, settings)
 
-    program = servers.binary()
     yield Run("diffusers", "", "", by_diffusers)
     yield Run("rayreel, engine", "", "", by_engine({}))
-    if program is not None and not arguments.no_server:
+    if server.is_built() and not arguments.no_server:
         yield Run("rayreel, server", "", "", by_server)
     if arguments.quick:
         return

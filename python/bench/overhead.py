@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiny_checkpoints
-from bench import server as servers
+from bench import server
 from rayreel.engines.diffusion import diffusers, to_bytes, torch
 from rayreel.engines.wan import NEGATIVE_PROMPT
 from rayreel.media import write_video
@@ -131,9 +131,9 @@ class Bare:
         return Run(seconds, _own_cpu() - worked, stages)
 
 
-def through(server: servers.Server, steps: int, seed: int) -> Run:
-    begun, worked = time.perf_counter(), server.cpu()
-    task = server.make(
+def through(service: server.Bench, steps: int, seed: int) -> Run:
+    begun, worked = time.perf_counter(), service.cpu()
+    task = service.finished(
         {"prompt": PROMPT, "seed": seed, "steps": steps, "guidance": 1.0,
          "size": f"{WIDTH}x{HEIGHT}", "frames": FRAMES, "fps": FPS}
     )  # fmt: skip
@@ -141,7 +141,7 @@ def through(server: servers.Server, steps: int, seed: int) -> Run:
     told: dict[str, float] = task["attempts"][-1].get("metrics") or {}
     stages = {name.removesuffix("_ms"): value for name, value in told.items()}
     stages["denoise"] = stages.pop("encode_prompt", 0.0) + stages.get("denoise", 0.0)
-    return Run(seconds, server.cpu() - worked, stages)
+    return Run(seconds, service.cpu() - worked, stages)
 
 
 def _own_cpu() -> float:
@@ -150,7 +150,7 @@ def _own_cpu() -> float:
 
 
 def measure(
-    program: Path, folder: Path, rounds: int, steps: int, step_ms: float
+    folder: Path, rounds: int, steps: int, step_ms: float
 ) -> tuple[int, list[tuple[Run, Run]]]:
     """The layers, and pairs of a bare run and one through rayreel."""
     layers = layers_for(step_ms)
@@ -164,15 +164,15 @@ limits = {{ multiple = 16, max_frames = 81 }}
 defaults = {{ size = "{WIDTH}x{HEIGHT}", frames = {FRAMES}, fps = {FPS}, steps = {steps} }}
 """
     pairs: list[tuple[Run, Run]] = []
-    with servers.Server(program, folder / "server", model) as server:
+    with server.Bench(folder / "server", model) as service:
         # Both are warm then: the model is loaded, every kernel was run.
         bare.run(folder / "warm", 2, 0)
-        through(server, 2, 0)
+        through(service, 2, 0)
         for number in range(1, rounds + 1):
             runs: dict[str, Run] = {}
             turns: list[tuple[str, Callable[[], Run]]] = [
                 ("bare", lambda n=number: bare.run(folder / f"bare-{n}", steps, n)),
-                ("rayreel", lambda n=number: through(server, steps, n)),
+                ("rayreel", lambda n=number: through(service, steps, n)),
             ]
             # Whoever comes second finds another machine; in turn.
             for name, turn in turns if number % 2 else reversed(turns):
@@ -224,15 +224,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--step-ms", type=float, default=100)
     arguments = parser.parse_args()
-    program = servers.binary()
-    if program is None:
+    if not server.is_built():
         sys.exit("there is no target/release/rayreel: build it, or name one in RAYREEL")
     # For the libraries, before they are loaded, and for the engine's, too.
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="rayreel-overhead-") as folder:
-        layers, pairs = measure(
-            program, Path(folder), arguments.rounds, arguments.steps, arguments.step_ms
-        )
+        layers, pairs = measure(Path(folder), arguments.rounds, arguments.steps, arguments.step_ms)
     print(report(pairs, arguments.steps, layers))
 
 

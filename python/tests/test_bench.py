@@ -32,7 +32,7 @@ def test_the_bench_for_gpus_measures_everything_with_tiny_shapes(tmp_path: Path)
     for model in ("tiny TI2V-5B", "tiny T2V-A14B"):
         mine = [row for row in rows if row[0] == model]
         plain = [row[2] for row in mine if not row[3] and not row[4]]
-        assert plain == (runners if server.binary() else runners[:2])
+        assert plain == (runners if server.is_built() else runners[:2])
         assert [row[3] for row in mine if row[3]] == list(gpu.CACHES)
         assert [row[4] for row in mine if row[4]] == list(gpu.ATTENTION)
         for row in mine:
@@ -41,7 +41,7 @@ def test_the_bench_for_gpus_measures_everything_with_tiny_shapes(tmp_path: Path)
                 assert float(row[7]) > 0, row
 
 
-@pytest.mark.skipif(server.binary() is None, reason="there is no rayreel")
+@pytest.mark.skipif(not server.is_built(), reason="there is no rayreel")
 def test_the_bench_of_what_rayreel_adds_compares_both(tmp_path: Path):
     words = [sys.executable, "-m", "bench.overhead", "--rounds", "1", "--steps", "4",
              "--step-ms", "5"]  # fmt: skip
