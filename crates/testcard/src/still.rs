@@ -52,7 +52,7 @@ pub(crate) fn read(path: &Path) -> Result<Canvas, ReadError> {
     }
     match bytes.as_slice() {
         [0x89, b'P', b'N', b'G', ..] => read_png(&bytes),
-        [0xff, 0xd8, 0xff, ..] => read_jpeg(&bytes),
+        [0xff, 0xd8, 0xff, ..] => decode_jpeg(&bytes),
         _ => Err(ReadError::UnknownFormat),
     }
 }
@@ -94,7 +94,7 @@ fn read_png(bytes: &[u8]) -> Result<Canvas, ReadError> {
     Ok(Canvas::from_pixels(width, height, pixels))
 }
 
-fn read_jpeg(bytes: &[u8]) -> Result<Canvas, ReadError> {
+pub(crate) fn decode_jpeg(bytes: &[u8]) -> Result<Canvas, ReadError> {
     let options = DecoderOptions::default()
         .set_max_width(MAX_SIDE)
         .set_max_height(MAX_SIDE)
