@@ -1,8 +1,9 @@
 //! What an engine sees of the worker's environment.
 //!
 //! Engines run third-party code, so they get a short list instead of everything: what a program
-//! needs to find itself, its libraries, its accelerator and its model cache. Of `RAYREEL_*` only the
-//! mark passes by which a server finds what a dead worker has left; the worker token least of all.
+//! needs to find itself, its libraries, its accelerator and its model cache. Of `RAYREEL_*` only what
+//! the operator has named for engines passes (`RAYREEL_ENGINE_*`), and the mark by which a server finds
+//! what a dead worker has left; the worker token least of all.
 
 use std::ffi::{OsStr, OsString};
 
@@ -33,6 +34,8 @@ pub(crate) const NAMES: &[&str] = &[
 /// Variables that pass by how they begin.
 pub(crate) const PREFIXES: &[&str] = &[
     "LC_",
+    // What the operator has meant for engines, such as the key of an engine server.
+    "RAYREEL_ENGINE_",
     // Accelerators.
     "CUDA_",
     "NVIDIA_",
@@ -75,7 +78,7 @@ mod tests {
         for name in ["RAYREEL_WORKER_TOKEN", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD", "HTTPS_PROXY"] {
             assert!(!passes(OsStr::new(name)), "{name}");
         }
-        for name in ["PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "HF_HOME", "LC_ALL"] {
+        for name in ["PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "RAYREEL_ENGINE_KEY", "LC_ALL"] {
             assert!(passes(OsStr::new(name)), "{name}");
         }
     }
