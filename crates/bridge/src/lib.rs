@@ -9,6 +9,7 @@ mod command;
 mod file;
 mod inbox;
 mod program;
+mod server;
 mod settings;
 mod talk;
 
@@ -23,15 +24,18 @@ pub use settings::Wrong;
 pub enum Kind {
     /// Starts a command line for each task.
     Command,
+    /// Hands each task to an engine server, which it starts if it is told to.
+    Server,
 }
 
 impl Kind {
-    pub const ALL: &[Kind] = &[Kind::Command];
+    pub const ALL: &[Kind] = &[Kind::Command, Kind::Server];
 
     /// The engine's name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Command => "command",
+            Kind::Server => "server",
         }
     }
 
@@ -60,6 +64,9 @@ pub fn run(
             Kind::Command => {
                 talk::serve(&mut command::Command::default(), &mut inbox, &mut output).await
             }
+            Kind::Server => {
+                talk::serve(&mut server::Server::default(), &mut inbox, &mut output).await
+            }
         }
     });
     runtime.shutdown_background();
@@ -70,5 +77,6 @@ pub fn run(
 pub fn check(kind: Kind, settings: &Map<String, Value>) -> Result<(), Wrong> {
     match kind {
         Kind::Command => command::Settings::read(settings).map(drop),
+        Kind::Server => server::check(settings),
     }
 }

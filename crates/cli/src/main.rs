@@ -79,6 +79,7 @@ fn serve_worker(engine: Engine) -> std::io::Result<()> {
     match engine {
         Engine::Testcard => rayreel_testcard::run(input, output),
         Engine::Command => rayreel_bridge::run(rayreel_bridge::Kind::Command, input, output),
+        Engine::Server => rayreel_bridge::run(rayreel_bridge::Kind::Server, input, output),
     }
 }
 

@@ -43,6 +43,12 @@ pub(crate) fn check(
     Ok(OutputFile { path, role, media_type, width, height, frames, fps })
 }
 
+/// Is it an MP4 file that has an index and media, and ends where its last part does? Those that were
+/// cut off on their way do not.
+pub(crate) fn is_whole_mp4(path: &Path) -> bool {
+    File::open(path).and_then(|mut file| mp4::is_whole(&mut file)).unwrap_or(false)
+}
+
 /// The sides stand at the same place of every PNG file.
 fn png(file: &mut File) -> Option<Facts> {
     let mut start = [0; 24];

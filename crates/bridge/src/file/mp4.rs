@@ -18,6 +18,35 @@ pub(super) fn facts(file: &mut File) -> Option<Facts> {
 
 /// The contents of the box `moov`, which may stand before the media or behind it.
 fn index(file: &mut File) -> io::Result<Option<Vec<u8>>> {
+    let mut moov = None;
+    walk(file, |file, kind, body| {
+        if kind == b"moov" {
+            let mut bytes = Vec::new();
+            file.take(body.min(MAX_INDEX)).read_to_end(&mut bytes)?;
+            moov = Some(bytes);
+        }
+        Ok(moov.is_none())
+    })?;
+    Ok(moov)
+}
+
+/// Are the index and the media there, and do all boxes end within the file?
+pub(super) fn is_whole(file: &mut File) -> io::Result<bool> {
+    let (mut index, mut media) = (false, false);
+    let fits = walk(file, |_, kind, _| {
+        index |= kind == b"moov";
+        media |= kind == b"mdat";
+        Ok(true)
+    })?;
+    Ok(fits && index && media)
+}
+
+/// Goes through the boxes that fill the file, with the file at the content of each and its length,
+/// until told not to go on. Says whether they end where the file does, as far as it went.
+fn walk(
+    file: &mut File,
+    mut visit: impl FnMut(&mut File, &[u8], u64) -> io::Result<bool>,
+) -> io::Result<bool> {
     let end = file.metadata()?.len();
     let mut at = 0;
     while at < end {
@@ -26,22 +55,20 @@ fn index(file: &mut File) -> io::Result<Option<Vec<u8>>> {
         let (short, long) = head.split_at_mut(8);
         file.read_exact(short)?;
         let mut size = u64::from(number(short, 0).unwrap_or_default());
-        let mut body = 8;
+        let mut start = 8;
         if size == 1 {
             file.read_exact(long)?;
             size = long.iter().fold(0, |size, byte| size << 8 | u64::from(*byte));
-            body = 16;
+            start = 16;
         } else if size == 0 {
             size = end - at;
         }
-        if &short[4..] == b"moov" {
-            let mut moov = Vec::new();
-            file.take(size.saturating_sub(body).min(MAX_INDEX)).read_to_end(&mut moov)?;
-            return Ok(Some(moov));
+        if !visit(file, &short[4..], size.saturating_sub(start))? {
+            return Ok(true);
         }
         at = at.saturating_add(size.max(8));
     }
-    Ok(None)
+    Ok(at == end)
 }
 
 fn video(track: &[u8]) -> Option<Facts> {
@@ -126,6 +153,22 @@ mod tests {
         assert_eq!(read(&[&start[..], &index, &media].concat()), expected);
         assert_eq!(read(&[&start[..], &media, &index].concat()), expected);
         assert_eq!(read(&[&start[..], &long, &index].concat()), expected);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_not_whole() {
+        let index = boxed(b"moov", &track(b"vide", [832, 480], 16_000, 81_000, 81));
+        let whole = [boxed(b"ftyp", b"isom"), index.clone(), boxed(b"mdat", &[7; 100])].concat();
+        let is_whole = |content: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(content).unwrap();
+            super::is_whole(&mut file).unwrap_or(false)
+        };
+        assert!(is_whole(&whole));
+        for length in 0..whole.len() {
+            assert!(!is_whole(&whole[..length]), "{length}");
+        }
+        assert!(!is_whole(&[boxed(b"ftyp", b"isom"), index].concat()), "no media");
     }
 
     #[test]

@@ -7,4 +7,5 @@
 
 mod command;
 mod rig;
+mod server;
 mod wan;

@@ -354,6 +354,8 @@ pub(crate) enum Engine {
     Testcard,
     /// A command line for each task; workers start it
     Command,
+    /// Somebody else's engine server; workers start it
+    Server,
 }
 
 /// `anime`, or `anime=0.8`.

@@ -52,7 +52,7 @@ pub const DEFAULT_FILE: &str = include_str!("config.default.toml");
 pub const FILE_NAME: &str = "rayreel.toml";
 
 /// Engines that are part of the program.
-pub const BUILT_IN_ENGINES: &[&str] = &["testcard", "command"];
+pub const BUILT_IN_ENGINES: &[&str] = &["testcard", "command", "server"];
 
 /// The model that exists without being configured.
 pub const TEST_MODEL: &str = "testcard";

@@ -321,6 +321,19 @@ fn the_settings_of_a_built_in_engine_are_checked_like_any_other() {
             "rayreel.toml, line 1: models.x.settings: `run`, the program and its arguments, \
              is missing; or name a `preset`",
         ),
+        (
+            "[models.x]\nengine = \"server\"\n\
+             settings = { adapter = \"sgland\", url = \"http://127.0.0.1:30010\" }",
+            "rayreel.toml, line 3: models.x.settings.adapter: `sgland` is none; \
+             there is sglang, vllm-omni, lightx2v, sd-server",
+        ),
+        (
+            "[models.x]\nengine = \"server\"\n\
+             settings = { adapter = \"sglang\", headers = { authorization = \"Bearer abc\" } }",
+            "rayreel.toml, line 3: models.x.settings.headers.authorization: \
+             must be the name of an environment variable that begins with RAYREEL_ENGINE_ \
+             and holds the header's value; secrets do not belong into the configuration",
+        ),
     ] {
         assert_eq!(file_error(text), message);
     }
@@ -538,7 +551,7 @@ fn settings_must_fit_one_another() {
         (
             "[models.x]\nengine = \"comfy\"",
             "rayreel.toml, line 2: models.x.engine: there is no engine `comfy`; \
-             there is testcard, command, stable-diffusion, wan",
+             there is testcard, command, server, stable-diffusion, wan",
         ),
         (
             "[models.x]\npool = \"local\"",

@@ -1,0 +1,609 @@
+//! The engine `server`: somebody else's engine server, with rayreel's queue in front.
+//!
+//! ```text
+//!  talk ──▶ Server ──▶ adapter: what is said     http: how it is said
+//!                 └──▶ child: the server's process, if it is ours
+//! ```
+//! These servers keep their jobs in memory and most can't stop one. So there is never more than one
+//! job inside, its file is copied out as soon as it is done, and its name there means nothing beyond
+//! this attempt. What happens to a job that nobody wants any more is the setting `cancel`; a server
+//! that is ours and in doubt is killed and started again.
+
+mod adapter;
+mod avi;
+mod child;
+mod http;
+mod result;
+mod settings;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rayreel_domain::wire::engine::{EngineErrorCode, Load, OutputFile};
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderValue};
+use serde_json::{Map, Value};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::settings::Wrong;
+use crate::talk::{Engine, Failure, Job, Made, Ready};
+use adapter::{Adapter, Answer, Call, Completed, Fault, State};
+use child::{Child, Places};
+use http::{Broken, Client, NoFile};
+use settings::{At, Cancel, Settings};
+
+/// Our servers listen here.
+const HOST: &str = "127.0.0.1";
+
+/// Longest answer about a job, in bytes, without the file that may come with it.
+const MAX_ANSWER: u64 = 1 << 20;
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long the answer to a request with its pictures may take.
+const SUBMIT: Duration = Duration::from_secs(120);
+/// How long a submit that was under way when it was cancelled may still take: its job has to be known
+/// to be stopped.
+const LATE: Duration = Duration::from_secs(3);
+/// Between two looks at a job: the first, and the longest.
+const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Between two tries of what may be tried again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often an answer about a job may make no sense, one after the other.
+const ODD: u32 = 3;
+/// How often a file is fetched if that breaks off.
+const FETCHES: u32 = 3;
+/// How long a server that is asked to stop a job may take; the worker's grace is 10 s.
+const ASK: Duration = Duration::from_secs(8);
+/// How long the server is given to remove an ended job.
+const FORGET: Duration = Duration::from_secs(5);
+/// How often a server is started on another port if somebody has taken the one that was free.
+const PORTS: u32 = 3;
+
+/// Checks settings where no server is at hand.
+pub(crate) fn check(settings: &Map<String, Value>) -> Result<(), Wrong> {
+    Settings::read(settings).map(drop)
+}
+
+/// The engine, which has no server before `load`.
+#[derive(Default)]
+pub(crate) struct Server(Option<Loaded>);
+
+impl Engine for Server {
+    async fn load(&mut self, load: Load) -> Result<Ready, Failure> {
+        let loaded = self.0.insert(Loaded::new(load)?);
+        loaded.start()?;
+        loaded.ready(|| {}).await.map_err(|failure| Failure { retryable: false, ..failure })?;
+        Ok(Ready {
+            engine: format!("server ({})", loaded.settings.adapter),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn generate(&mut self, job: &Job<'_>) -> Result<Made, Failure> {
+        match &mut self.0 {
+            Some(loaded) => loaded.generate(job).await,
+            None => Err(Failure::failed("no server is loaded")),
+        }
+    }
+
+    async fn leave(&mut self) {
+        if let Some(mut loaded) = self.0.take()
+            && let Some(child) = loaded.child.take()
+        {
+            child.leave().await;
+        }
+    }
+}
+
+/// A model at a server.
+struct Loaded {
+    load: Load,
+    settings: Settings,
+    adapter: Box<dyn Adapter>,
+    headers: HeaderMap,
+    /// Whatever a server of ours writes without being told where.
+    scratch: TempDir,
+    /// None until the server is started, if it is ours.
+    client: Option<Client>,
+    child: Option<Child>,
+    /// The server has answered since it was started.
+    is_ready: bool,
+    /// A job that was left at somebody else's server and has not ended yet.
+    left: Option<String>,
+}
+
+impl Loaded {
+    fn new(load: Load) -> Result<Loaded, Failure> {
+        let failed = |message: String| Failure::load_failed(message);
+        let settings = Settings::read(&load.settings).map_err(|wrong| failed(wrong.to_string()))?;
+        let adapter = adapter::named(&settings.adapter)
+            .ok_or_else(|| failed(format!("there is no adapter `{}`", settings.adapter)))?;
+        let mut headers = HeaderMap::new();
+        for (name, variable) in &settings.headers {
+            let value = std::env::var(variable).map_err(|_| {
+                failed(format!("the worker's environment has no {variable}, for the header {name}"))
+            })?;
+            let mut value = HeaderValue::from_str(value.trim())
+                .map_err(|_| failed(format!("{variable} can't be the value of a header")))?;
+            value.set_sensitive(true);
+            headers.insert(name.clone(), value);
+        }
+        let scratch = tempfile::Builder::new().prefix("rayreel-server-").tempdir();
+        let scratch = scratch.map_err(|error| failed(format!("a temporary directory: {error}")))?;
+        Ok(Loaded {
+            load,
+            settings,
+            adapter,
+            headers,
+            scratch,
+            client: None,
+            child: None,
+            is_ready: false,
+            left: None,
+        })
+    }
+
+    /// Starts the server if it is ours. It loads its model while nobody waits.
+    fn start(&mut self) -> Result<(), Failure> {
+        let failed = |message: String| Failure::load_failed(message);
+        self.is_ready = false;
+        let url = match &self.settings.at {
+            At::Url(url) => url.clone(),
+            At::Child(launch) => {
+                let port = child::free_port(HOST)
+                    .map_err(|error| failed(format!("no port is free: {error}")))?
+                    .to_string();
+                let places = Places {
+                    host: HOST,
+                    port: &port,
+                    model: &self.load.model,
+                    checkpoint: self.load.checkpoint.as_deref(),
+                    scratch: self.scratch.path(),
+                };
+                self.child = Some(Child::start(launch, &places).map_err(failed)?);
+                let url = format!("http://{HOST}:{port}").parse::<Url>();
+                url.map_err(|error| failed(error.to_string()))?
+            }
+        };
+        let client = Client::new(url, self.headers.clone());
+        self.client =
+            Some(client.map_err(|why| failed(format!("no connection is possible: {why}")))?);
+        Ok(())
+    }
+
+    /// Kills a server that is ours, and starts it again.
+    async fn restart(&mut self, why: &str) {
+        let Some(child) = self.child.take() else {
+            return;
+        };
+        eprintln!("rayreel: {why}; the server is killed and started again");
+        child.kill().await;
+        self.left = None;
+        if let Err(failure) = self.start() {
+            // The next task tries again, and tells.
+            eprintln!("rayreel: {}", failure.message);
+        }
+    }
+
+    fn client(&self) -> Result<&Client, Failure> {
+        self.client.as_ref().ok_or_else(|| Failure::failed("the server is not started"))
+    }
+
+    /// Waits until the server can take work. Calls `alive` whenever there is hope.
+    async fn ready(&mut self, mut alive: impl FnMut()) -> Result<(), Failure> {
+        let path = self.settings.health.clone();
+        let path = path.unwrap_or_else(|| self.adapter.health().to_owned());
+        let call = Call { method: adapter::Method::Get, path, body: adapter::Body::Nothing };
+        let begun = Instant::now();
+        let mut ports = 1;
+        let mut pause = POLL.0;
+        loop {
+            let client = self.client()?.clone();
+            let asked = client.call(&call, MAX_ANSWER, ANSWER);
+            let said = match self.unless_ended(asked).await {
+                Ok(Ok(answer)) if answer.is_success() => break,
+                Ok(Ok(answer)) => format!("{} answers with status {}", call.path, answer.status),
+                Ok(Err(broken)) => broken.text(),
+                Err(crash) => {
+                    let child = self.child.as_ref();
+                    let ended = child.map(|child| (child.ended(), child.last_words()));
+                    let (how, words) = ended.unwrap_or_default();
+                    if ports < PORTS && words.to_lowercase().contains("address already in use") {
+                        ports += 1;
+                        self.start()?;
+                        continue;
+                    }
+                    self.child = None;
+                    let how = how.unwrap_or_else(|| "ended".to_owned());
+                    let message =
+                        format!("the server {how} while it loaded; its last words:\n{words}");
+                    return Err(Failure { code: EngineErrorCode::LoadFailed, message, ..crash });
+                }
+            };
+            if begun.elapsed() >= self.settings.ready {
+                let seconds = self.settings.ready.as_secs_f64();
+                let message = format!("the server was not ready after {seconds} s: {said}");
+                if let Some(child) = self.child.take() {
+                    child.kill().await;
+                }
+                return Err(Failure { retryable: true, ..Failure::load_failed(message) });
+            }
+            alive();
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(POLL.1);
+        }
+        self.is_ready = true;
+        Ok(())
+    }
+
+    /// Does something for as long as the server lives, if it is ours.
+    async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let Some(child) = &self.child else {
+            return Ok(work.await);
+        };
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            how = child.end() => Err(Failure::failed(format!("the server {how} {TASK}"))),
+        }
+    }
+
+    async fn generate(&mut self, job: &Job<'_>) -> Result<Made, Failure> {
+        let began = Instant::now();
+        let wish = &job.generate.request;
+        let name = format!("rayreel-{}", uuid::Uuid::new_v4().simple());
+        let call = self.adapter.submit(&name, wish)?;
+        self.prepare_unless_stopped(job).await?;
+        let mut submitted = self.submit(job, &call).await;
+        if submitted.is_err() && self.is_gone() && !job.is_stopped() {
+            // It had ended before, or just then: whatever it has heard is gone with it.
+            eprintln!("rayreel: the server has ended; it is started again for the same task");
+            self.prepare_unless_stopped(job).await?;
+            submitted = self.submit(job, &call).await;
+        }
+        let handle = submitted?;
+        let prepared = Instant::now();
+
+        let followed = tokio::select! {
+            biased;
+            () = job.stopped() => None,
+            ended = self.follow(job, &handle) => Some(ended),
+        };
+        let Some(ended) = followed else {
+            self.cancel(handle).await;
+            return Err(Failure::cancelled());
+        };
+        let completed = match ended {
+            Ok(completed) => completed,
+            Err(Ended::Job(failure)) => {
+                self.forget(&handle).await;
+                return Err(failure);
+            }
+            Err(Ended::Server(failure)) => {
+                // Whatever it still does, it shall not do it beside the next task.
+                self.left = Some(handle);
+                self.restart("the server is in doubt").await;
+                return Err(failure);
+            }
+        };
+        let generated = Instant::now();
+        let fetched = tokio::select! {
+            biased;
+            () = job.stopped() => Err(Failure::cancelled()),
+            fetched = self.fetch(job, &handle, completed) => fetched,
+        };
+        self.forget(&handle).await;
+        let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
+        let metrics = [
+            ("prepare_ms", millis(prepared - began)),
+            ("generate_ms", millis(generated - prepared)),
+            ("fetch_ms", millis(generated.elapsed())),
+        ];
+        let metrics = metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Ok(Made { files: vec![fetched?], metrics })
+    }
+
+    /// Is there no server where one of ours should be?
+    fn is_gone(&self) -> bool {
+        matches!(self.settings.at, At::Child(_)) && self.child.is_none()
+    }
+
+    async fn prepare_unless_stopped(&mut self, job: &Job<'_>) -> Result<(), Failure> {
+        tokio::select! {
+            biased;
+            () = job.stopped() => return Err(Failure::cancelled()),
+            prepared = self.prepare(job) => prepared?,
+        }
+        Ok(())
+    }
+
+    /// Has the server ready and empty.
+    async fn prepare(&mut self, job: &Job<'_>) -> Result<(), Failure> {
+        if let Some(how) = self.child.as_ref().and_then(Child::ended) {
+            eprintln!("rayreel: the server {how} while nobody had asked for anything");
+            self.child = None;
+        }
+        if self.is_gone() {
+            self.start()?;
+        }
+        if !self.is_ready {
+            let alive = || {
+                job.progress("start", 0, 1);
+            };
+            let ready = self.ready(alive).await;
+            ready.map_err(|failure| Failure { retryable: true, ..failure })?;
+        }
+        if let Some(handle) = self.left.clone() {
+            self.wait_for(job, &handle).await?;
+            self.left = None;
+            self.forget(&handle).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until a job that nobody wants any more has ended.
+    async fn wait_for(&self, job: &Job<'_>, handle: &str) -> Result<(), Failure> {
+        eprintln!("rayreel: waiting for the server to end an earlier job");
+        let waits = |_| {
+            job.progress("wait", 0, 1);
+        };
+        match self.watch(handle, waits).await {
+            Ok(_) | Err(Ended::Job(_)) => Ok(()),
+            Err(Ended::Server(failure)) => Err(failure),
+        }
+    }
+
+    /// Hands the job in, once.
+    async fn submit(&mut self, job: &Job<'_>, call: &Call) -> Result<String, Failure> {
+        let begun = Instant::now();
+        let late = async {
+            job.stopped().await;
+            sleep(LATE).await;
+        };
+        let mut late = std::pin::pin!(late);
+        loop {
+            let client = self.client()?;
+            let asked = tokio::select! {
+                biased;
+                asked = self.unless_ended(client.call(call, MAX_ANSWER, SUBMIT)) => asked,
+                () = &mut late => Ok(Err(Broken::Lost("it was cancelled".to_owned()))),
+            };
+            let why = match asked {
+                Ok(Ok(answer)) => match self.adapter.submitted(&answer) {
+                    Ok(handle) => return Ok(handle),
+                    Err(Fault::Failure(failure)) => return Err(failure),
+                    Err(Fault::Busy(why)) => why,
+                },
+                // Nobody has heard it: it may be said again.
+                Ok(Err(broken @ Broken::Unheard(_))) => broken.text(),
+                Ok(Err(broken)) => {
+                    // Perhaps there is a job now, whose name nobody knows.
+                    self.restart("it is not known whether the server has taken a job").await;
+                    return Err(Failure::failed(broken.text()));
+                }
+                Err(crash) => {
+                    self.child = None;
+                    return Err(crash);
+                }
+            };
+            if job.is_stopped() {
+                return Err(Failure::cancelled());
+            }
+            if begun.elapsed() >= self.settings.hung {
+                return Err(Failure::failed(why));
+            }
+            job.progress("wait", 0, 1);
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Watches the job to its end, and passes on how far it is.
+    async fn follow(&self, job: &Job<'_>, handle: &str) -> Result<Completed, Ended> {
+        let mut most = 0.0;
+        let passed_on = self.watch(handle, |percent| {
+            most = f64::max(most, percent.unwrap_or(0.0));
+            job.progress("denoise", most as u32, 100);
+        });
+        passed_on.await
+    }
+
+    /// Asks after a job until it has ended. Calls `runs` each time that it has not.
+    async fn watch(
+        &self,
+        handle: &str,
+        mut runs: impl FnMut(Option<f64>),
+    ) -> Result<Completed, Ended> {
+        let call = self.adapter.poll(handle);
+        // A file may come along as base64.
+        let file = if self.adapter.content(handle).is_none() { self.settings.max_bytes } else { 0 };
+        let limit = MAX_ANSWER + file.div_ceil(3) * 4;
+        let client = self.client().map_err(Ended::Server)?;
+        let mut heard = Instant::now();
+        let mut odd = 0;
+        let mut pause = POLL.0;
+        loop {
+            sleep(pause).await;
+            pause = (pause * 3 / 2).min(POLL.1);
+            let time = ANSWER.min(self.settings.hung);
+            let asked = self.unless_ended(client.call(&call, limit, time)).await;
+            let asked = asked.map_err(Ended::Server)?;
+            let why = match asked.map(|answer| self.adapter.polled(&answer)) {
+                Ok(Ok(state)) => {
+                    (heard, odd) = (Instant::now(), 0);
+                    match state {
+                        State::Running(percent) => runs(percent),
+                        State::Completed(completed) => return Ok(completed),
+                        State::Failed(failure) => return Err(Ended::Job(failure)),
+                        State::Cancelled => {
+                            let message = "somebody has stopped the job at the server";
+                            return Err(Ended::Job(Failure::failed(message)));
+                        }
+                        State::Unknown => {
+                            let message = "the server does not know the job any more: it seems to \
+                                           have been started anew";
+                            return Err(Ended::Job(Failure::failed(message)));
+                        }
+                    }
+                    continue;
+                }
+                Ok(Err(Fault::Failure(failure))) => {
+                    odd += 1;
+                    if odd >= ODD || !failure.retryable {
+                        return Err(Ended::Server(failure));
+                    }
+                    continue;
+                }
+                Ok(Err(Fault::Busy(why))) => why,
+                Err(broken @ Broken::TooLong(_)) => {
+                    let message = broken.text();
+                    let failure = Failure { retryable: false, ..Failure::failed(message) };
+                    return Err(Ended::Job(failure));
+                }
+                Err(broken) => broken.text(),
+            };
+            if heard.elapsed() >= self.settings.hung {
+                let seconds = self.settings.hung.as_secs_f64();
+                let message = format!("the server told nothing of the job for {seconds} s: {why}");
+                return Err(Ended::Server(Failure::failed(message)));
+            }
+        }
+    }
+
+    /// Copies the job's file out.
+    async fn fetch(
+        &self,
+        job: &Job<'_>,
+        handle: &str,
+        completed: Completed,
+    ) -> Result<OutputFile, Failure> {
+        job.progress("encode", 0, 1);
+        let format = job.generate.request.format;
+        let name = result::file_name(format);
+        let path = Path::new(&job.generate.output_dir).join(&name);
+        let disk = |error| Failure::failed(format!("the result can't be written: {error}"));
+        match (completed, self.adapter.content(handle)) {
+            (Completed { file: Some(avi), avi: true }, _) => {
+                avi::to_mp4(avi, &path, job).await?;
+            }
+            (Completed { file: Some(file), .. }, _) => {
+                tokio::fs::write(&path, file).await.map_err(disk)?;
+            }
+            (Completed { file: None, .. }, Some(call)) => self.download(&call, &path).await?,
+            (Completed { file: None, .. }, None) => {
+                return Err(Failure::failed("the server's completed job has no file"));
+            }
+        }
+        let directory = Path::new(&job.generate.output_dir);
+        result::inspect(directory, &name, &job.generate.request).map_err(|why| Failure {
+            retryable: false,
+            ..Failure::failed(format!("the server {why}"))
+        })
+    }
+
+    /// Fetches a file, again if that breaks off.
+    async fn download(&self, call: &Call, path: &Path) -> Result<(), Failure> {
+        let disk = |error| Failure::failed(format!("the result can't be written: {error}"));
+        let mut tries = 1;
+        loop {
+            let limit = self.settings.max_bytes;
+            let fetched =
+                self.unless_ended(self.client()?.download(call, path, limit, ANSWER)).await;
+            let broken = match fetched {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(NoFile::Disk(error))) => return Err(disk(error)),
+                Ok(Err(NoFile::Answer(answer))) => return Err(no_file(&answer)),
+                Ok(Err(NoFile::Broken(broken @ Broken::TooLong(_)))) => {
+                    let message = format!("{} (`max_bytes`)", broken.text());
+                    return Err(Failure { retryable: false, ..Failure::failed(message) });
+                }
+                Ok(Err(NoFile::Broken(broken))) => broken,
+                Err(crash) => return Err(crash),
+            };
+            match tokio::fs::remove_file(path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(disk(error));
+                }
+                _ if tries >= FETCHES => {
+                    let message = format!("the result could not be fetched: {}", broken.text());
+                    return Err(Failure::failed(message));
+                }
+                _ => tries += 1,
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Has a job ended that nobody wants any more, or remembers it.
+    async fn cancel(&mut self, handle: String) {
+        match (self.settings.cancel, self.adapter.cancel(&handle)) {
+            (Cancel::Restart, _) => self.restart("the job was cancelled").await,
+            (Cancel::Ask, Some(call)) => {
+                if !self.ask(&call).await {
+                    self.left = Some(handle);
+                    self.restart("the server does not stop a cancelled job").await;
+                }
+            }
+            (Cancel::Wait | Cancel::Ask, _) => {
+                eprintln!("rayreel: the job was cancelled; the server runs it to its end");
+                self.left = Some(handle);
+            }
+        }
+    }
+
+    /// Asks the server to stop a job; says whether it has.
+    async fn ask(&self, call: &Call) -> bool {
+        let Ok(client) = self.client() else {
+            return false;
+        };
+        let asking = async {
+            loop {
+                match client.call(call, MAX_ANSWER, ANSWER).await {
+                    Ok(answer) if answer.is_success() || answer.status == 404 => return true,
+                    // It is at it.
+                    Ok(Answer { status: 409, .. }) => {}
+                    Ok(answer) => {
+                        eprintln!("rayreel: asked to stop: {:?}", answer.fault());
+                        return false;
+                    }
+                    Err(broken) => eprintln!("rayreel: asked to stop: {}", broken.text()),
+                }
+                sleep(AGAIN).await;
+            }
+        };
+        timeout(ASK, asking).await.unwrap_or(false)
+    }
+
+    /// Removes an ended job from the server, and what it has left in the server's directory.
+    async fn forget(&self, handle: &str) {
+        if let (Some(call), Ok(client)) = (self.adapter.forget(handle), self.client()) {
+            // It is gone, or goes when the server does.
+            let _ = client.call(&call, MAX_ANSWER, FORGET).await;
+        }
+        result::remove_named_after(handle, self.scratch.path());
+    }
+}
+
+/// Why a job is not completed.
+enum Ended {
+    /// The job has ended; the server lives on.
+    Job(Failure),
+    /// The server is gone, hung, or speaks in tongues.
+    Server(Failure),
+}
+
+/// When a server has ended.
+const TASK: &str = "in the middle of the task";
+
+/// What it means that there is an answer instead of a file.
+fn no_file(answer: &Answer) -> Failure {
+    match answer.fault() {
+        Fault::Busy(why) => Failure::failed(why),
+        // It is not the request that is wrong now.
+        Fault::Failure(failure) => Failure {
+            code: EngineErrorCode::Failed,
+            message: format!("the result could not be fetched: {}", failure.message),
+            ..failure
+        },
+    }
+}
