@@ -11,6 +11,7 @@ mod chaos;
 mod commands;
 mod damage;
 mod engine_faults;
+mod engine_servers;
 mod fleet;
 mod garbage;
 mod generate;
