@@ -32,6 +32,15 @@ def main() -> None:
         command = json.dumps([str(python), str(home / "waves.py")])
         (home / "rayreel.toml").write_text(f"[models.waves]\ncommand = {command}\n")
         make(program, home, "waves.mp4", "--model", "waves")
+        (home / "checkpoint").mkdir()
+        (home / "rayreel.toml").write_text(
+            f'[models.wan]\nengine = "wan"\ncheckpoint = "{home}/checkpoint"\n'
+        )
+        words = [program, "models", "check"]
+        check = subprocess.run(words, cwd=home, env=clean(home), capture_output=True, text=True)
+        said = check.stdout + check.stderr
+        # Of this environment, which lacks what the engines need.
+        assert f"{python}: " in said, said
     print(f"the wheel of {version} brings the program and the package")
 
 
@@ -42,12 +51,16 @@ def make(program: Path, home: Path, name: str, *options: str) -> None:
 
 
 def run(*words: str | Path, home: Path | None = None) -> str:
+    done = subprocess.run(words, cwd=home, env=clean(home), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def clean(home: Path | None) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAYREEL")}
     if home:
         environment |= {"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
-    done = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return environment
 
 
 if __name__ == "__main__":

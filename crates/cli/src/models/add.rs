@@ -143,9 +143,13 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
     };
     out.note(&format!("checkpoint  {path}: {}", describe(&checkpoint)));
     out.note(&format!("GPU         {verdict}"));
+    let environment = Environment::of(&after.settings);
     let trial = Trial {
-        environment: Environment::of(&after.settings),
-        python: after.settings.python_of(model),
+        python: match after.settings.named_python(model) {
+            None if asked.create_env => environment.python(),
+            _ => after.settings.python_of(model),
+        },
+        environment,
         engine: checkpoint.kind.engine(),
     };
     let found = trial.run(asked, out)?;

@@ -348,8 +348,8 @@ fn the_environment_is_made_once_and_again_for_another_build() {
         studio.read("uv.log"),
         format!(
             "venv --python >=3.11 --clear {data}/python\n\
-             pip install --reinstall-package rayreel --refresh-package rayreel {sources}[diffusers] \
-             --python {data}/python/bin/python --constraints {sources}/constraints.txt\n"
+             pip install --compile-bytecode --reinstall-package rayreel --refresh-package rayreel \
+             {sources}[diffusers] --python {data}/python/bin/python --constraints {sources}/constraints.txt\n"
         )
     );
     // The model names no Python: it is that one.

@@ -38,10 +38,19 @@ impl Settings {
         self.data.join("python")
     }
 
-    /// The Python that runs a model's engine: its own, that of all, or that which the program makes.
+    /// The Python that the configuration names for a model's engine: its own, or that of all.
+    pub fn named_python(&self, model: &Model) -> Option<PathBuf> {
+        model.python.as_ref().or(self.python.as_ref()).map(PathBuf::from)
+    }
+
+    /// The Python that runs a model's engine: the one that is named, the one that the program has
+    /// made, or the one that the program was installed with, as a wheel brings both.
     pub fn python_of(&self, model: &Model) -> PathBuf {
-        let set = model.python.as_ref().or(self.python.as_ref());
-        set.map_or_else(|| self.environment().join("bin/python"), PathBuf::from)
+        self.named_python(model).unwrap_or_else(|| {
+            let made = self.environment().join("bin/python");
+            let installed = || std::env::current_exe().ok().and_then(|exe| beside(&exe));
+            if made.exists() { made } else { installed().unwrap_or(made) }
+        })
     }
 
     /// Are workers of the model started on this machine?
@@ -117,6 +126,13 @@ impl Loaded {
         }
         examined
     }
+}
+
+/// The Python of the environment in which a program is installed, if it is in one (PEP 405).
+fn beside(program: &Path) -> Option<PathBuf> {
+    let folder = program.parent()?;
+    let python = folder.join("python");
+    (folder.parent()?.join("pyvenv.cfg").exists() && python.exists()).then_some(python)
 }
 
 fn is_program(path: &Path) -> Result<(), &'static str> {

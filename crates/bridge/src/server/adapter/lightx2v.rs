@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Adapter, Answer, Body, Call, Completed, Fault, Method, Picture, State, failed, handle,
-    odd_state, only_videos, text, unable,
+    no_loras, odd_state, only_videos, text, unable,
 };
 use crate::talk::Failure;
 
@@ -29,7 +29,8 @@ impl Adapter for LightX2v {
 
     fn submit(&self, id: &str, wish: &EngineRequest) -> Result<Call, Failure> {
         only_videos(NAME, wish)?;
-        if wish.guidance.is_some() {
+        no_loras(NAME, wish)?;
+        if wish.guidance.is_some() || wish.guidance_2.is_some() {
             let why = "takes no scale of guidance with a request; set it in its configuration file \
                        (`--config_json`), and none for the model";
             return Err(unable(NAME, why));

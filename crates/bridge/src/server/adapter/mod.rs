@@ -281,6 +281,14 @@ fn unable(server: &str, what: &str) -> Failure {
     Failure::invalid(format!("{server} {what}"))
 }
 
+/// Refuses LoRAs: the servers load theirs by paths and names of their own.
+fn no_loras(server: &str, wish: &EngineRequest) -> Result<(), Failure> {
+    if wish.loras.is_empty() {
+        return Ok(());
+    }
+    Err(unable(server, "is sent no LoRAs: start it with those that it shall have"))
+}
+
 /// Refuses stills where a server makes only videos.
 fn only_videos(server: &str, wish: &EngineRequest) -> Result<(), Failure> {
     if wish.format == Format::Mp4 {
@@ -321,5 +329,61 @@ impl Picture {
 
     fn data_url(&self) -> String {
         format!("data:{};base64,{}", self.media_type, self.base64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rayreel_domain::wire::engine::Lora;
+
+    use super::lightx2v::LightX2v;
+    use super::openai::{Dialect, OpenAi};
+    use super::sd_server::SdServer;
+    use super::*;
+
+    fn wish() -> EngineRequest {
+        serde_json::from_value(serde_json::json!({
+            "prompt": "a fox", "width": 832, "height": 480, "frames": 81, "fps": 16, "steps": 40,
+            "seed": 7, "format": "mp4",
+        }))
+        .expect("a request")
+    }
+
+    #[test]
+    fn the_second_scale_of_guidance_is_that_of_low_noise_everywhere() {
+        let wish = EngineRequest { guidance: Some(4.0), guidance_2: Some(3.0), ..wish() };
+        for dialect in [Dialect::Sglang, Dialect::VllmOmni] {
+            let Body::Form(fields) = OpenAi(dialect).submit("t", &wish).expect("a call").body
+            else {
+                panic!("a form")
+            };
+            let said = |wanted: &str| {
+                fields.iter().find_map(|field| match field {
+                    Field::Text { name, value } if *name == wanted => Some(value.as_str()),
+                    _ => None,
+                })
+            };
+            assert_eq!(said("guidance_scale"), Some("4"));
+            assert_eq!(said("guidance_scale_2"), Some("3"));
+        }
+        let Body::Json(job) = SdServer.submit("t", &wish).expect("a call").body else {
+            panic!("JSON")
+        };
+        assert_eq!(job["sample_params"]["guidance"]["txt_cfg"], 3.0);
+        assert_eq!(job["high_noise_sample_params"]["guidance"]["txt_cfg"], 4.0);
+        let refused = LightX2v.submit("t", &wish).expect_err("it takes none");
+        assert!(refused.message.contains("takes no scale of guidance"), "{refused:?}");
+    }
+
+    #[test]
+    fn what_a_server_would_leave_out_in_silence_is_refused() {
+        let lora = Lora { name: "anime".to_owned(), scale: 1.0 };
+        let wish = EngineRequest { loras: vec![lora], ..wish() };
+        let adapters: [&dyn Adapter; 4] =
+            [&OpenAi(Dialect::Sglang), &OpenAi(Dialect::VllmOmni), &LightX2v, &SdServer];
+        for adapter in adapters {
+            let refused = adapter.submit("t", &wish).expect_err("none takes LoRAs");
+            assert!(refused.message.contains("is sent no LoRAs"), "{refused:?}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use rayreel_domain::wire::engine::EngineRequest;
 
 use super::{
     Adapter, Answer, Body, Call, Completed, Fault, Field, Method, Picture, State, failed, handle,
-    odd_state, only_videos, percent, text, unable,
+    no_loras, odd_state, only_videos, percent, text, unable,
 };
 use crate::talk::Failure;
 
@@ -47,6 +47,7 @@ impl Adapter for OpenAi {
     fn submit(&self, _: &str, wish: &EngineRequest) -> Result<Call, Failure> {
         let server = self.0.name();
         only_videos(server, wish)?;
+        no_loras(server, wish)?;
         if wish.last_image.is_some() {
             return Err(unable(server, "takes no last image"));
         }
@@ -63,6 +64,9 @@ impl Adapter for OpenAi {
         }
         if let Some(guidance) = wish.guidance {
             say("guidance_scale", guidance.to_string());
+        }
+        if let Some(guidance) = wish.guidance_2 {
+            say("guidance_scale_2", guidance.to_string());
         }
         if let Some(path) = &wish.image {
             let picture = Picture::read("image", path)?;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Adapter, Answer, Body, Call, Completed, Fault, Method, Picture, State, failed, handle,
-    odd_state, text, unable,
+    no_loras, odd_state, text, unable,
 };
 use crate::talk::Failure;
 
@@ -26,6 +26,7 @@ impl Adapter for SdServer {
     }
 
     fn submit(&self, _: &str, wish: &EngineRequest) -> Result<Call, Failure> {
+        no_loras("sd-server", wish)?;
         let mut job = json!({
             "prompt": wish.prompt,
             "negative_prompt": wish.negative_prompt,
@@ -35,9 +36,12 @@ impl Adapter for SdServer {
             "sample_params": {"sample_steps": wish.steps},
             "output_compression": 100,
         });
-        if let Some(guidance) = wish.guidance {
-            job["sample_params"]["guidance"] = json!({"txt_cfg": guidance});
-            job["high_noise_sample_params"] = json!({"guidance": {"txt_cfg": guidance}});
+        // Models with one expert look at the first only.
+        if let Some(low_noise) = wish.guidance_2.or(wish.guidance) {
+            job["sample_params"]["guidance"] = json!({"txt_cfg": low_noise});
+        }
+        if let Some(high_noise) = wish.guidance {
+            job["high_noise_sample_params"] = json!({"guidance": {"txt_cfg": high_noise}});
         }
         if let Some(path) = &wish.image {
             job["init_image"] = Value::String(Picture::read("image", path)?.base64());

@@ -169,3 +169,15 @@ fn a_text_is_read_as_the_file_that_it_would_be() {
     load_text(&sources, &machine.path("rayreel.toml"), "max_queued = 1")
         .expect("the text is right");
 }
+
+#[test]
+fn a_program_that_pip_has_installed_is_run_beside_its_python() {
+    let machine = Machine::new();
+    let program = machine.path("venv/bin/rayreel");
+    machine.write("venv/bin/rayreel", "");
+    assert_eq!(beside(&program), None, "a folder of programs");
+    machine.write("venv/bin/python", "");
+    assert_eq!(beside(&program), None, "such as /usr/bin, whose Python is nobody's own");
+    machine.write("venv/pyvenv.cfg", "");
+    assert_eq!(beside(&program), Some(machine.path("venv/bin/python")));
+}
