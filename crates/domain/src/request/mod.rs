@@ -193,6 +193,8 @@ pub struct ModelSpec {
     pub name: ModelName,
     pub pool: PoolName,
     pub images: Images,
+    /// It makes videos of images: none without one.
+    pub image_required: bool,
     pub loras: Vec<LoraName>,
     pub limits: Limits,
     pub defaults: Defaults,
@@ -210,6 +212,13 @@ impl ModelSpec {
         if image && *images == Images::None {
             let message = format!("`image`: the model `{name}` takes no image; leave it out");
             return Err(invalid("image", message));
+        }
+        if self.image_required && !image {
+            return Err(Invalid {
+                code: Code::MissingField,
+                param: "image".into(),
+                message: format!("`image` is missing: the model `{name}` makes videos of images"),
+            });
         }
         if !last_image {
             return Ok(());
@@ -342,7 +351,9 @@ impl Request {
             None => String::new(),
         };
         let size = size(body, limits, defaults)?;
-        let format = body.format.unwrap_or_default();
+        // A model of one frame makes stills.
+        let unasked = if limits.max_frames == 1 { Format::Png } else { Format::Mp4 };
+        let format = body.format.unwrap_or(unasked);
         let bounded = |param, asked: Option<u32>, default, max| match asked {
             Some(value) if !(1..=max).contains(&value) => Err(limits.refuse(param, value)),
             asked => Ok(asked.unwrap_or(default)),

@@ -6,6 +6,7 @@ fn model() -> ModelSpec {
         name: "testcard".parse().expect("a name"),
         pool: "local".parse().expect("a name"),
         images: Images::First,
+        image_required: false,
         loras: ["anime", "film-grain"].map(|name| name.parse().expect("a name")).to_vec(),
         limits: Limits::default(),
         defaults: Defaults::default(),
@@ -320,4 +321,29 @@ fn a_model_says_which_images_it_takes() {
     assert_eq!(alone, Err((Code::MissingField, "image".into())));
     assert_eq!(check(Images::First, 5, true, true), Err((wrong, "last_image".into())));
     assert_eq!(check(Images::None, 5, false, true), Err((wrong, "last_image".into())));
+}
+
+#[test]
+fn a_model_that_makes_videos_of_images_is_not_asked_without_one() {
+    let request = resolve(serde_json::json!({"prompt": "p"})).expect("valid");
+    let model = ModelSpec { image_required: true, ..model() };
+    assert!(model.check_images(&request, true, false).is_ok());
+    let refused = model.check_images(&request, false, false).expect_err("refused");
+    assert_eq!((refused.code, &*refused.param), (Code::MissingField, "image"));
+    assert!(refused.message.contains("makes videos of images"), "{}", refused.message);
+}
+
+#[test]
+fn a_model_of_one_frame_makes_stills_unasked() {
+    let mut model = model();
+    model.limits.max_frames = 1;
+    model.defaults.frames = 1;
+    let asked = |json| {
+        let body: SubmitBody = serde_json::from_value(json).expect("a well-formed body");
+        Request::resolve(&body, &model, 7).expect("valid")
+    };
+    let still = asked(serde_json::json!({"prompt": "p"}));
+    assert_eq!((still.format, still.frames), (Format::Png, 1));
+    let jpeg = asked(serde_json::json!({"prompt": "p", "format": "jpeg"}));
+    assert_eq!(jpeg.format, Format::Jpeg);
 }

@@ -27,6 +27,9 @@ pub struct ModelBody {
     pub test_pattern: bool,
     /// The images that it takes with a request.
     pub images: Images,
+    /// True if it makes videos of images: a request without one is refused.
+    #[serde(default)]
+    pub image_required: bool,
     /// Names of the LoRAs that requests to it may name.
     #[serde(default)]
     pub loras: Vec<String>,

@@ -94,6 +94,7 @@ impl Api {
             default: spec.name == settings.default_model,
             test_pattern: model.is_some_and(|model| model.is_test_pattern()),
             images: spec.images,
+            image_required: spec.image_required,
             loras: spec.loras.iter().map(ToString::to_string).collect(),
             limits: spec.limits.clone(),
             defaults: spec.defaults.clone(),

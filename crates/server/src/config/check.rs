@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use rayreel_domain::request::{Limits, MAX_MODEL_LORAS, ModelSpec};
+use rayreel_domain::request::{Images, Limits, MAX_MODEL_LORAS, ModelSpec};
 use rayreel_domain::testcard;
 use rayreel_domain::wire::api::SubmitBody;
 use rayreel_domain::{ModelName, Request};
@@ -263,6 +263,9 @@ fn check_model(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(),
             )));
         }
         _ => {}
+    }
+    if model.image_required && model.images == Images::None {
+        return Err(at.key("image_required").wrong("can't be, as `images` is \"none\""));
     }
     check_loras(model, &at.key("loras"))?;
     if let Some(estimate) = model.estimate_seconds {

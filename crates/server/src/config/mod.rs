@@ -221,6 +221,8 @@ pub struct Model {
     #[serde(default)]
     pub images: Images,
     #[serde(default)]
+    pub image_required: bool,
+    #[serde(default)]
     pub settings: Map<String, Value>,
     #[serde(default)]
     pub loras: BTreeMap<LoraName, Lora>,
@@ -585,6 +587,7 @@ impl Settings {
             name: name.clone(),
             pool: model.pool.clone(),
             images: model.images,
+            image_required: model.image_required,
             loras: model.loras.keys().cloned().collect(),
             limits: model.limits.clone(),
             defaults: model.defaults.clone(),

@@ -526,6 +526,10 @@ fn settings_must_fit_one_another() {
              (`gpus_per_worker`) need 4",
         ),
         (
+            "[models.x]\ncommand = [\"x\"]\nimages = \"none\"\nimage_required = true",
+            "rayreel.toml, line 4: models.x.image_required: can't be, as `images` is \"none\"",
+        ),
+        (
             "[pools.local]\ngpus = [\"0\", \"0\"]",
             "rayreel.toml, line 2: pools.local.gpus: `0` stands twice",
         ),
