@@ -1,23 +1,20 @@
 //! `rayreel models add`: from a checkpoint to a model that requests can name.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rayreel_domain::{Code, ModelName};
 use rayreel_server::checkpoint::{self, Checkpoint, Kind};
-use rayreel_server::config::{self, FILE_NAME, Loaded, Sources, TEST_MODEL};
+use rayreel_server::config::{Loaded, TEST_MODEL};
 use rayreel_server::home;
 use serde::Serialize;
 
 use super::block::{Block, shell};
 use super::environment::{self, Environment, Found};
 use super::gpu::{self, Gpu};
+use super::target::Target;
 use crate::args::{AddModel, Global};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
-use crate::settings;
 use crate::text;
 
 /// What `--json` prints.
@@ -41,80 +38,38 @@ struct Added<'a> {
     command: &'a str,
 }
 
-/// The configuration file that is to have the model.
-struct Target {
-    sources: Sources,
-    path: PathBuf,
-    /// None if it does not exist yet.
-    before: Option<String>,
+/// The configuration file with the model in it.
+struct Plan {
+    block: String,
+    /// Of the whole file.
+    text: String,
     loaded: Loaded,
 }
 
-impl Target {
-    fn find(global: &Global) -> Result<Self, Failure> {
-        let sources = settings::sources(global, None);
-        let path = sources.chosen().unwrap_or_else(|| PathBuf::from(FILE_NAME));
-        let is_there = path.symlink_metadata().is_ok();
-        let before = if is_there { Some(config::read_file(&path)?) } else { None };
-        let loaded = config::load_text(&sources, &path, before.as_deref().unwrap_or_default())?;
-        Ok(Self { sources, path, before, loaded })
-    }
-
-    fn not_written(&self, error: &io::Error) -> Failure {
-        let message = format!("{} can't be written: {}", self.path.display(), home::reason(error));
-        Failure::new(Code::InvalidConfig, message)
-            .helped("See whose it is, or name another file with --config.")
-    }
-
-    /// Puts the new text in the place of the old one, whole or not at all.
-    fn write(&self, text: &str) -> Result<(), Failure> {
-        self.replace(text).map_err(|error| self.not_written(&error))?;
-        Ok(())
-    }
-
-    fn replace(&self, text: &str) -> io::Result<()> {
-        // A link stays one.
-        let path =
-            if self.before.is_some() { self.path.canonicalize()? } else { self.path.clone() };
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut draft = tempfile::Builder::new()
-            .prefix(".rayreel.")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
-        if let Some(before) = &self.before {
-            // Who may not write to it may not replace it either.
-            let old = OpenOptions::new().append(true).open(&path)?.metadata()?;
-            if fs::read_to_string(&path)? != *before {
-                return Err(io::Error::other("somebody else has written to it meanwhile"));
-            }
-            draft.as_file().set_permissions(old.permissions())?;
-            // Only root may give it away, and only root needs to.
-            _ = chown(draft.path(), Some(old.uid()), Some(old.gid()));
+impl Plan {
+    /// What follows from a file as it is.
+    fn new(target: &Target, asked: &AddModel, block: &Block<'_>) -> Result<Self, Failure> {
+        let settings = &target.loaded.settings;
+        if settings.models.contains_key(&asked.name) && !asked.force {
+            let message = format!("there is a model `{}` already", asked.name);
+            let failure = Failure::value("name", message);
+            return Err(failure.helped("Choose another name, or replace it with --force."));
         }
-        draft.write_all(text.as_bytes())?;
-        draft.as_file().sync_all()?;
-        match self.before {
-            Some(_) => draft.persist(&path)?,
-            None => draft.persist_noclobber(&path)?,
-        };
-        Ok(())
+        let kind = block.checkpoint.kind;
+        let block = Block { aliases: aliases(&target.loaded, asked, kind), ..block.clone() };
+        let text = block.written_into(target.text()).map_err(|error| {
+            Failure::new(Code::InvalidConfig, format!("{}: {error}", target.path.display()))
+        })?;
+        let loaded = target.with(&text)?;
+        Ok(Self { block: block.text(), text, loaded })
     }
 }
 
 pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exit> {
     let target = Target::find(global)?;
-    let settings = &target.loaded.settings;
     if asked.name.as_str() == TEST_MODEL {
         let message = format!("`{}` is the name of the model that needs no weights", asked.name);
         return Err(Failure::value("name", message).helped("Choose another name.").into());
-    }
-    if settings.models.contains_key(&asked.name) && !asked.force {
-        let message = format!("there is a model `{}` already", asked.name);
-        let failure = Failure::value("name", message);
-        return Err(failure.helped("Choose another name, or replace it with --force.").into());
     }
     let path = absolute(&asked.checkpoint)?;
     let checkpoint = inspect(Path::new(&path), asked)?;
@@ -127,34 +82,34 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
         checkpoint: &checkpoint,
         path: &path,
         python: python.as_deref(),
-        aliases: aliases(&target.loaded, asked, checkpoint.kind),
+        aliases: Vec::new(),
         pool: asked.pool.as_ref(),
         offload,
         gpus: asked.gpus,
     };
     // Whether the file would be right is seen before anything takes its time.
-    let before = target.before.as_deref().unwrap_or_default();
-    let text = block.written_into(before).map_err(|error| {
-        Failure::new(Code::InvalidConfig, format!("{}: {error}", target.path.display()))
-    })?;
-    let after = config::load_text(&target.sources, &target.path, &text).map_err(Failure::from)?;
-    let Some(model) = after.settings.models.get(&asked.name) else {
+    let plan = Plan::new(&target, asked, &block)?;
+    let after = &plan.loaded.settings;
+    let Some(model) = after.models.get(&asked.name) else {
         return Err(Failure::new(Code::Internal, "the model is not in what was written").into());
     };
+    if !asked.dry_run {
+        target.check_writable()?;
+    }
     out.note(&format!("checkpoint  {path}: {}", describe(&checkpoint)));
     out.note(&format!("GPU         {verdict}"));
-    let environment = Environment::of(&after.settings);
+    let environment = Environment::of(after);
     let trial = Trial {
-        python: match after.settings.named_python(model) {
+        python: match after.named_python(model) {
             None if asked.create_env => environment.python(),
-            _ => after.settings.python_of(model),
+            _ => after.python_of(model),
         },
         environment,
         engine: checkpoint.kind.engine(),
     };
     let found = trial.run(asked, out)?;
     if !asked.dry_run {
-        target.write(&text)?;
+        target.write(|target| Ok(Plan::new(target, asked, &block)?.text))?;
     }
     let command = command(global, &block, &checkpoint);
     if out.json {
@@ -169,17 +124,17 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
             python: found,
             file: &target.path,
             written: !asked.dry_run,
-            block: &block.text(),
+            block: &plan.block,
             command: &command,
         });
     }
     if asked.dry_run {
         out.note(&format!("{} would get:\n", target.path.display()));
-        return out.line(block.text().trim_end());
+        return out.line(plan.block.trim_end());
     }
     out.line(&format!("{} has the model `{}`; try it:", target.path.display(), asked.name))?;
     out.line(&format!("  {command}"))?;
-    if let Some(running) = home::running(&settings.data) {
+    if let Some(running) = home::running(&after.data) {
         out.note(&format!("the server at {} knows of it when it is started again", running.url));
     }
     Ok(())

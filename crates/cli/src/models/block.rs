@@ -8,7 +8,7 @@ use rayreel_server::checkpoint::{Checkpoint, Kind};
 use toml_edit::{DocumentMut, Item, Key, Value};
 
 /// What is to be written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Block<'a> {
     pub name: &'a ModelName,
     pub checkpoint: &'a Checkpoint,

@@ -5,6 +5,7 @@ mod block;
 mod environment;
 mod gpu;
 mod program;
+mod target;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -8,7 +8,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::{Place, text};
+use crate::{Place, Started, text};
 
 /// A place with a checkpoint, and with programs that stand in for those of a machine.
 struct Studio {
@@ -262,6 +262,58 @@ fn a_file_that_can_not_be_written_stays_as_it_is() {
     let metadata = fs::metadata(studio.place.path("real/rayreel.toml")).expect("there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
     assert_eq!(fs::read_dir(studio.place.path("real")).expect("there").count(), 1);
+}
+
+#[test]
+fn a_configuration_is_a_regular_file() {
+    let studio = Studio::new();
+    let pipe = studio.place.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("it starts").success());
+    for (path, words) in
+        [("pipe", ADD), ("pipe", "config check"), ("/dev/null", ADD), ("/dev/null", "models")]
+    {
+        let (status, said) = studio.refused(&format!("--config {path} {words}"));
+        let says = format!("{path}: a configuration is a regular file, and this is none");
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(&says), "{said}");
+    }
+    // What leads to one is replaced no more than it is itself.
+    symlink("/dev/null", studio.place.path("rayreel.toml")).expect("made");
+    studio.refused(ADD);
+    assert!(studio.place.path("rayreel.toml").is_symlink());
+}
+
+#[test]
+fn two_that_are_added_at_once_are_both_there() {
+    let studio = Studio::new();
+    // Both have read the file by then, and neither has written it.
+    let both = "touch here.$$\nuntil [ $(ls here.* | wc -l) = 2 ]; do sleep 0.01; done\n";
+    studio.program("python", &format!("{both}{PYTHON}"));
+    let path = format!("{}:/usr/bin:/bin", studio.place.path("bin").display());
+    let started = ["one", "two"].map(|name| {
+        let mut command = studio.place.command(&ADD.replace("mine", name));
+        command.env("PATH", &path);
+        Started::new(command)
+    });
+    for started in started {
+        let (status, _, said) = started.end();
+        assert_eq!(status, Some(0), "{said}");
+    }
+    let written = studio.read("rayreel.toml");
+    for line in ["[models.one]", "[models.two]"] {
+        assert!(written.lines().any(|written| written == line), "{written}");
+    }
+    assert_eq!(written.matches("aliases = [\"ti2v-5B\"]").count(), 1, "{written}");
+    studio.done("config check");
+}
+
+#[test]
+fn a_file_that_can_not_be_written_is_told_of_before_the_python_is_tried() {
+    let studio = Studio::new();
+    studio.program("python", &format!("touch tried\n{PYTHON}"));
+    studio.refused(&format!("--config none/rayreel.toml {ADD}"));
+    assert!(!studio.place.path("tried").exists());
 }
 
 #[test]

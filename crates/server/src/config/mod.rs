@@ -22,6 +22,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use rayreel_domain::schedule::Locality;
 use rayreel_domain::task::Rules;
 use rayreel_domain::wire::worker::ModelSetup;
 use rayreel_domain::{Code, ModelName, PoolName, TenantName};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
@@ -450,13 +452,18 @@ fn layer_is_right(tree: &Node, defaults: &Node) -> Result<(), Error> {
 /// The text of a configuration file.
 pub fn read_file(path: &Path) -> Result<String, Error> {
     let fail = |message: String| Error::new(None, &path.display().to_string(), message);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => fail("there is no such configuration file".to_owned()),
+        _ => fail(format!("the configuration file can't be read: {error}")),
+    };
+    // To open a pipe would wait for somebody who writes to it.
+    let how = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(how).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(fail("a configuration is a regular file, and this is none".to_owned()));
+    }
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(
-        |error| match error.kind() {
-            io::ErrorKind::NotFound => fail("there is no such configuration file".to_owned()),
-            _ => fail(format!("the configuration file can't be read: {error}")),
-        },
-    )?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(fail(format!("a configuration file has at most {MAX_FILE} bytes")));
     }
