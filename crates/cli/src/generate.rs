@@ -37,7 +37,7 @@ pub(crate) async fn run(
     let body = request::body(&arguments.request, named)?;
     let interrupts = Interrupts::listen()?;
     interrupts.exit_on_second();
-    let mut session = Session::new(global, Workers::Start, out)?;
+    let mut session = Session::new(global, Workers::Start, out)?.for_model(body.model.as_deref());
     let made = make(&mut session, &body, &destination, &interrupts, out).await;
     let closed = session.close().await;
     made?;

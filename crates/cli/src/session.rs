@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rayreel_client::{self as client, Client};
-use rayreel_domain::Code;
-use rayreel_server::config::Settings;
+use rayreel_domain::{Code, ModelName};
+use rayreel_server::config::Loaded;
 use rayreel_server::home;
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ pub(crate) enum Workers {
 #[derive(Debug)]
 enum Place {
     Named(Client),
-    Local(Box<Settings>),
+    Local(Box<Loaded>),
 }
 
 /// The server of another process, as it was last seen on the data directory.
@@ -65,6 +65,8 @@ pub(crate) struct Session {
     client: Option<Client>,
     embedded: Option<Server>,
     seen: Option<Seen>,
+    /// What an embedded server will have to run.
+    model: Option<ModelName>,
     hint: Hint,
 }
 
@@ -76,13 +78,13 @@ impl Session {
                 Place::Named(connect(address, token.as_deref())?)
             }
             None => {
-                let mut settings = settings::load(global, None)?;
+                let mut loaded = settings::load(global)?;
                 if workers == Workers::None {
-                    for pool in settings.pools.values_mut() {
+                    for pool in loaded.settings.pools.values_mut() {
                         (pool.min, pool.max) = (0, 0);
                     }
                 }
-                Place::Local(Box::new(settings))
+                Place::Local(Box::new(loaded))
             }
         };
         Ok(Self::at(place, out))
@@ -90,7 +92,19 @@ impl Session {
 
     fn at(place: Place, out: Out) -> Self {
         let hint = Hint { told: Arc::new(AtomicBool::new(!out.is_live())), out };
-        Self { place, client: None, embedded: None, seen: None, hint }
+        Self { place, client: None, embedded: None, seen: None, model: None, hint }
+    }
+
+    /// It is for this model, or for the default one: whose files must be there if the server is to be
+    /// in this process.
+    pub(crate) fn for_model(mut self, model: Option<&str>) -> Self {
+        self.model = match (model, &self.place) {
+            // One that is no name is refused by the server.
+            (Some(model), _) => model.parse().ok(),
+            (None, Place::Local(loaded)) => Some(loaded.settings.default_model.clone()),
+            (None, Place::Named(_)) => None,
+        };
+        self
     }
 
     /// The server, which is found or started if need be; waits while one starts, stops or hangs.
@@ -117,16 +131,16 @@ impl Session {
         }
         let client = match &self.place {
             Place::Named(client) => client.clone(),
-            Place::Local(settings) => {
-                let settings = settings.clone();
-                self.find_or_start(&settings).await?
+            Place::Local(loaded) => {
+                let loaded = loaded.clone();
+                self.find_or_start(&loaded).await?
             }
         };
         self.client = Some(client.clone());
         Ok(client)
     }
 
-    async fn find_or_start(&mut self, settings: &Settings) -> Result<Client, Failure> {
+    async fn find_or_start(&mut self, loaded: &Loaded) -> Result<Client, Failure> {
         if let Some(server) = self.embedded.take() {
             if server.has_ended() {
                 // It says why.
@@ -137,7 +151,7 @@ impl Session {
                 return Ok(client);
             }
         }
-        match (home::running(&settings.data), &self.seen) {
+        match (home::running(&loaded.settings.data), &self.seen) {
             (Some(running), _) => {
                 let client = connect(&running.url, Some(running.token.as_str()))?;
                 self.seen = Some(Seen { url: running.url, is_service: !running.embedded });
@@ -149,7 +163,7 @@ impl Session {
                 Err(Failure::new(Code::ServerUnreachable, message)
                     .helped("Start it again with `rayreel serve`; it has every task still."))
             }
-            (None, _) => self.start(settings).await,
+            (None, _) => self.start(loaded).await,
         }
     }
 
@@ -157,15 +171,17 @@ impl Session {
     pub(crate) fn whom(&self) -> String {
         let address = match &self.place {
             Place::Named(client) => Some(client.address().to_owned()),
-            Place::Local(settings) => {
-                let running = home::running(&settings.data).map(|running| running.url);
+            Place::Local(loaded) => {
+                let running = home::running(&loaded.settings.data).map(|running| running.url);
                 running.or_else(|| self.seen.as_ref().map(|seen| seen.url.clone()))
             }
         };
         match (address, &self.place) {
             (Some(address), _) => format!("the server at {address}"),
             (None, Place::Named(_)) => "the server".to_owned(),
-            (None, Place::Local(settings)) => format!("the server of {}", settings.data.display()),
+            (None, Place::Local(loaded)) => {
+                format!("the server of {}", loaded.settings.data.display())
+            }
         }
     }
 
@@ -173,7 +189,7 @@ impl Session {
     pub(crate) fn is_gone(&self) -> bool {
         match &self.place {
             Place::Named(_) => false,
-            Place::Local(settings) => home::running(&settings.data).is_none(),
+            Place::Local(loaded) => home::running(&loaded.settings.data).is_none(),
         }
     }
 
@@ -182,7 +198,11 @@ impl Session {
         self.hint.told.store(true, Ordering::Relaxed);
     }
 
-    async fn start(&mut self, settings: &Settings) -> Result<Client, Failure> {
+    async fn start(&mut self, loaded: &Loaded) -> Result<Client, Failure> {
+        let settings = &loaded.settings;
+        if let Some(name) = self.model.as_ref().and_then(|model| settings.canonical(model)) {
+            loaded.check_files_of(name)?;
+        }
         log::to_file(&settings.data, settings.log.level)?;
         let server = Server::start_embedded(settings.clone()).await?;
         let client = connect(&server.url, Some(&server.client_token))?;

@@ -15,8 +15,8 @@ pub(crate) fn sources(global: &Global, listen: Option<String>) -> Sources {
     sources
 }
 
-pub(crate) fn load(global: &Global, listen: Option<String>) -> Result<Settings, Failure> {
-    Ok(Settings::load(&sources(global, listen))?)
+pub(crate) fn load(global: &Global) -> Result<Loaded, Failure> {
+    Ok(config::load(&sources(global, None))?)
 }
 
 /// Settings for a server that is to stay: whose models are there.

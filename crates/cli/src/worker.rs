@@ -34,7 +34,7 @@ fn options(
     let (data, level, format) = match &arguments.home {
         Some(home) => (home.clone(), LogLevel::Info, LogFormat::Text),
         None => {
-            let settings = settings::load(global, None)?;
+            let settings = settings::load(global)?.settings;
             (settings.data, settings.log.level, settings.log.format)
         }
     };

@@ -355,10 +355,18 @@ fn a_server_does_not_start_with_files_that_are_missing() {
     fs::remove_file(studio.place.path("5b/vae/model.safetensors")).expect("gone");
     let says = "rayreel.toml, line 4: models.mine.checkpoint: ~/5b/vae has no weights: no \
                 .safetensors file; download it again";
-    for words in ["serve --listen 127.0.0.1:0", "config check"] {
+    for words in [
+        "serve --listen 127.0.0.1:0",
+        "config check",
+        "generate fox -o fox.mp4",
+        "generate fox -o fox.mp4 --model ti2v-5B",
+    ] {
         let (status, said) = studio.refused(words);
         assert_eq!((status, said), (Some(2), format!("error[invalid_config]: {says}\n")));
     }
+    assert!(!studio.place.path("data").exists(), "no server was started");
+    // Whoever asks for another model needs none of it.
+    studio.done("generate fox -o fox.png --model testcard --size 64x64 --steps 1");
     let (table, _) = studio.done("models");
     assert!(table.contains("faulty, default") && table.contains(says), "{table}");
     // All of them are told, and the Python is tried.

@@ -76,14 +76,16 @@ impl Settings {
 impl Loaded {
     /// Looks at the files of every model that is run here. The first fault is the error.
     pub fn check_files(&self) -> Result<(), Error> {
-        let settings = &self.settings;
-        let here = settings.models.iter().filter(|(_, model)| settings.is_run_here(model));
-        for (name, _) in here {
-            if let Some(fault) = self.examine(name).faults.into_iter().next() {
-                return Err(fault);
-            }
+        self.settings.models.keys().try_for_each(|name| self.check_files_of(name))
+    }
+
+    /// Looks at the files of a model, if it is run here.
+    pub fn check_files_of(&self, name: &ModelName) -> Result<(), Error> {
+        let model = self.settings.models.get(name);
+        if !model.is_some_and(|model| self.settings.is_run_here(model)) {
+            return Ok(());
         }
-        Ok(())
+        self.examine(name).faults.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Looks at the files of a model.
