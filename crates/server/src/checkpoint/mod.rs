@@ -147,6 +147,24 @@ pub fn directory(path: &Path) -> Result<(), Fault> {
     }
 }
 
+/// Is there the file of a LoRA? Of one in safetensors the header is read, as of any weights;
+/// `only_safetensors` says whether it must be in that format.
+pub fn lora(path: &Path, only_safetensors: bool) -> Result<(), Fault> {
+    let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+    match files::metadata(path)? {
+        None => Err(Fault::new(path, "does not exist", "put the LoRA there, or correct the path")),
+        Some(metadata) if !metadata.is_file() => {
+            Err(Fault::new(path, "is no file", "name the file of the LoRA"))
+        }
+        Some(_) if is_safetensors => weights::check(path),
+        Some(_) if only_safetensors => {
+            let remedy = "other formats are not loaded: get the LoRA in that one";
+            Err(Fault::new(path, "is no .safetensors file", remedy))
+        }
+        Some(_) => files::open(path).map(drop),
+    }
+}
+
 /// Looks a checkpoint over, for an engine if it is known which. Gives every fault that it finds.
 pub fn inspect(path: &Path, engine: Option<&str>) -> Result<Checkpoint, Vec<Fault>> {
     directory(path).map_err(|fault| vec![fault])?;

@@ -33,6 +33,11 @@ pub(super) fn inspect(path: &Path, names: &[String]) -> Result<(u64, u64), Vec<F
     Err(vec![missing(path, names)])
 }
 
+/// Is one file whole?
+pub(super) fn check(path: &Path) -> Result<(), Fault> {
+    Header::read(path).map(drop)
+}
+
 /// There are none that would be loaded: what is there instead?
 fn missing(path: &Path, names: &[String]) -> Fault {
     let ends = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));

@@ -112,7 +112,21 @@ impl Loaded {
                 examined.faults.extend(faults.into_iter().map(|fault| at.wrong(fault)));
             }
         }
-        if model.python_engine().is_some() {
+        // Other engines may be servers that have them elsewhere, or programs that take what they like.
+        let is_python = model.python_engine().is_some();
+        if is_python || model.engine.as_deref() == Some("command") {
+            let at = at_model.key("loras");
+            for (name, lora) in &model.loras {
+                let at = at.key(name.as_str());
+                for (key, path) in lora.paths() {
+                    if let Err(fault) = checkpoint::lora(Path::new(path), is_python) {
+                        let at_file = key.map(|key| at.key(key));
+                        examined.faults.push(at_file.as_ref().unwrap_or(&at).wrong(fault));
+                    }
+                }
+            }
+        }
+        if is_python {
             let python = self.settings.python_of(model);
             if let Err(why) = is_program(&python) {
                 let python = python.display();

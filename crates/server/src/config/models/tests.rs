@@ -145,6 +145,67 @@ fn a_python_that_is_missing_is_told_with_what_makes_it() {
 }
 
 #[test]
+fn the_files_of_loras_are_looked_at_with_the_models_own() {
+    let machine = Machine::new();
+    machine.write(
+        "checkpoint/model_index.json",
+        "{\"_class_name\": \"X\", \"s\": [\"d\", \"XScheduler\"]}",
+    );
+    machine.write("checkpoint/s/scheduler_config.json", "{}");
+    let header = "{\"a\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,2]}}";
+    let length: String = (header.len() as u64).to_le_bytes().map(char::from).iter().collect();
+    machine.write("whole.safetensors", &format!("{length}{header}ab"));
+    machine.write("cut.safetensors", &format!("{length}{header}"));
+    machine.write("pickle.pt", "x");
+    let python = "python = \"~/python\"\n[models.x]\nengine = \"stable-diffusion\"\n\
+                  checkpoint = \"~/checkpoint\"\n[models.x.loras]\n";
+    let command = "[models.x]\nengine = \"command\"\nsettings = { run = [\"p\", \"{output}\"] }\n\
+                   [models.x.loras]\n";
+    for (model, lora, says) in [
+        (
+            python,
+            "\"~/no.safetensors\"",
+            "line 6: models.x.loras.l: ~/no.safetensors does not exist; \
+          put the LoRA there, or correct the path",
+        ),
+        (
+            python,
+            "\"~/checkpoint\"",
+            "line 6: models.x.loras.l: ~/checkpoint is no file; name the \
+          file of the LoRA",
+        ),
+        (
+            python,
+            "\"~/pickle.pt\"",
+            "line 6: models.x.loras.l: ~/pickle.pt is no .safetensors file; \
+          other formats are not loaded: get the LoRA in that one",
+        ),
+        (
+            python,
+            "{ high = \"~/whole.safetensors\", low = \"~/cut.safetensors\" }",
+            "line 6: models.x.loras.l.low: ~/cut.safetensors is cut off: it has 63 of 65 bytes; \
+             download it again",
+        ),
+        (
+            command,
+            "\"~/no.pt\"",
+            "line 5: models.x.loras.l: ~/no.pt does not exist; put the LoRA \
+          there, or correct the path",
+        ),
+    ] {
+        let said = machine.fault(&format!("{model}l = {lora}\n"));
+        assert_eq!(said, format!("~/rayreel.toml, {says}"));
+    }
+    // A program may take other formats than our engines.
+    for (model, lora) in [(python, "whole.safetensors"), (command, "pickle.pt")] {
+        let right = machine.load(&format!("{model}l = \"~/{lora}\"\n"));
+        right.and_then(|loaded| loaded.check_files()).expect("nothing is missing");
+    }
+    let far = machine.load(&format!("{python}l = \"/no\"\n[pools.local]\nmax = 0"));
+    far.and_then(|loaded| loaded.check_files()).expect("not of this machine");
+}
+
+#[test]
 fn models_whose_workers_run_elsewhere_are_not_looked_at() {
     let machine = Machine::new();
     let model = "[models.x]\nengine = \"wan\"\ncheckpoint = \"/elsewhere\"\npool = \"far\"\n";
