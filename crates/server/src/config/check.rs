@@ -200,7 +200,8 @@ fn check_gpus(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
     at.key("gpus_per_worker").within(pool.gpus_per_worker, 1..=1024)?;
     for (index, gpu) in pool.gpus.iter().enumerate() {
         let named = |c: char| c.is_ascii_alphanumeric() || "-:./_".contains(c);
-        if gpu.is_empty() || !gpu.chars().all(named) {
+        // CUDA takes what stands before a -1, and no more.
+        if gpu.is_empty() || gpu.starts_with('-') || !gpu.chars().all(named) {
             return Err(at.key("gpus").wrong(format_args!(
                 "`{gpu}` names no GPU; write its number, such as \"0\", or its UUID"
             )));
@@ -210,6 +211,12 @@ fn check_gpus(pool: &Pool, at: &Place<'_>) -> Result<(), Error> {
         }
     }
     let needed = u64::from(pool.max) * u64::from(pool.gpus_per_worker);
+    if pool.gpus.is_empty() && pool.gpus_per_worker > 1 && pool.max > 0 {
+        return Err(at.key("gpus_per_worker").wrong(format_args!(
+            "hands out what `gpus` lists, and that is nothing: list {needed}, such as gpus = {}",
+            super::gpu_list(needed)
+        )));
+    }
     if !pool.gpus.is_empty() && (pool.gpus.len() as u64) < needed {
         return Err(at.key("gpus").wrong(format_args!(
             "lists {}, but {} workers (`max`) of {} (`gpus_per_worker`) need {needed}",
@@ -280,7 +287,8 @@ fn engines() -> impl Iterator<Item = &'static str> {
     BUILT_IN_ENGINES.iter().chain(PYTHON_ENGINES).copied()
 }
 
-/// Their files are on the machine of the worker, where they are looked for when they are used.
+/// Their files are on the machine of the worker: if that is this one, they are looked at with the
+/// model's others.
 fn check_loras(model: &Model, at: &Place<'_>) -> Result<(), Error> {
     if model.loras.len() > MAX_MODEL_LORAS {
         let count = model.loras.len();

@@ -449,6 +449,12 @@ fn layer_is_right(tree: &Node, defaults: &Node) -> Result<(), Error> {
     check::engine_settings(&read::read(&whole, defaults)?, &whole)
 }
 
+/// The first GPUs of a machine, as `gpus` of a pool lists them; of many, the first.
+pub fn gpu_list(count: u64) -> String {
+    let names: Vec<String> = (0..count.min(8)).map(|number| format!("\"{number}\"")).collect();
+    format!("[{}{}]", names.join(", "), if count > 8 { ", …" } else { "" })
+}
+
 /// The text of a configuration file.
 pub fn read_file(path: &Path) -> Result<String, Error> {
     let fail = |message: String| Error::new(None, &path.display().to_string(), message);

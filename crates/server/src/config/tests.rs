@@ -528,6 +528,14 @@ fn settings_must_fit_one_another() {
         (
             "[models.x]\ncommand = [\"x\"]\nimages = \"none\"\nimage_required = true",
             "rayreel.toml, line 4: models.x.image_required: can't be, as `images` is \"none\"",
+            "[pools.local]\nmax = 2\ngpus_per_worker = 2",
+            "rayreel.toml, line 3: pools.local.gpus_per_worker: hands out what `gpus` lists, and that \
+             is nothing: list 4, such as gpus = [\"0\", \"1\", \"2\", \"3\"]",
+        ),
+        (
+            "[pools.local]\ngpus = [\"-1\"]",
+            "rayreel.toml, line 2: pools.local.gpus: `-1` names no GPU; write its number, such as \
+             \"0\", or its UUID",
         ),
         (
             "[pools.local]\ngpus = [\"0\", \"0\"]",
