@@ -7,9 +7,10 @@ use rayreel_server::checkpoint::{self, Checkpoint, Kind};
 use rayreel_server::config::{Loaded, TEST_MODEL};
 use rayreel_server::home;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::block::{Block, shell};
-use super::environment::{self, Environment, Found};
+use super::environment::{self, Asked, Environment, Found, Models};
 use super::gpu::{self, Gpu};
 use super::target::Target;
 use crate::args::{AddModel, Global};
@@ -106,6 +107,8 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
         },
         environment,
         engine: checkpoint.kind.engine(),
+        settings: &model.settings,
+        pipeline: &checkpoint.pipeline,
     };
     let found = trial.run(asked, out)?;
     if !asked.dry_run {
@@ -165,7 +168,12 @@ fn inspect(path: &Path, asked: &AddModel) -> Result<Checkpoint, Failure> {
 }
 
 fn describe(checkpoint: &Checkpoint) -> String {
-    format!("{}; {} of weights, whole", checkpoint.kind, text::bytes(checkpoint.bytes()))
+    let kind = match checkpoint.kind {
+        // Whether it makes stills is for diffusers to say.
+        Kind::Still => checkpoint.pipeline.clone(),
+        kind => kind.to_string(),
+    };
+    format!("{kind}; {} of weights, whole", text::bytes(checkpoint.bytes()))
 }
 
 /// Those that were asked for; else what Wan's authors call it, if no other model is called so.
@@ -186,6 +194,8 @@ struct Trial<'a> {
     environment: Environment,
     python: PathBuf,
     engine: &'a str,
+    settings: &'a Map<String, Value>,
+    pipeline: &'a str,
 }
 
 impl Trial<'_> {
@@ -206,12 +216,18 @@ impl Trial<'_> {
                 return Ok(None);
             }
         }
+        let model = Asked { settings: self.settings, pipeline: Some(self.pipeline) };
+        let models = Models::from([(&asked.name, model)]);
         let found = match asked.create_env {
-            true => self.environment.create(self.engine, out)?,
-            false => environment::try_python(&self.python, self.engine)
+            true => self.environment.create(self.engine, &models, out)?,
+            false => environment::try_python(&self.python, self.engine, &models)
                 .map_err(|unfit| self.environment.unfit(&self.python, self.engine, &unfit))?,
         };
         out.note(&format!("Python      {python}: {found}"));
+        if let Some(why) = found.wrong.get(asked.name.as_str()) {
+            let message = format!("the engine `{}` refuses this model: {why}", self.engine);
+            return Err(Failure::new(Code::InvalidConfig, message));
+        }
         Ok(Some(found))
     }
 }

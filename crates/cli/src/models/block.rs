@@ -165,7 +165,8 @@ mod tests {
     use super::*;
 
     fn checkpoint(kind: Kind) -> Checkpoint {
-        Checkpoint { kind, models: Vec::new(), side: Some(512) }
+        let pipeline = String::new();
+        Checkpoint { kind, pipeline, heads: None, models: Vec::new(), side: Some(512) }
     }
 
     fn name(name: &str) -> ModelName {

@@ -3,6 +3,7 @@
 //! The program brings the sources of its Python package, so that engines and program always fit. They
 //! are written into the data directory, and uv installs them from there, with what they need.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rayreel_domain::Code;
+use rayreel_domain::{Code, ModelName};
 use rayreel_server::config::Settings;
 use rayreel_server::home;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::program;
@@ -29,21 +31,19 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The first import of torch after a start of the machine reads gigabytes.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Imports what the engine does, and tells the versions in the last line.
-const TRIAL: &str = r#"
-import importlib, json, sys
-found = {"python": ".".join(map(str, sys.version_info[:3])), "missing": {}}
-for name in ["rayreel", "torch", "diffusers", "transformers", sys.argv[1]]:
-    try:
-        found[name] = getattr(importlib.import_module(name), "__version__", None)
-    except Exception as error:
-        found["missing"][name] = f"{type(error).__name__}: {error}"
-if "torch" in found:
-    torch = sys.modules["torch"]
-    found["cuda"] = torch.version.cuda
-    found["devices"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
-print("\n" + json.dumps(found))
-"#;
+/// Imports what the engine does, and has it read settings.
+const TRIAL: &str = include_str!("trial.py");
+
+/// A model, of which the engine is asked whether it could run it.
+#[derive(Debug, Serialize)]
+pub(super) struct Asked<'a> {
+    pub settings: &'a Map<String, Value>,
+    /// The class of its checkpoint's pipeline, if that is known.
+    pub pipeline: Option<&'a str>,
+}
+
+/// Models by their names.
+pub(super) type Models<'a> = BTreeMap<&'a ModelName, Asked<'a>>;
 
 /// What a Python has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +60,10 @@ pub(super) struct Found {
     #[serde(default)]
     pub devices: u32,
     #[serde(skip_serializing)]
-    missing: std::collections::BTreeMap<String, String>,
+    missing: BTreeMap<String, String>,
+    /// Why the engine can't run some of the models, by their names.
+    #[serde(default, skip_serializing)]
+    pub wrong: BTreeMap<String, String>,
 }
 
 impl fmt::Display for Found {
@@ -104,11 +107,12 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// Runs a Python and imports what the engine does.
-pub(super) fn try_python(python: &Path, engine: &str) -> Result<Found, Unfit> {
-    let module = format!("rayreel.engines.{}", engine.replace('-', "_"));
-    let said = program::ask(Command::new(python).args(["-c", TRIAL, &module]), LIMIT)
-        .map_err(|error| Unfit { why: error.to_string(), said: String::new() })?;
+/// Runs a Python, imports what the engine does, and asks the engine about models.
+pub(super) fn try_python(python: &Path, engine: &str, models: &Models<'_>) -> Result<Found, Unfit> {
+    let unfit = |why: String| Unfit { why, said: String::new() };
+    let models = serde_json::to_string(models).map_err(|error| unfit(error.to_string()))?;
+    let said = program::ask(Command::new(python).args(["-c", TRIAL, engine, &models]), LIMIT)
+        .map_err(|error| unfit(error.to_string()))?;
     let last = said.stdout.lines().rfind(|line| !line.is_empty()).unwrap_or_default();
     let found: Option<Found> = serde_json::from_str(last).ok();
     match found {
@@ -160,10 +164,15 @@ impl Environment {
     }
 
     /// Makes it, or brings it up to date, unless it is, and runs the engine.
-    pub(super) fn create(&self, engine: &str, out: Out) -> Result<Found, Failure> {
+    pub(super) fn create(
+        &self,
+        engine: &str,
+        models: &Models<'_>,
+        out: Out,
+    ) -> Result<Found, Failure> {
         let mut is_new = !self.python().exists();
         if self.is_current() {
-            match try_python(&self.python(), engine) {
+            match try_python(&self.python(), engine, models) {
                 Ok(found) => return Ok(found),
                 Err(unfit) => {
                     out.note(&format!("{}: {unfit}", self.python().display()));
@@ -188,7 +197,7 @@ impl Environment {
         uv(&words, &[&self.python(), Path::new("--constraints"), &constraints], out)?;
         fs::write(self.stamp(), package_stamp())
             .map_err(|error| not_written(&self.path, &error))?;
-        try_python(&self.python(), engine)
+        try_python(&self.python(), engine, models)
             .map_err(|unfit| self.unfit(&self.python(), engine, &unfit))
     }
 
@@ -342,7 +351,8 @@ mod tests {
     fn what_a_python_has_is_told_and_what_it_lacks() {
         let whole = r#"echo '{"python": "3.13.1", "rayreel": "0.0.9", "torch": "2.15.0",
             "diffusers": "0.42.1", "cuda": "13.0", "devices": 0, "missing": {}}' | tr -d '\n'"#;
-        let found = try_python(&python(whole).path().join("python"), "wan").expect("it fits");
+        let found = try_python(&python(whole).path().join("python"), "wan", &Models::new())
+            .expect("it fits");
         assert_eq!(
             found.to_string(),
             format!(
@@ -359,10 +369,11 @@ mod tests {
             ("echo 'Segmentation fault' >&2; exit 139", "it failed: Segmentation fault"),
             ("echo nonsense", "it failed"),
         ] {
-            let unfit = try_python(&python(script).path().join("python"), "wan");
+            let unfit = try_python(&python(script).path().join("python"), "wan", &Models::new());
             assert_eq!(unfit.expect_err("it does not fit").to_string(), says);
         }
-        let none = try_python(Path::new("/there/is/none"), "wan").expect_err("none");
+        let none =
+            try_python(Path::new("/there/is/none"), "wan", &Models::new()).expect_err("none");
         assert!(none.to_string().starts_with("it does not exist"), "{none}");
     }
 }

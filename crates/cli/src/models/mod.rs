@@ -7,7 +7,7 @@ mod gpu;
 mod program;
 mod target;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -216,32 +216,44 @@ fn check(global: &Global, asked: &args::CheckModels, out: Out) -> Result<(), Exi
             here.map(|(name, _)| name).collect()
         }
     };
-    let (mut lines, mut tried) = (Vec::new(), BTreeSet::new());
     let environment = Environment::of(settings);
     if asked.create_env {
         let mut engines = names.iter().filter_map(|name| settings.models[*name].python_engine());
         let engine = engines.next().unwrap_or("wan");
-        let found = environment.create(engine, out)?;
-        out.note(&format!("{}: {found}", environment.python().display()));
-        tried.insert((environment.python(), engine.to_owned()));
+        environment.create(engine, &environment::Models::new(), out)?;
     }
-    for name in names {
-        let model = &settings.models[name];
-        let examined = loaded.examine(name);
-        let mut line = Line::new(name, model, &loaded, &examined);
-        let python: PathBuf = settings.python_of(model);
-        let is_there = !examined.faults.iter().any(|fault| !fault.key().ends_with(".checkpoint"));
-        if let (Some(engine), true) = (model.python_engine(), is_there)
-            && tried.insert((python.clone(), engine.to_owned()))
-        {
-            match environment::try_python(&python, engine) {
-                Ok(found) => out.note(&format!("{}: {found}", python.display())),
-                Err(unfit) => line.faults.push(format!("{}: {unfit}", python.display())),
-            }
+    let examined: Vec<Examined> = names.iter().map(|name| loaded.examine(name)).collect();
+    // Each Python is tried once for each engine.
+    let mut trials: BTreeMap<(PathBuf, &str), environment::Models<'_>> = BTreeMap::new();
+    for (name, examined) in names.iter().zip(&examined) {
+        let model = &settings.models[*name];
+        let is_there = !examined.faults.iter().any(is_of_python);
+        if let (Some(engine), true) = (model.python_engine(), is_there) {
+            let pipeline = examined.checkpoint.as_ref().map(|found| found.pipeline.as_str());
+            let asked = environment::Asked { settings: &model.settings, pipeline };
+            trials.entry((settings.python_of(model), engine)).or_default().insert(name, asked);
         }
+    }
+    let mut lines: Vec<Line<'_>> = (names.iter().zip(&examined))
+        .map(|(name, examined)| Line::new(name, &settings.models[*name], &loaded, examined))
+        .collect();
+    for ((python, engine), models) in &trials {
+        let tried = environment::try_python(python, engine, models);
+        if let Ok(found) = &tried {
+            out.note(&format!("{}: {found}", python.display()));
+        }
+        for line in lines.iter_mut().filter(|line| models.contains_key(line.name)) {
+            line.faults.extend(match &tried {
+                Ok(found) => found.wrong.get(line.name.as_str()).map(|why| {
+                    format!("models.{}: the engine `{engine}` refuses it: {why}", line.name)
+                }),
+                Err(unfit) => Some(format!("{}: {unfit}", python.display())),
+            });
+        }
+    }
+    for line in &mut lines {
         // It was asked for, wherever it runs.
         line.state = if line.faults.is_empty() { State::Ok } else { State::Faulty };
-        lines.push(line);
     }
     let faulty = lines.iter().filter(|line| line.state == State::Faulty).count();
     if out.json {
@@ -254,4 +266,9 @@ fn check(global: &Global, asked: &args::CheckModels, out: Out) -> Result<(), Exi
         // Everything has been said.
         _ => Err(Exit::Silent(Code::InvalidConfig.exit())),
     }
+}
+
+/// Is it that there is no Python that could be tried?
+fn is_of_python(fault: &config::Error) -> bool {
+    [".python", ".engine"].iter().any(|end| fault.key().ends_with(end)) || fault.key() == "python"
 }

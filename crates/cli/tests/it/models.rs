@@ -92,6 +92,30 @@ impl Studio {
     }
 }
 
+/// Modules in place of those that take seconds to import, for our own engines to be run by a Python
+/// that has none of them.
+const MODULES: &[(&str, &str)] = &[
+    ("av/__init__.py", ""),
+    ("av/video/__init__.py", ""),
+    ("av/video/reformatter.py", ""),
+    ("numpy/__init__.py", "uint8 = int\n"),
+    ("numpy/typing.py", "NDArray = list\n"),
+    ("PIL/__init__.py", ""),
+    ("PIL/Image.py", ""),
+    (
+        "torch.py",
+        "class version: cuda = None\nclass cuda: is_available = staticmethod(lambda: False)\n",
+    ),
+    ("transformers.py", ""),
+    ("diffusers/__init__.py", ""),
+    ("diffusers/pipelines/__init__.py", ""),
+    (
+        "diffusers/pipelines/auto_pipeline.py",
+        "AUTO_TEXT2IMAGE_PIPELINES_MAPPING = {'FluxPipeline': int}\n\
+         def _get_task_class(mapping, name, throw): return mapping.get(name)\n",
+    ),
+];
+
 const ADD: &str = "models add mine --checkpoint 5b --python python";
 
 #[test]
@@ -262,6 +286,61 @@ fn a_file_that_can_not_be_written_stays_as_it_is() {
     let metadata = fs::metadata(studio.place.path("real/rayreel.toml")).expect("there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
     assert_eq!(fs::read_dir(studio.place.path("real")).expect("there").count(), 1);
+}
+
+#[test]
+fn the_engine_itself_reads_the_settings_and_knows_the_pipeline() {
+    let studio = Studio::new();
+    for (name, text) in MODULES {
+        studio.write(&format!("modules/{name}"), text.as_bytes());
+    }
+    let modules = studio.place.path("modules").display().to_string();
+    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/../../python/src");
+    studio.program("python", &format!("PYTHONPATH={modules}:{ours} exec python3 \"$@\""));
+    let with_python3 = |words: &str| {
+        let path = std::env::var("PATH").expect("there");
+        studio.place.command(words).env("PATH", path).output().expect("it starts")
+    };
+    for (class, says) in [
+        (
+            "LTXPipeline",
+            Some(
+                "the engine `stable-diffusion` refuses this model: diffusers makes no stills of text \
+                  with a LTXPipeline",
+            ),
+        ),
+        ("FluxPipeline", None),
+    ] {
+        let index = json!({"_class_name": class, "vae": ["library", "AutoencoderKL"]});
+        studio.write("still/model_index.json", index.to_string().as_bytes());
+        for name in ["config.json", "model.safetensors"] {
+            let bytes = fs::read(studio.place.path(&format!("5b/vae/{name}"))).expect("there");
+            studio.write(&format!("still/vae/{name}"), &bytes);
+        }
+        let output = with_python3("models add still --checkpoint still --python python");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(if says.is_some() { 2 } else { 0 }), "{said}");
+        assert!(said.contains(says.unwrap_or("")), "{said}");
+        assert_eq!(studio.place.path("rayreel.toml").exists(), says.is_none());
+    }
+    let config = studio.read("rayreel.toml");
+    let wrong = config.replace("[models.still]", "[models.still]\nsettings = { strength = 3 }");
+    let other = config.replace("[models.still]", "[models.other]");
+    studio.write("rayreel.toml", format!("{wrong}\n{other}").as_bytes());
+    let output = with_python3("models check --json");
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let body: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&body["data"][0]["name"], &body["data"][0]["state"]),
+        (&json!("other"), &json!("ok"))
+    );
+    assert_eq!(
+        body["data"][1]["faults"],
+        json!([
+            "models.still: the engine `stable-diffusion` refuses it: setting `strength` must be \
+                above 0, and at most 1"
+        ])
+    );
 }
 
 #[test]

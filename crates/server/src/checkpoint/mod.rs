@@ -22,6 +22,11 @@ pub use weights::MAX_HEADER;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     pub kind: Kind,
+    /// Its class, as `model_index.json` has it. Whether one of a [`Kind::Still`] is known, diffusers
+    /// has to say.
+    pub pipeline: String,
+    /// Attention heads of the transformer, where it says so.
+    pub heads: Option<u64>,
     /// The models in it, by name.
     pub models: Vec<Weights>,
     /// Width and height of the pictures that it was trained on, where it says so.
@@ -188,7 +193,16 @@ pub fn inspect(path: &Path, engine: Option<&str>) -> Result<Checkpoint, Vec<Faul
     if !faults.is_empty() {
         return Err(faults);
     }
-    Ok(Checkpoint { kind, models, side: side(path) })
+    let pipeline = index.get("_class_name").and_then(Value::as_str).map(files::shown);
+    let transformer = files::json(&path.join("transformer/config.json")).ok();
+    let heads = transformer.as_ref().and_then(|config| config.get("num_attention_heads"));
+    Ok(Checkpoint {
+        kind,
+        pipeline: pipeline.unwrap_or_default(),
+        heads: heads.and_then(Value::as_u64),
+        models,
+        side: side(path),
+    })
 }
 
 /// Denoisers of stills count in latents, of which each stands for eight pixels.
