@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use rayreel_domain::wire::engine::{EngineRequest, Generate, Load};
-use serde_json::json;
+use rayreel_domain::id::LoraName;
+use rayreel_domain::wire::engine::{EngineRequest, Generate, Load, Lora, LoraFiles};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, interval, sleep};
 
@@ -48,13 +49,15 @@ struct Loaded {
     settings: Settings,
     model: String,
     checkpoint: Option<String>,
+    loras: BTreeMap<LoraName, LoraFiles>,
 }
 
 impl Engine for Command {
     async fn load(&mut self, load: Load) -> Result<Ready, Failure> {
         let settings = Settings::read(&load.settings)
             .map_err(|wrong| Failure::load_failed(wrong.to_string()))?;
-        let loaded = Loaded { settings, model: load.model, checkpoint: load.checkpoint };
+        let Load { model, checkpoint, loras, .. } = load;
+        let loaded = Loaded { settings, model, checkpoint, loras };
         loaded.check_machine().map_err(Failure::load_failed)?;
         self.loaded = Some(loaded);
         Ok(Ready { engine: "command".into(), version: env!("CARGO_PKG_VERSION").into() })
@@ -197,9 +200,10 @@ impl Loaded {
         let unwritten = |error: io::Error| {
             Failure::failed(format!("the request could not be written to a file: {error}"))
         };
+        let loras = self.loras(request)?;
         let private = private(Path::new(output_dir)).map_err(unwritten)?;
         let request_file = private.path().join("request.json");
-        self.write_request(generate, output, &request_file).map_err(unwritten)?;
+        self.write_request(generate, &loras, output, &request_file).map_err(unwritten)?;
 
         let value = |placeholder| match placeholder {
             Placeholder::Prompt => Some(request.prompt.clone()),
@@ -214,6 +218,9 @@ impl Loaded {
             Placeholder::Steps => Some(request.steps.to_string()),
             Placeholder::Seed => Some(request.seed.to_string()),
             Placeholder::Guidance => request.guidance.map(|guidance| guidance.to_string()),
+            Placeholder::Guidance2 => request.guidance_2.map(|guidance| guidance.to_string()),
+            Placeholder::Loras if loras.is_empty() => None,
+            Placeholder::Loras => Some(json!(loras).to_string()),
             Placeholder::Image => request.image.clone(),
             Placeholder::LastImage => request.last_image.clone(),
             Placeholder::Format => Some(request.format.extension().to_owned()),
@@ -223,6 +230,9 @@ impl Loaded {
             Placeholder::Output => Some(output.display().to_string()),
             Placeholder::OutputDir => Some(output_dir.clone()),
         };
+        if let Some(untold) = settings.untold(&value) {
+            return Err(Failure::invalid(untold));
+        }
         let arguments = settings.run.fill(&value).map_err(|unfit| {
             Failure::invalid(match unfit {
                 Unfit::Missing(what) => format!("this model needs `{}`", what.name()),
@@ -243,12 +253,38 @@ impl Loaded {
         Ok((private, command))
     }
 
-    fn write_request(&self, generate: &Generate, output: &Path, file: &Path) -> io::Result<()> {
+    /// The LoRAs of a request, with their files.
+    fn loras(&self, request: &EngineRequest) -> Result<Vec<Value>, Failure> {
+        let one = |lora: &Lora| {
+            let known = self.loras.iter().find(|(name, _)| name.as_str() == lora.name);
+            let (name, files) = known.ok_or_else(|| {
+                Failure::invalid(format!("this model has no LoRA `{}`", lora.name))
+            })?;
+            Ok(match files {
+                LoraFiles::Whole { path } => {
+                    json!({"name": name, "scale": lora.scale, "path": path})
+                }
+                LoraFiles::Experts { high, low } => {
+                    json!({"name": name, "scale": lora.scale, "high": high, "low": low})
+                }
+            })
+        };
+        request.loras.iter().map(one).collect()
+    }
+
+    fn write_request(
+        &self,
+        generate: &Generate,
+        loras: &[Value],
+        output: &Path,
+        file: &Path,
+    ) -> io::Result<()> {
         let content = json!({
             "model": self.model,
             "checkpoint": self.checkpoint,
             "output": output,
             "output_dir": generate.output_dir,
+            "loras": loras,
             "request": generate.request,
         });
         let mut file =

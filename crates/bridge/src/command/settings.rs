@@ -7,12 +7,13 @@ use std::time::Duration;
 use regex_lite::Regex;
 use serde_json::{Map, Value};
 
-use super::template::Template;
+use super::template::{Placeholder, Template};
 use super::wan;
 use crate::settings::{Table, Wrong, text};
 
 const KEYS: &[&str] = &[
     "run",
+    "reads_request",
     "preset",
     "environment",
     "directory",
@@ -35,6 +36,8 @@ const DAY: f64 = 86_400.0;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(super) run: Template,
+    /// The program finds in the request's file, or in its environment, what `run` doesn't tell it.
+    pub(super) reads_request: bool,
     pub(super) environment: BTreeMap<String, String>,
     /// The program's working directory, absolute; the request's output directory if there is none.
     pub(super) directory: Option<PathBuf>,
@@ -67,6 +70,22 @@ impl Settings {
         }
     }
 
+    /// Says what of a request the program would not learn, if there is something: it must not be
+    /// dropped in silence.
+    pub(super) fn untold(&self, value: &impl Fn(Placeholder) -> Option<String>) -> Option<String> {
+        let mut wishes = Placeholder::WISHES.iter().copied();
+        let untold = wishes.find(|wish| {
+            let told = || self.reads_request || self.run.tells(*wish, value);
+            value(*wish).is_some() && !told()
+        })?;
+        let name = untold.name();
+        Some(format!(
+            "this model's program would not be told `{name}`: leave it out. (For the operator: the \
+             command line needs {{{name}}} or {{request_file}}, or, if the program reads the \
+             request's file or its environment, the setting `reads_request = true`)"
+        ))
+    }
+
     /// A command line of the operator's own.
     fn own(given: &Map<String, Value>) -> Result<Settings, Wrong> {
         let table = Table::new(given, KEYS)?;
@@ -84,7 +103,8 @@ impl Settings {
         let progress = table.text("progress")?.map(progress).transpose()?;
         let output = table.text("output")?.map(file_name).transpose()?;
         let directory = directory(&table, "directory")?;
-        Ok(Settings { directory, progress, output, ..Settings::with(run, &table)? })
+        let reads_request = table.flag("reads_request")?.unwrap_or(false);
+        Ok(Settings { reads_request, directory, progress, output, ..Settings::with(run, &table)? })
     }
 
     /// What every command line has, whoever wrote it.
@@ -96,6 +116,7 @@ impl Settings {
         };
         Ok(Settings {
             run,
+            reads_request: false,
             environment: table.table("environment", environment)?.unwrap_or_default(),
             directory: None,
             progress: None,
@@ -200,7 +221,7 @@ mod tests {
                 json!({"preset": "wan"}),
                 "setting `preset`: there is no preset \"wan\"; there is wan2.2",
             ),
-            (json!({"rum": ["p"]}), "there is no setting `rum`; there is run, preset"),
+            (json!({"rum": ["p"]}), "there is no setting `rum`; there is run, reads_request"),
             (run(json!({"progress": "("})), "setting `progress`: is no regular expression"),
             (
                 run(json!({"progress": "a"})),
@@ -234,7 +255,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         for key in KEYS {
-            let wrong = read(json!({"run": ["p"], *key: false})).unwrap_err();
+            let wrong = read(json!({"run": ["p"], *key: [false]})).unwrap_err();
             assert!(wrong.contains(&format!("`{key}`: ")), "{key}: {wrong}");
         }
     }

@@ -20,6 +20,8 @@ pub(super) enum Placeholder {
     Steps,
     Seed,
     Guidance,
+    Guidance2,
+    Loras,
     Image,
     LastImage,
     Format,
@@ -42,6 +44,8 @@ impl Placeholder {
         Placeholder::Steps,
         Placeholder::Seed,
         Placeholder::Guidance,
+        Placeholder::Guidance2,
+        Placeholder::Loras,
         Placeholder::Image,
         Placeholder::LastImage,
         Placeholder::Format,
@@ -64,6 +68,8 @@ impl Placeholder {
             Placeholder::Steps => "steps",
             Placeholder::Seed => "seed",
             Placeholder::Guidance => "guidance",
+            Placeholder::Guidance2 => "guidance_2",
+            Placeholder::Loras => "loras",
             Placeholder::Image => "image",
             Placeholder::LastImage => "last_image",
             Placeholder::Format => "format",
@@ -74,6 +80,16 @@ impl Placeholder {
             Placeholder::OutputDir => "output_dir",
         }
     }
+
+    /// What a request may have or not, and must not have in vain.
+    pub(super) const WISHES: &[Placeholder] = &[
+        Placeholder::NegativePrompt,
+        Placeholder::Guidance,
+        Placeholder::Guidance2,
+        Placeholder::Loras,
+        Placeholder::Image,
+        Placeholder::LastImage,
+    ];
 
     /// The environment variable that has the same value; none for what would be there twice, or may
     /// be longer than a variable.
@@ -176,6 +192,21 @@ impl Template {
         &self.program
     }
 
+    /// Does a command line with these values have the placeholder's, or the whole request?
+    pub(super) fn tells(
+        &self,
+        placeholder: Placeholder,
+        value: &impl Fn(Placeholder) -> Option<String>,
+    ) -> bool {
+        let told = |word: &Word| {
+            word.placeholders().any(|own| own == placeholder || own == Placeholder::RequestFile)
+        };
+        self.items.iter().any(|item| match item {
+            Item::Word(word) => told(word),
+            Item::Group(words) => words.iter().any(told) && is_whole(words, value),
+        })
+    }
+
     /// Is there no command line without the placeholder's value?
     pub(super) fn needs(&self, placeholder: Placeholder) -> bool {
         self.items.iter().any(|item| match item {
@@ -194,7 +225,7 @@ impl Template {
             match item {
                 Item::Word(word) => filled.push(word.fill(value)?),
                 Item::Group(words) => {
-                    if words.iter().flat_map(Word::placeholders).all(|own| value(own).is_some()) {
+                    if is_whole(words, value) {
                         for word in words {
                             filled.push(word.fill(value)?);
                         }
@@ -204,6 +235,11 @@ impl Template {
         }
         Ok(filled)
     }
+}
+
+/// Has each placeholder of a group a value?
+fn is_whole(words: &[Word], value: &impl Fn(Placeholder) -> Option<String>) -> bool {
+    words.iter().flat_map(Word::placeholders).all(|own| value(own).is_some())
 }
 
 impl Word {
@@ -359,7 +395,7 @@ mod tests {
             (json!(["p", "a\0"]), "word 2 must not contain a NUL character"),
             (json!(["p", ["a"]]), "the group that is word 2 has no placeholder"),
             (json!(["p", "{promt}"]), "no placeholder `{promt}`; did you mean `{prompt}`?"),
-            (json!(["p", "{lora}"]), "no placeholder `{lora}`; there is prompt, negative_prompt"),
+            (json!(["p", "{mood}"]), "no placeholder `{mood}`; there is prompt, negative_prompt"),
             (json!(["p", "a{b"]), "`a{b` has a brace alone; write `{{` or `}}`"),
         ] {
             let wrong = read(run.clone()).unwrap_err();

@@ -40,6 +40,7 @@ output.write_bytes(PNG + header + json.dumps(told).encode())
             "python3", script, "--prompt={prompt}", "{size}", "{steps}", ["--image={image}"],
             ["--guidance", "{guidance}"], "{output}", "{checkpoint}",
         ],
+        "reads_request": true,
         "environment": {"OWN": "yes"},
         "output": "cat.png",
     });
@@ -121,6 +122,93 @@ fn what_a_command_line_can_not_carry_is_refused() {
         assert_eq!((code, retryable), ("invalid_request", false), "{answer}");
         assert!(said.contains(message), "{answer}");
     }
+}
+
+#[test]
+fn nothing_that_is_asked_for_is_dropped_in_silence() {
+    let wishes = [
+        ("negative_prompt", json!("rain")),
+        ("guidance", json!(4.5)),
+        ("guidance_2", json!(3.5)),
+        ("loras", json!([{"name": "anime", "scale": 0.8}])),
+        ("image", json!("/i.png")),
+        ("last_image", json!("/j.png")),
+    ];
+    let loras = json!({"anime": {"path": "/loras/anime.safetensors"}});
+    let engine = |more: Value| {
+        let mut rig = Rig::new("command");
+        let script = rig.script(GOOD);
+        let mut run = json!(["python3", "-S", script, "--prompt={prompt}"]);
+        run.as_array_mut().unwrap().extend(more["run"].as_array().into_iter().flatten().cloned());
+        let settings = json!({"run": run, "reads_request": more["reads_request"] == true});
+        let answer = rig.load_with(&settings, &json!({"loras": loras}));
+        assert_eq!(answer["type"], "ready", "{answer}");
+        rig
+    };
+    let mut deaf = engine(json!({}));
+    for (name, value) in &wishes {
+        let answer = deaf.generate(&json!({*name: value}));
+        let (code, said, retryable) = failed(&answer);
+        assert_eq!((code, retryable), ("invalid_request", false), "{answer}");
+        for part in
+            [format!("would not be told `{name}`"), format!("needs {{{name}}} or {{request_file}}")]
+        {
+            assert!(said.contains(&part), "{answer}");
+        }
+        assert!(said.contains("`reads_request = true`"), "{answer}");
+
+        let mut told = engine(json!({"run": [format!("--that={{{name}}}")]}));
+        assert_eq!(told.generate(&json!({*name: value}))["type"], "done", "{name}");
+    }
+    // An empty one asks for nothing.
+    assert_eq!(deaf.generate(&json!({"negative_prompt": ""}))["type"], "done");
+
+    let all: serde_json::Map<_, _> =
+        wishes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    for more in [json!({"run": ["{request_file}"]}), json!({"reads_request": true})] {
+        assert_eq!(engine(more).generate(&json!(all))["type"], "done");
+    }
+
+    // A group that is left out tells nothing.
+    let mut both = engine(json!({"run": [["--ends={image},{last_image}"]]}));
+    let answer = both.generate(&json!({"image": "/i.png"}));
+    assert!(failed(&answer).1.contains("would not be told `image`"), "{answer}");
+    let ends = json!({"image": "/i.png", "last_image": "/j.png"});
+    assert_eq!(both.generate(&ends)["type"], "done");
+}
+
+#[test]
+fn a_program_is_told_the_files_of_the_loras() {
+    let mut rig = Rig::new("command");
+    let script = rig.script(
+        "
+request = json.loads(pathlib.Path(os.environ['RAYREEL_REQUEST']).read_text())
+told = [json.loads(sys.argv[1]), json.loads(os.environ['RAYREEL_LORAS']), request['loras']]
+output.write_bytes(PNG + json.dumps([told, os.environ['RAYREEL_GUIDANCE_2']]).encode())
+",
+    );
+    let loras = json!({
+        "anime": {"path": "/loras/anime.safetensors"},
+        "film": {"high": "/loras/high.safetensors", "low": "/loras/low.safetensors"},
+    });
+    let settings = json!({"run": ["python3", "-S", script, "{loras}", ["{guidance_2}"]]});
+    let answer = rig.load_with(&settings, &json!({"loras": loras}));
+    assert_eq!(answer["type"], "ready", "{answer}");
+    let asked = json!([{"name": "film", "scale": 0.8}, {"name": "anime", "scale": -1.0}]);
+    let out = rig.ask(&json!({"loras": asked, "guidance_2": 3.5}));
+    assert_eq!(rig.answer()["type"], "done");
+    let written = fs::read(out.join("output.png")).unwrap();
+    let told: Value = serde_json::from_slice(&written[PNG.len()..]).unwrap();
+    let files = json!([
+        {"name": "film", "scale": 0.8, "high": "/loras/high.safetensors",
+         "low": "/loras/low.safetensors"},
+        {"name": "anime", "scale": -1.0, "path": "/loras/anime.safetensors"},
+    ]);
+    assert_eq!(told, json!([[files, files, files], "3.5"]));
+
+    let answer = rig.generate(&json!({"loras": [{"name": "manga"}]}));
+    let (code, said, _) = failed(&answer);
+    assert_eq!((code, said), ("invalid_request", "this model has no LoRA `manga`"));
 }
 
 #[test]

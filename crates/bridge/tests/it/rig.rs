@@ -109,11 +109,17 @@ impl Rig {
     }
 
     pub(crate) fn load(&mut self, settings: &Value) -> Value {
+        self.load_with(settings, &json!({}))
+    }
+
+    /// Loads with what else the worker may say.
+    pub(crate) fn load_with(&mut self, settings: &Value, more: &Value) -> Value {
         let checkpoint = self.dir.path();
-        let message = json!({
+        let mut message = json!({
             "type": "load", "protocol": 1, "model": "m", "checkpoint": checkpoint,
             "settings": settings,
         });
+        message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.say(&message);
         self.hear()
     }
