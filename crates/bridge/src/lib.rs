@@ -14,8 +14,11 @@ mod settings;
 mod talk;
 
 use std::io::{self, BufRead, Write};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
+
+use rayreel_domain::request::{Defaults, Images};
 
 pub use settings::Wrong;
 
@@ -73,10 +76,34 @@ pub fn run(
     served
 }
 
+/// What a configuration says of a model beside its engine's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Model<'a> {
+    pub checkpoint: Option<&'a str>,
+    pub images: Images,
+    pub has_loras: bool,
+    pub defaults: &'a Defaults,
+    /// How long the engine may take to answer a cancel before it is killed.
+    pub grace: Duration,
+}
+
 /// Checks what `models.*.settings` say to an engine, as far as that can be known without its machine.
 pub fn check(kind: Kind, settings: &Map<String, Value>) -> Result<(), Wrong> {
     match kind {
         Kind::Command => command::Settings::read(settings).map(drop),
         Kind::Server => server::check(settings),
+    }
+}
+
+/// Checks that a model is one with settings that [`check`] has found right: that requests can come
+/// which they can serve, and that all that the model offers is handed on.
+pub fn check_model(
+    kind: Kind,
+    settings: &Map<String, Value>,
+    model: &Model<'_>,
+) -> Result<(), Wrong> {
+    match kind {
+        Kind::Command => command::Settings::read(settings)?.check_model(model),
+        Kind::Server => Ok(()),
     }
 }

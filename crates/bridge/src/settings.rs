@@ -12,6 +12,8 @@ pub enum Wrong {
     Unknown { path: Vec<String>, key: String, allowed: &'static [&'static str] },
     /// What the setting at `path` must be, and is not; an empty path means the settings themselves.
     Value { path: Vec<String>, message: String },
+    /// What another key of the model, such as `checkpoint`, must be for these settings.
+    Model { path: Vec<&'static str>, message: String },
 }
 
 impl Wrong {
@@ -25,10 +27,19 @@ impl Wrong {
         Wrong::Value { path: vec![key.to_owned()], message: message.into() }
     }
 
+    /// What is wrong with the model around the settings.
+    pub(crate) fn model(path: &[&'static str], message: impl Into<String>) -> Wrong {
+        Wrong::Model { path: path.to_vec(), message: message.into() }
+    }
+
     /// Puts this below a table.
     fn below(mut self, table: &str) -> Wrong {
-        let (Wrong::Unknown { path, .. } | Wrong::Value { path, .. }) = &mut self;
-        path.insert(0, table.to_owned());
+        match &mut self {
+            Wrong::Unknown { path, .. } | Wrong::Value { path, .. } => {
+                path.insert(0, table.to_owned());
+            }
+            Wrong::Model { .. } => {}
+        }
         self
     }
 }
@@ -42,6 +53,9 @@ impl fmt::Display for Wrong {
             }
             Wrong::Value { path, message } if path.is_empty() => {
                 write!(f, "the settings: {message}")
+            }
+            Wrong::Model { path, message } => {
+                write!(f, "the model's `{}`: {message}", path.join("."))
             }
             Wrong::Value { path, message } => write!(f, "setting `{}`: {message}", path.join(".")),
         }
@@ -147,6 +161,16 @@ pub(crate) fn text(value: &Value) -> Result<&str, String> {
         Some(text) if text.contains('\0') => Err("must not contain a NUL character".to_owned()),
         Some(text) => Ok(text),
     }
+}
+
+/// What is wrong with a name that is none.
+pub(crate) const NO_VARIABLE: &str =
+    "is no name of a variable: write letters, digits and `_`, and no digit first";
+
+/// Is this a name that every program can read from its environment?
+pub(crate) fn is_variable(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(plain) && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// A value as it may stand in a message.

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rayreel_domain::request::Images;
 use regex_lite::Regex;
 use serde_json::{Map, Value};
 
 use super::template::{Placeholder, Template};
 use super::wan;
-use crate::settings::{Table, Wrong, text};
+use crate::Model;
+use crate::settings::{NO_VARIABLE, Table, Wrong, is_variable, text};
 
 const KEYS: &[&str] = &[
     "run",
@@ -86,6 +88,53 @@ impl Settings {
         ))
     }
 
+    /// Says what of its model can't be had from this command line.
+    pub(crate) fn check_model(&self, model: &Model<'_>) -> Result<(), Wrong> {
+        let (stop, grace) = (self.stop.as_secs_f64(), model.grace.as_secs_f64());
+        if self.stop >= model.grace {
+            let message = format!(
+                "{stop} must be less than the model's `grace_seconds`, {grace}: after that the \
+                 engine is killed, before it could end all that the program has started"
+            );
+            return Err(Wrong::value("stop_seconds", message));
+        }
+        if model.checkpoint.is_none() && self.run.needs(Placeholder::Checkpoint) {
+            let message = "is missing: the command line has `{checkpoint}`";
+            return Err(Wrong::model(&["checkpoint"], message));
+        }
+        if let Some(task) = self.wan {
+            return task.check_model(model);
+        }
+        if model.images == Images::None && self.run.needs(Placeholder::Image) {
+            let message = "must be \"first\" or \"first-last\": the command line always has \
+                           `{image}`; or put that into a group, such as [\"--image={image}\"]";
+            return Err(Wrong::model(&["images"], message));
+        }
+        let guidance = model.defaults;
+        let offers: [(_, &[&str], _); 4] = [
+            (model.has_loras, &["loras"], Placeholder::Loras),
+            (model.images == Images::FirstLast, &["images"], Placeholder::LastImage),
+            (guidance.guidance.is_some(), &["defaults", "guidance"], Placeholder::Guidance),
+            (guidance.guidance_2.is_some(), &["defaults", "guidance_2"], Placeholder::Guidance2),
+        ];
+        // With all that a request may have, each group is there.
+        let told = |what| self.reads_request || self.run.tells(what, &|_| Some(String::new()));
+        match offers.into_iter().find(|(offered, _, what)| *offered && !told(*what)) {
+            None => Ok(()),
+            Some((_, path, what)) => {
+                let name = what.name();
+                let message = format!(
+                    "the program would not be told of it: add the placeholder to \
+                     `settings.run`, such as the group [\"--{}={{{name}}}\"], or `{{request_file}}`; \
+                     or write `reads_request = true`, if it reads the request's file or its \
+                     environment",
+                    name.replace('_', "-")
+                );
+                Err(Wrong::model(path, message))
+            }
+        }
+    }
+
     /// A command line of the operator's own.
     fn own(given: &Map<String, Value>) -> Result<Settings, Wrong> {
         let table = Table::new(given, KEYS)?;
@@ -110,8 +159,8 @@ impl Settings {
     /// What every command line has, whoever wrote it.
     pub(super) fn with(run: Template, table: &Table<'_>) -> Result<Settings, Wrong> {
         let out_of_memory = table.text("out_of_memory")?.unwrap_or(OUT_OF_MEMORY);
-        let seconds = |key, default, most| {
-            let seconds = table.number(key, 0.0..=most)?.unwrap_or(default);
+        let seconds = |key, default, allowed| {
+            let seconds = table.number(key, allowed)?.unwrap_or(default);
             Ok::<_, Wrong>(Duration::from_secs_f64(seconds))
         };
         Ok(Settings {
@@ -122,8 +171,8 @@ impl Settings {
             progress: None,
             output: None,
             out_of_memory: pattern("out_of_memory", out_of_memory)?,
-            stop: seconds("stop_seconds", 5.0, 3600.0)?,
-            silence: seconds("silence_seconds", 300.0, DAY)?,
+            stop: seconds("stop_seconds", 5.0, 0.0..=3600.0)?,
+            silence: seconds("silence_seconds", 300.0, 0.1..=DAY)?,
             wan: None,
         })
     }
@@ -165,9 +214,8 @@ fn file_name(text: &str) -> Result<String, Wrong> {
 fn environment(given: &Map<String, Value>) -> Result<BTreeMap<String, String>, Wrong> {
     let read = |(name, value): (&String, &Value)| {
         let wrong = |why: String| Wrong::value(name, why);
-        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if name.is_empty() || !plain {
-            return Err(wrong("is no name of a variable".into()));
+        if !is_variable(name) {
+            return Err(wrong(NO_VARIABLE.into()));
         }
         if name.starts_with("RAYREEL_") {
             return Err(wrong("is set by the engine itself".into()));
@@ -237,6 +285,10 @@ mod tests {
                 run(json!({"stop_seconds": -1})),
                 "setting `stop_seconds`: must be a number from 0 to 3600",
             ),
+            (
+                run(json!({"silence_seconds": 0})),
+                "setting `silence_seconds`: must be a number from 0.1 to 86400, not `0`",
+            ),
             (run(json!({"silence_seconds": "1"})), "setting `silence_seconds`: must be a number"),
             (run(json!({"environment": []})), "setting `environment`: must be a table, not `[]`"),
             (
@@ -244,6 +296,8 @@ mod tests {
                 "setting `environment.A`: must be text, not `1`",
             ),
             (run(json!({"environment": {"A=": ""}})), "setting `environment.A=`: is no name"),
+            (run(json!({"environment": {"": ""}})), "setting `environment.`: is no name"),
+            (run(json!({"environment": {"1A": ""}})), "setting `environment.1A`: is no name"),
             (run(json!({"environment": {"RAYREEL_SEED": "1"}})), "is set by the engine itself"),
             (run(json!({"out_of_memory": "["})), "setting `out_of_memory`: is no regular"),
         ] {

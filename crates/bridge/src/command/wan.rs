@@ -8,11 +8,13 @@
 
 use std::time::Duration;
 
+use rayreel_domain::request::{Defaults, Images};
 use rayreel_domain::wire::engine::EngineRequest;
 use serde_json::{Map, Value, json};
 
 use super::settings::{Settings, directory, pattern};
 use super::template::Template;
+use crate::Model;
 use crate::settings::{Table, Wrong};
 
 const KEYS: &[&str] = &[
@@ -102,18 +104,53 @@ impl Task {
             (Task::I2v, None) => return Err(format!("{name} needs an image")),
             _ => {}
         }
-        if !self.sizes().contains(&(request.width, request.height)) {
-            let sizes: Vec<_> = self.sizes().iter().map(|(w, h)| format!("{w}x{h}")).collect();
-            let sizes = sizes.join(", ");
-            let (width, height) = (request.width, request.height);
-            return Err(format!("{name} makes the sizes {sizes}, not {width}x{height}"));
+        self.check_size(request.width, request.height)?;
+        self.check_fps(request.fps)
+    }
+
+    fn check_size(self, width: u32, height: u32) -> Result<(), String> {
+        if self.sizes().contains(&(width, height)) {
+            return Ok(());
         }
-        if request.fps != self.fps() {
-            return Err(format!(
-                "{name} makes {} frames a second, not {}",
-                self.fps(),
-                request.fps
-            ));
+        let sizes: Vec<_> = self.sizes().iter().map(|(w, h)| format!("{w}x{h}")).collect();
+        let (name, sizes) = (self.name(), sizes.join(", "));
+        Err(format!("{name} makes the sizes {sizes}, not {width}x{height}"))
+    }
+
+    fn check_fps(self, fps: u32) -> Result<(), String> {
+        let (name, own) = (self.name(), self.fps());
+        if fps == own {
+            return Ok(());
+        }
+        Err(format!("{name} makes {own} frames a second, not {fps}"))
+    }
+
+    /// Says what a model must not offer, or ask for by default, because the script would refuse it.
+    pub(super) fn check_model(self, model: &Model<'_>) -> Result<(), Wrong> {
+        let name = self.name();
+        let Defaults { size, fps, .. } = model.defaults;
+        self.check_size(size.width, size.height)
+            .map_err(|why| Wrong::model(&["defaults", "size"], why))?;
+        self.check_fps(*fps).map_err(|why| Wrong::model(&["defaults", "fps"], why))?;
+        match (self, model.images) {
+            (Task::T2v, Images::None) => {}
+            (Task::T2v, _) => {
+                let why = format!("{name} takes no image; write `images = \"none\"`");
+                return Err(Wrong::model(&["images"], why));
+            }
+            (_, Images::FirstLast) | (Task::I2v, Images::None) => {
+                let why = format!("{name} takes a first frame alone; write `images = \"first\"`");
+                return Err(Wrong::model(&["images"], why));
+            }
+            _ => {}
+        }
+        if model.has_loras {
+            let why = "Wan2.2's own script takes no LoRA; the engine `wan` does";
+            return Err(Wrong::model(&["loras"], why));
+        }
+        if model.defaults.guidance_2.is_some() {
+            let why = "Wan2.2's own script takes one scale of guidance, `guidance`";
+            return Err(Wrong::model(&["defaults", "guidance_2"], why));
         }
         Ok(())
     }

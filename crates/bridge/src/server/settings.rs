@@ -8,7 +8,7 @@ use reqwest::header::HeaderName;
 use serde_json::{Map, Value};
 
 use super::adapter::{ADAPTERS, CANCELLING};
-use crate::settings::{Table, Wrong, text};
+use crate::settings::{NO_VARIABLE, Table, Wrong, is_variable, text};
 
 /// The names of all settings.
 const KEYS: &[&str] = &[
@@ -161,8 +161,8 @@ fn launch(table: &Table<'_>) -> Result<Option<Launch>, Wrong> {
 }
 
 fn variable(name: &str, value: &Value) -> Result<(String, Template), Wrong> {
-    if name.is_empty() || name.contains(['=', '\0']) {
-        return Err(Wrong::value(name, "is no name of a variable"));
+    if !is_variable(name) {
+        return Err(Wrong::value(name, NO_VARIABLE));
     }
     // An empty value is one.
     let value = match value.as_str() {

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use rayreel_bridge::Kind;
 use rayreel_domain::request::{Images, Limits, MAX_MODEL_LORAS, ModelSpec};
 use rayreel_domain::testcard;
 use rayreel_domain::wire::api::SubmitBody;
@@ -83,6 +84,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         if let Some(spec) = settings.model_spec(name) {
             check_defaults(&spec, &at.key("defaults"))?;
         }
+        check_bridge(model, &at)?;
     }
     if settings.canonical(&settings.default_model).is_none() {
         let models = settings.models.keys().map(|name| name.as_str());
@@ -99,9 +101,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
 pub(super) fn engine_settings(settings: &Settings, tree: &Node) -> Result<(), Error> {
     let at = Place { tree, path: vec!["models"] };
     let mut models = settings.models.iter();
-    models.try_for_each(|(name, model)| {
-        check_engine_settings(model, &at.key(name.as_str()).key("settings"))
-    })
+    models.try_for_each(|(name, model)| check_engine_settings(model, &at.key(name.as_str())))
 }
 
 fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
@@ -109,19 +109,45 @@ fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
     match model.engine.as_deref() {
         Some("testcard") => {
             testcard::Settings::read(settings).map(drop).map_err(|wrong| match wrong {
-                testcard::Wrong::Unknown(key) => at.unknown(&key, testcard::Settings::KEYS),
-                testcard::Wrong::Value(key, message) => at.key(key).wrong(message),
+                testcard::Wrong::Unknown(key) => {
+                    at.key("settings").unknown(&key, testcard::Settings::KEYS)
+                }
+                testcard::Wrong::Value(key, message) => at.key("settings").key(key).wrong(message),
             })
         }
-        Some(name) => rayreel_bridge::Kind::named(name)
+        Some(name) => Kind::named(name)
             .map_or(Ok(()), |kind| rayreel_bridge::check(kind, settings))
-            .map_err(|wrong| match wrong {
-                rayreel_bridge::Wrong::Unknown { path, key, allowed } => {
-                    at.keys(&path).unknown(&key, allowed)
-                }
-                rayreel_bridge::Wrong::Value { path, message } => at.keys(&path).wrong(message),
-            }),
+            .map_err(|wrong| bridge_error(wrong, at)),
         None => Ok(()),
+    }
+}
+
+/// Do the engine's settings go with the rest of its model?
+fn check_bridge(model: &Model, at: &Place<'_>) -> Result<(), Error> {
+    let Some(kind) = model.engine.as_deref().and_then(Kind::named) else {
+        return Ok(());
+    };
+    let facts = rayreel_bridge::Model {
+        checkpoint: model.checkpoint.as_deref(),
+        images: model.images,
+        has_loras: !model.loras.is_empty(),
+        defaults: &model.defaults,
+        grace: model.grace_seconds.duration(),
+    };
+    rayreel_bridge::check_model(kind, &model.settings, &facts)
+        .map_err(|wrong| bridge_error(wrong, at))
+}
+
+/// `at` is the model.
+fn bridge_error(wrong: rayreel_bridge::Wrong, at: &Place<'_>) -> Error {
+    use rayreel_bridge::Wrong;
+    let at_settings = at.key("settings");
+    match wrong {
+        Wrong::Unknown { path, key, allowed } => at_settings.keys(&path).unknown(&key, allowed),
+        Wrong::Value { path, message } => at_settings.keys(&path).wrong(message),
+        Wrong::Model { path, message } => {
+            path.into_iter().fold(at.keys(&[]), |at, key| at.key(key)).wrong(message)
+        }
     }
 }
 

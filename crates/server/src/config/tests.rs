@@ -347,6 +347,101 @@ fn the_settings_of_a_built_in_engine_are_checked_like_any_other() {
 }
 
 #[test]
+fn a_command_line_goes_with_its_model() {
+    let preset = |task: &str, more: &str| {
+        format!(
+            "[models.x]\nengine = \"command\"\n{more}\n[models.x.settings]\n\
+             preset = \"wan2.2\"\nrepository = \"/w\"\ntask = \"{task}\"\n"
+        )
+    };
+    let whole = |task: &str, more: &str| preset(task, &format!("checkpoint = \"/c\"\n{more}"));
+    let run = |run: &str, more: &str| {
+        format!("[models.x]\nengine = \"command\"\nsettings.run = [\"p\", {run}]\n{more}")
+    };
+    let size = "defaults.size = \"1280x704\"\ndefaults.fps = 24";
+    for (text, message) in [
+        (
+            preset("t2v-A14B", "images = \"none\""),
+            "line 1: models.x.checkpoint: is missing: the command line has `{checkpoint}`",
+        ),
+        (
+            whole("t2v-A14B", ""),
+            "models.x.images: t2v-A14B takes no image; write `images = \"none\"`",
+        ),
+        (
+            whole("t2v-A14B", "images = \"first-last\""),
+            "line 4: models.x.images: t2v-A14B takes no image; write `images = \"none\"`",
+        ),
+        (
+            whole("i2v-A14B", "images = \"first-last\""),
+            "models.x.images: i2v-A14B takes a first frame alone; write `images = \"first\"`",
+        ),
+        (
+            whole("i2v-A14B", "images = \"none\""),
+            "models.x.images: i2v-A14B takes a first frame alone; write `images = \"first\"`",
+        ),
+        (
+            whole("ti2v-5B", ""),
+            "models.x.defaults.size: ti2v-5B makes the sizes 1280x704, 704x1280, not 832x480",
+        ),
+        (
+            whole("ti2v-5B", "defaults.size = \"1280x704\""),
+            "models.x.defaults.fps: ti2v-5B makes 24 frames a second, not 16",
+        ),
+        (
+            whole("ti2v-5B", &format!("{size}\nloras.anime = \"/l\"")),
+            "models.x.loras: Wan2.2's own script takes no LoRA; the engine `wan` does",
+        ),
+        (
+            whole("ti2v-5B", &format!("{size}\ndefaults.guidance_2 = 3")),
+            "models.x.defaults.guidance_2: Wan2.2's own script takes one scale of guidance",
+        ),
+        (
+            run("\"{prompt}\"", "loras.anime = \"/l\""),
+            "models.x.loras: the program would not be told of it: add the placeholder to \
+             `settings.run`, such as the group [\"--loras={loras}\"], or `{request_file}`; or write \
+             `reads_request = true`",
+        ),
+        (
+            run("\"{prompt}\"", "images = \"first-last\""),
+            "models.x.images: the program would not be told of it: add the placeholder to \
+             `settings.run`, such as the group [\"--last-image={last_image}\"]",
+        ),
+        (run("\"{prompt}\"", "defaults.guidance = 3"), "such as the group [\"--guidance="),
+        (run("\"{prompt}\"", "defaults.guidance_2 = 3"), "the group [\"--guidance-2={guidance_2}"),
+        (
+            run("\"{image}\"", "images = \"none\""),
+            "models.x.images: must be \"first\" or \"first-last\": the command line always has",
+        ),
+        (
+            run("\"{prompt}\"", "grace_seconds = 2"),
+            "models.x.settings.stop_seconds: 5 must be less than the model's `grace_seconds`, 2: \
+             after that the engine is killed, before it could end all that the program has started",
+        ),
+        (
+            run("\"{prompt}\"", "settings.stop_seconds = 10"),
+            "line 4: models.x.settings.stop_seconds: 10 must be less than",
+        ),
+        (run("\"{prompt}\"", "settings.silence_seconds = 0"), "must be a number from 0.1 to"),
+        (run("\"{prompt}\"", "settings.environment.1A = \"\""), "is no name of a variable"),
+    ] {
+        let error = file_error(&text);
+        assert!(error.contains(message), "{text}\n{error}");
+    }
+    for text in [
+        whole("t2v-A14B", "images = \"none\""),
+        whole("i2v-A14B", ""),
+        whole("ti2v-5B", size),
+        run("[\"--l={loras}\"]", "loras.anime = \"/l\""),
+        run("[\"{image}\", \"{last_image}\"]", "images = \"first-last\""),
+        run("\"{request_file}\"", "loras.anime = \"/l\"\nimages = \"first-last\""),
+        run("\"{prompt}\"", "settings.reads_request = true\nloras.anime = \"/l\""),
+    ] {
+        load_file(&text);
+    }
+}
+
+#[test]
 fn the_examples_of_the_page_on_engines_are_right() {
     let page = include_str!("../../../../docs/operate/engines.md");
     let examples: Vec<&str> = page
@@ -528,6 +623,8 @@ fn settings_must_fit_one_another() {
         (
             "[models.x]\ncommand = [\"x\"]\nimages = \"none\"\nimage_required = true",
             "rayreel.toml, line 4: models.x.image_required: can't be, as `images` is \"none\"",
+        ),
+        (
             "[pools.local]\nmax = 2\ngpus_per_worker = 2",
             "rayreel.toml, line 3: pools.local.gpus_per_worker: hands out what `gpus` lists, and that \
              is nothing: list 4, such as gpus = [\"0\", \"1\", \"2\", \"3\"]",
