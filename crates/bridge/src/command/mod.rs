@@ -4,6 +4,7 @@
 //! progress is found in the program's output. What the program and all that it has started leave
 //! running is killed at the end of each task.
 
+mod code;
 mod settings;
 mod template;
 mod wan;

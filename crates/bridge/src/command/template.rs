@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::code;
 use crate::settings::{Wrong, text};
 
 /// What may stand in braces.
@@ -102,7 +103,7 @@ impl Placeholder {
     }
 
     /// Is it text of the user's own choice?
-    fn is_free_text(self) -> bool {
+    pub(super) fn is_free_text(self) -> bool {
         matches!(self, Placeholder::Prompt | Placeholder::NegativePrompt)
     }
 }
@@ -130,14 +131,14 @@ enum Item {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Word {
-    parts: Vec<Part>,
+pub(super) struct Word {
+    pub(super) parts: Vec<Part>,
     /// It begins with the user's text, and no word before it is `--`.
     exposed: Option<Placeholder>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Text(String),
     Value(Placeholder),
 }
@@ -185,7 +186,16 @@ impl Template {
                 value => Item::Word(word(value, number, &mut open)?),
             });
         }
-        Ok(Template { program, items })
+        let template = Template { program, items };
+        code::check(&template.program, template.words()).map_err(wrong)?;
+        Ok(template)
+    }
+
+    fn words(&self) -> impl Iterator<Item = &Word> {
+        self.items.iter().flat_map(|item| match item {
+            Item::Word(word) => std::slice::from_ref(word),
+            Item::Group(words) => words,
+        })
     }
 
     pub(super) fn program(&self) -> &str {
@@ -286,7 +296,7 @@ impl Word {
         Ok(Word { parts, exposed })
     }
 
-    fn placeholders(&self) -> impl Iterator<Item = Placeholder> {
+    pub(super) fn placeholders(&self) -> impl Iterator<Item = Placeholder> {
         self.parts.iter().filter_map(|part| match part {
             Part::Text(_) => None,
             Part::Value(placeholder) => Some(*placeholder),
