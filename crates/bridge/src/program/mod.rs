@@ -52,7 +52,7 @@ impl Program {
     /// program: its end kills the program.
     pub(crate) fn start(mut command: Command) -> io::Result<Program> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        tree::prepare(&mut command)?;
+        tree::prepare(&mut command);
         let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         let lines = lines::read(child.stdout.take(), child.stderr.take());
         Ok(Program { child, lines, status: None, ended: false })

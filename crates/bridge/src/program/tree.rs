@@ -11,37 +11,19 @@ pub(crate) use other::{adopt, is_empty, prepare, processor_time, signal};
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::collections::HashMap;
-    use std::fs;
-    use std::io;
-    use std::os::unix::process::CommandExt;
     use std::process::Command;
     use std::time::Duration;
 
-    use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
+    use rayreel_process::Process;
+    use rustix::process::{Pid, Signal, WaitOptions};
     use tokio::process::Child;
 
-    /// Has descendants whose parents end become children of this process.
-    pub(crate) fn adopt() -> io::Result<()> {
-        Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
-    }
+    pub(crate) use rayreel_process::adopt;
 
     /// Has the kernel kill the program when the thread that starts it ends, which is when this
     /// process does.
-    #[expect(unsafe_code, reason = "only the child itself can ask for this, between fork and exec")]
-    pub(crate) fn prepare(command: &mut Command) -> io::Result<()> {
-        let engine = rustix::process::getpid();
-        let ask = move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // Who was dead before that sends no signal.
-            if rustix::process::getppid() != Some(engine) {
-                return Err(rustix::io::Errno::SRCH.into());
-            }
-            Ok(())
-        };
-        // SAFETY: two system calls and a comparison; nothing allocates, locks or panics.
-        unsafe { command.pre_exec(ask) };
-        Ok(())
+    pub(crate) fn prepare(command: &mut Command) {
+        rayreel_process::die_with_parent(command);
     }
 
     /// Sends a signal to the program and to all that it has started.
@@ -70,8 +52,8 @@ mod linux {
 
     /// The descendants. Nobody else waits for whom this process has adopted: buries those that are dead.
     fn found(child: &Child) -> Vec<Process> {
-        let own = rustix::process::getpid();
-        let found = descendants();
+        let own = Some(rustix::process::getpid());
+        let found = rayreel_process::descendants(&rayreel_process::all());
         for process in &found {
             if process.dead && process.parent == own && Some(process.pid) != pid_of(child) {
                 let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
@@ -83,81 +65,6 @@ mod linux {
     /// The program's, as long as it has not been waited for.
     fn pid_of(child: &Child) -> Option<Pid> {
         Pid::from_raw(child.id()?.cast_signed())
-    }
-
-    /// A line of `/proc/PID/stat`, proc(5).
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    struct Process {
-        pid: Pid,
-        parent: Pid,
-        dead: bool,
-        /// Processor time used, by it and by those of its children that have been waited for.
-        ticks: u64,
-        /// When it started: tells it from a later one with the same number.
-        started: u64,
-    }
-
-    impl Process {
-        fn read(pid: Pid) -> Option<Process> {
-            let stat = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-            Process::parse(pid, &String::from_utf8_lossy(&stat))
-        }
-
-        fn parse(pid: Pid, stat: &str) -> Option<Process> {
-            // The second field is the name in parentheses, and may itself contain some.
-            let (_, fields) = stat.rsplit_once(") ")?;
-            let fields: Vec<&str> = fields.split(' ').collect();
-            // Counted from the third field of the manual.
-            let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-            let parent = Pid::from_raw(i32::try_from(number(4)?).ok()?)?;
-            let ticks = [14, 15, 16, 17].map(number).iter().flatten().sum();
-            let dead = matches!(*fields.first()?, "Z" | "X");
-            Some(Process { pid, parent, dead, ticks, started: number(22)? })
-        }
-
-        fn signal(&self, signal: Signal) {
-            // Once it is held by its descriptor, its number is nobody else's.
-            let Ok(held) = rustix::process::pidfd_open(self.pid, PidfdFlags::empty()) else {
-                return;
-            };
-            if Process::read(self.pid).is_some_and(|now| now.started == self.started) {
-                // It fails only if the process is dead already.
-                let _ = rustix::process::pidfd_send_signal(held, signal);
-            }
-        }
-    }
-
-    /// All that descend from this process, parents first.
-    fn descendants() -> Vec<Process> {
-        let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            if let Some(process) = pid.and_then(Pid::from_raw).and_then(Process::read) {
-                children.entry(process.parent).or_default().push(process);
-            }
-        }
-        let mut found = children.remove(&rustix::process::getpid()).unwrap_or_default();
-        let mut looked_at = 0;
-        while let Some(process) = found.get(looked_at) {
-            let below = children.remove(&process.pid).unwrap_or_default();
-            found.extend(below);
-            looked_at += 1;
-        }
-        found
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn a_name_may_look_like_the_fields_behind_it() {
-            let stat = "7 (a) Z 1 (b) S 5 7 7 0 -1 4194560 1 0 0 0 11 22 33 44 20 0 1 0 987 0 0";
-            let pid = Pid::from_raw(7).unwrap();
-            let process = Process::parse(pid, stat).unwrap();
-            let parent = Pid::from_raw(5).unwrap();
-            assert_eq!(process, Process { pid, parent, dead: false, ticks: 110, started: 987 });
-        }
     }
 }
 
@@ -175,9 +82,8 @@ mod other {
         Ok(())
     }
 
-    pub(crate) fn prepare(command: &mut Command) -> io::Result<()> {
+    pub(crate) fn prepare(command: &mut Command) {
         command.process_group(0);
-        Ok(())
     }
 
     /// Sends a signal to the program's group; only while the program is not reaped, because its
