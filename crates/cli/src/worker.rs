@@ -77,6 +77,7 @@ fn options(
         home,
         scratch: data.join("scratch"),
         engine_program,
+        alone: true,
         outage_keep: Options::OUTAGE_KEEP,
         orphan_idle: Options::ORPHAN_IDLE,
         drain_grace: Options::DRAIN_GRACE,

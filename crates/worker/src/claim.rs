@@ -82,6 +82,11 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
         beat: Duration::from_millis(registered.beat_ms.max(1)),
         outage_keep: options.outage_keep,
     };
+    if options.alone
+        && let Err(error) = rayreel_process::adopt()
+    {
+        tracing::warn!(%error, "what engines start can't be adopted; some of it may outlive them");
+    }
     let dismissed = CancellationToken::new();
     let keeper = Keeper::start(server.apart()?, identity.clone(), terms, dismissed.clone())
         .map_err(Error::Keeper)?;
@@ -89,7 +94,7 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
         identity,
         server,
         keeper,
-        host: Host::new(options.engine_program),
+        host: Host::new(options.engine_program, options.alone),
         scratch,
         signals,
         drain_grace: options.drain_grace,

@@ -49,6 +49,9 @@ pub struct Options {
     pub scratch: PathBuf,
     /// The binary whose `engine NAME` runs a built-in engine.
     pub engine_program: PathBuf,
+    /// This process has no children but engines. On Linux it adopts whatever they have started, and
+    /// ends it with them; without this, who has cleared its environment may outlive its engine.
+    pub alone: bool,
     /// How long an attempt goes on, and its files are kept, while no server answers.
     pub outage_keep: Duration,
     /// A worker that a fleet launched exits when it is idle and no server has answered for so long.
@@ -74,6 +77,7 @@ impl fmt::Debug for Options {
             .field("home", &self.home)
             .field("scratch", &self.scratch)
             .field("engine_program", &self.engine_program)
+            .field("alone", &self.alone)
             .field("outage_keep", &self.outage_keep)
             .field("orphan_idle", &self.orphan_idle)
             .field("drain_grace", &self.drain_grace)
@@ -142,7 +146,7 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 /// Works until a signal, the server or an error ends it. Whenever this returns, or is dropped, the
-/// engine process and everything it started in its process group are dead or being killed.
+/// engine process and everything that it has started are dead or being killed.
 pub async fn run(options: Options, signals: Signals) -> Result<Exit, Error> {
     claim::run(options, signals).await
 }

@@ -141,3 +141,45 @@ fn an_engine_that_hears_nothing_dies_with_its_worker() {
     Process::find(note.worker).expect("its worker runs").kill();
     assert!(engine.wait(LONG), "the engine has outlived its worker");
 }
+
+/// Leaves a process that no group, session, parent or variable ties to it any more, and is killed.
+const DAEMON: &str = r#"
+import json, os, pathlib, signal, subprocess, sys
+here = pathlib.Path(__file__).parent
+sys.stdin.readline()
+print(json.dumps(dict(type="ready", protocol=1, engine="daemon", version="1")), flush=True)
+sys.stdin.readline()
+far = subprocess.run(
+    ["setsid", "env", "-i", "/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"],
+    stdout=subprocess.PIPE, check=True,
+)
+(here / "far-").write_bytes(far.stdout)
+(here / "far-").rename(here / "far")
+(here / "gate").open().read()
+os.kill(os.getpid(), signal.SIGKILL)
+"#;
+
+#[test]
+fn a_killed_engine_takes_its_daemons_along_though_they_have_dropped_all_ties() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("engine.py"), DAEMON).expect("written");
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        path("gate"),
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+    )
+    .expect("made");
+    let engine = path("engine.py");
+    let server =
+        Server::start(&format!("{ONE_TRY}[models.daemon]\ncommand = [\"python3\", {engine:?}]\n"));
+    let api = server.api();
+    let id = api.submit(&json!({"model": "daemon", "prompt": "a fox"})).id;
+    let far = until("the daemon runs", || std::fs::read_to_string(path("far")).ok());
+    let far = Process::find(far.trim().parse().expect("a process id")).expect("it runs");
+    std::fs::write(path("gate"), "").expect("opened");
+    let error = api.wait_for_end(&id).error.expect("it failed");
+    assert_eq!(error.code, Code::EngineCrashed);
+    assert!(!far.is_alive(), "before its task is told to have failed");
+    assert_eq!(server.workers().len(), 1, "the worker lives on");
+}

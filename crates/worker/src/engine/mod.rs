@@ -2,12 +2,13 @@
 //!
 //! Each failure of an engine becomes a [`Failure`] with a code of its own and the last lines of
 //! its standard error. An engine that breaks the protocol, falls silent or does not stop when asked
-//! is killed with its process group; the next task gets a fresh one. So does the task after an
+//! is killed with all that it has started; the next task gets a fresh one. So does the task after an
 //! engine that has spoken without being asked: what it says of an ended task is not the next one's
 //! failure.
 
 mod environment;
 mod process;
+mod remains;
 mod tail;
 
 use std::io;
@@ -43,12 +44,14 @@ const MAX_STAGE: usize = 64;
 pub(crate) struct Host {
     /// Runs the built-in engines.
     program: PathBuf,
+    /// See [`crate::Options::alone`].
+    alone: bool,
     engine: Option<Engine>,
 }
 
 impl Host {
-    pub(crate) fn new(program: PathBuf) -> Self {
-        Self { program, engine: None }
+    pub(crate) fn new(program: PathBuf, alone: bool) -> Self {
+        Self { program, alone, engine: None }
     }
 
     /// The model that is loaded or being loaded.
@@ -63,6 +66,9 @@ impl Host {
     /// An engine with this model, ready to generate. If this is dropped, the engine goes on
     /// loading, and the next call finds it.
     pub(crate) async fn load(&mut self, setup: &ModelSetup) -> Result<&mut Engine, Failure> {
+        if self.alone {
+            remains::bury_orphans();
+        }
         let mut old = self.engine.take();
         let fits = old.as_mut().is_some_and(|old| old.is_fit() && old.serves(setup));
         let mut engine = match old {
@@ -71,7 +77,7 @@ impl Host {
                 if let Some(old) = old {
                     old.leave().await;
                 }
-                Engine::start(setup, &self.program)?
+                Engine::start(setup, &self.program, self.alone)?
             }
         };
         engine.setup.clone_from(setup);
@@ -135,8 +141,8 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    fn start(setup: &ModelSetup, program: &Path) -> Result<Self, Failure> {
-        let process = Process::start(&setup.engine, program).map_err(|error| {
+    fn start(setup: &ModelSetup, program: &Path, alone: bool) -> Result<Self, Failure> {
+        let process = Process::start(&setup.engine, program, alone).map_err(|error| {
             let what = match &setup.engine {
                 EngineSetup::BuiltIn(_) => program.display().to_string(),
                 EngineSetup::Command(words) => words.first().cloned().unwrap_or_default(),
@@ -335,19 +341,18 @@ impl Engine {
                 self.process.stdin = None;
                 self.process.ended(LEAVE).await
             };
-            if let Ok(Some(_)) = timeout(LEAVE, left).await {
-                return;
-            }
+            // What it has left must go all the same.
+            let _ = timeout(LEAVE, left).await;
         }
         self.kill().await;
     }
 
-    /// Kills the process group and waits until the engine is gone, so that its memory is free and
-    /// nobody writes into its directory any more.
+    /// Kills the engine and waits until it is gone with all that it has started, so that its memory is
+    /// free and nobody writes into its directory any more.
     async fn kill(&mut self) {
         self.state = State::Dead;
         self.process.kill();
-        if self.process.ended(KILL).await.is_none() {
+        if !self.process.gone(KILL).await {
             tracing::error!(model = %self.setup.name, "the killed engine is not gone yet");
         }
     }

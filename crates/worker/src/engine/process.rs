@@ -1,5 +1,5 @@
 //! An engine's process: started without a shell in a group of its own, watched to its end, and
-//! killed with everything it has started.
+//! killed with everything it has started: its group at once, and whoever has left that ([`Remains`]).
 //!
 //! A worker that is killed can't do that any more. Most engines end with their input; on Linux the
 //! kernel kills one that does not. What such an engine had started itself is ended by the server
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::environment;
+use super::remains::Remains;
 use super::tail::Tail;
 
 /// A running engine process. Dropping it kills the group.
@@ -31,6 +32,7 @@ pub(crate) struct Process {
     follower: AbortHandle,
     group: Arc<Group>,
     exit: watch::Receiver<Option<ExitStatus>>,
+    gone: watch::Receiver<bool>,
 }
 
 /// The process group, for as long as its number is surely its own: until its leader is reaped.
@@ -51,17 +53,20 @@ impl Group {
 }
 
 impl Process {
-    pub(crate) fn start(setup: &EngineSetup, program: &Path) -> io::Result<Self> {
+    /// `alone`: see [`crate::Options::alone`].
+    pub(crate) fn start(setup: &EngineSetup, program: &Path, alone: bool) -> io::Result<Self> {
         let mut command = command(setup, program)?;
+        let remains = Remains::new(alone);
         command
             .env_clear()
             .envs(environment::kept())
+            .envs([remains.variable()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        die_with_the_worker(&mut command);
-        let Watched { pid, pipes, group, exit } = watch(command)?;
+        rayreel_process::die_with_parent(&mut command);
+        let Watched { pid, pipes, group, exit, gone } = watch(command, remains)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             group.kill();
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -77,6 +82,7 @@ impl Process {
             follower,
             group,
             exit,
+            gone,
         })
     }
 
@@ -97,7 +103,14 @@ impl Process {
         *tokio::time::timeout(limit, ended).await.ok()?.ok()?
     }
 
-    /// Kills the engine and everything in its process group.
+    /// Waits until nothing runs any more that the engine has started, at most for so long: false then.
+    pub(crate) async fn gone(&self, limit: Duration) -> bool {
+        let mut gone = self.gone.clone();
+        // An error says that the watching thread is gone.
+        tokio::time::timeout(limit, gone.wait_for(|gone| *gone)).await.is_ok()
+    }
+
+    /// Kills the engine and everything in its process group; the rest goes as soon as it is dead.
     pub(crate) fn kill(&self) {
         self.group.kill();
     }
@@ -129,66 +142,50 @@ fn command(setup: &EngineSetup, program: &Path) -> io::Result<Command> {
     }
 }
 
-/// Has the kernel kill the engine when the thread that starts it ends, which is when this process
-/// does: see [`watch`].
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "only the child itself can ask for this, between fork and exec")]
-fn die_with_the_worker(command: &mut Command) {
-    let worker = Pid::from_raw(std::process::id().cast_signed());
-    let ask = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Who was dead before that sends no signal.
-        if rustix::process::getppid() != worker {
-            return Err(rustix::io::Errno::SRCH.into());
-        }
-        Ok(())
-    };
-    // SAFETY: two system calls and a comparison; nothing allocates, locks or panics.
-    unsafe { command.pre_exec(ask) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn die_with_the_worker(_: &mut Command) {}
-
 /// A process that is being watched.
 struct Watched {
     pid: Pid,
     pipes: (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>),
     group: Arc<Group>,
     exit: watch::Receiver<Option<ExitStatus>>,
+    gone: watch::Receiver<bool>,
 }
 
 /// Starts a process and watches it to its end, both from a thread of its own: the kernel takes the
 /// end of the thread that started a process for the end of its parent.
-fn watch(mut command: Command) -> io::Result<Watched> {
+fn watch(mut command: Command, remains: Remains) -> io::Result<Watched> {
     let (tell, started) = std::sync::mpsc::sync_channel(1);
     let (told, exit) = watch::channel(None);
+    let (tell_gone, gone) = watch::channel(false);
     let watcher = move || {
-        let mut child = match command.spawn() {
+        let mut child = match remains.start(&mut command) {
             Ok(child) => child,
             Err(error) => return drop(tell.send(Err(error))),
         };
         let pid = Pid::from_child(&child);
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let group = Arc::new(Group(Mutex::new(Some(pid))));
-        let watched = Watched { pid, pipes, group: Arc::clone(&group), exit };
+        let watched = Watched { pid, pipes, group: Arc::clone(&group), exit, gone };
         if tell.send(Ok(watched)).is_err() {
             group.kill();
         }
-        told.send_replace(Some(see_off(child, pid, &group)));
+        told.send_replace(Some(see_off(child, &remains, &group)));
+        remains.end();
+        tell_gone.send_replace(true);
     };
     std::thread::Builder::new().name("engine".into()).spawn(watcher)?;
     started.recv().map_err(io::Error::other)?
 }
 
-/// Waits for the end of the process, kills what it has left behind, and reaps it: in this order,
+/// Waits for the end of the process, kills what it has left in its group, and reaps it: in this order,
 /// because from then on its number may be given to somebody else.
-fn see_off(mut child: Child, pid: Pid, group: &Group) -> ExitStatus {
+fn see_off(mut child: Child, remains: &Remains, group: &Group) -> ExitStatus {
+    let pid = Pid::from_child(&child);
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::Pid(pid), options) {}
     group.kill();
     let mut number = group.lock();
-    let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(-1));
+    let status = remains.reap(&mut child).unwrap_or_else(|_| ExitStatus::from_raw(-1));
     *number = None;
     tracing::info!(pid = pid.as_raw_nonzero(), %status, "engine ended");
     status

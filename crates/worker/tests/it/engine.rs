@@ -341,6 +341,59 @@ fn after_a_crash_the_next_task_gets_a_fresh_engine() {
     rig.finish();
 }
 
+/// As `torchrun` does with its ranks, which hold the GPU's memory.
+#[test]
+fn what_a_killed_engine_has_started_in_sessions_of_its_own_is_gone_before_the_next_engine_starts() {
+    let mut rig = Rig::new();
+    let (marker, far, seen) = (rig.path("marker"), rig.path("far"), rig.path("seen"));
+    let model = rig.model(&format!(
+        "
+if first({marker}):
+    ready(); hear()
+    far = subprocess.Popen(['sleep', '1000'], start_new_session=True)
+    open({far}, 'w').write(str(far.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    state = open('/proc/' + open({far}).read() + '/stat').read().rpartition(') ')[2][0]
+except FileNotFoundError:
+    state = 'gone'
+open({seen}, 'w').write(state)
+{GOOD}"
+    ));
+    rig.assign(&model);
+    rig.assign(&model);
+    rig.peer.wait_for("commit", 1);
+    rig.peer.see(|script| assert_eq!(script.failures()[0].code, Code::EngineCrashed));
+    let read = |name: &str| std::fs::read_to_string(rig.dir.path().join(name)).unwrap();
+    // A zombie is whoever's who has adopted it.
+    assert!(
+        ["gone", "Z", "X"].contains(&&*read("seen")),
+        "{} lives: {}",
+        read("far"),
+        read("seen")
+    );
+    rig.finish();
+}
+
+#[test]
+fn what_an_engine_leaves_behind_that_goes_when_told_goes_too() {
+    let mut rig = Rig::new();
+    let model = rig.model(
+        "
+load = ready()
+far = subprocess.Popen(['sleep', '1000'], start_new_session=True)
+done(hear(), str(far.pid))
+hear()
+",
+    );
+    rig.assign(&model);
+    rig.peer.wait_for("claim", 2);
+    let far = String::from_utf8(rig.peer.see(|script| script.files()[0].to_vec())).unwrap();
+    assert!(crate::rig::is_alive(&far));
+    rig.finish();
+    assert!(!crate::rig::is_alive(&far));
+}
+
 #[test]
 fn an_engine_that_dies_between_two_tasks_costs_neither() {
     let mut rig = Rig::new();

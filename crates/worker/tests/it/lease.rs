@@ -67,6 +67,7 @@ fn a_worker_that_is_stuck_keeps_its_lease() {
         home: None,
         scratch: dir.path().into(),
         engine_program: "/nonexistent".into(),
+        alone: false,
         outage_keep: Options::OUTAGE_KEEP,
         orphan_idle: Options::ORPHAN_IDLE,
         drain_grace: Options::DRAIN_GRACE,

@@ -119,6 +119,8 @@ impl Rig {
             home: None,
             scratch: dir.path().join("scratch"),
             engine_program: "/nonexistent/rayreel".into(),
+            // Other tests have children in this process.
+            alone: false,
             outage_keep: Options::OUTAGE_KEEP,
             orphan_idle: Options::ORPHAN_IDLE,
             drain_grace: Options::DRAIN_GRACE,
