@@ -234,6 +234,47 @@ def test_without_guidance_no_negative_prompt_is_drawn(t2v: Loaded, tmp_path: Pat
     assert high.count + low.count == 4
 
 
+@pytest.mark.parametrize(
+    ("scales", "guided"),
+    [
+        ((1.0, 6.0), "transformer_2"), ((0.0, 6.0), "transformer_2"),
+        ((6.0, 1.0), "transformer"), ((6.0, 0.0), "transformer"),
+    ],
+)  # fmt: skip
+def test_one_expert_may_be_guided_and_the_other_one_not(
+    t2v: Loaded,
+    tmp_path: Path,
+    scales: tuple[float, float],
+    guided: str,
+):
+    def latents(folder: str, guidance: float, guidance_2: float) -> dict[str, list[Any]]:
+        """What each expert's passes start from."""
+        seen: dict[str, list[Any]] = {"transformer": [], "transformer_2": []}
+        hooks: list[Any] = []
+        for name, inputs in seen.items():
+
+            def look(_model: Any, _args: Any, values: Any, inputs: list[Any] = inputs) -> None:
+                inputs.append(values["hidden_states"].clone())
+
+            model = getattr(t2v.engine.pipe, name)
+            hooks.append(model.register_forward_pre_hook(look, with_kwargs=True))
+        t2v.make(tmp_path / folder, steps=6, guidance=guidance, guidance_2=guidance_2)
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    both, none = latents("1", *scales), latents("2", 1.0, 1.0)
+    if guided == "transformer_2":
+        # Up to the boundary nothing has changed; beyond it the guidance shows.
+        start, end = both["transformer_2"][0], both["transformer_2"][-1]
+        assert torch.allclose(start, none["transformer_2"][0], atol=1e-4)
+        assert not torch.allclose(end, none["transformer_2"][-1], atol=1e-3)
+    else:
+        assert not torch.allclose(both["transformer"][-1], none["transformer"][-1], atol=1e-3)
+        named = latents("3", scales[0], 1.0)
+        assert torch.allclose(both["transformer_2"][-1], named["transformer_2"][-1], atol=1e-4)
+
+
 def test_prompts_are_read_once(t2v: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Calls(t2v.engine.pipe.text_encoder) as reads:
         t2v.make(tmp_path / "1", prompt="a heron", negative_prompt="fog", steps=1)

@@ -3,6 +3,7 @@ first and last), and both in one model (ti2v-5B)."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,7 @@ class Wan(Diffusion):
         self.ready(progress)
         self._check(request)
         pipe, images = self._pipe_for(request), self._images(request)
-        guidance, guidance_2 = self._guidance(request)
+        guidance, guidance_2 = for_both_experts(*self._guidance(request))
         self.loras.use(self.pipe, request.loras, progress)
         with self.at_work(request, progress, self._decode_calls(request)):
             progress("encode_prompt", 0, 1)
@@ -210,3 +211,12 @@ class Wan(Diffusion):
         rows = -(-(request.height // scale) // (vae.tile_sample_stride_height // scale))
         columns = -(-(request.width // scale) // (vae.tile_sample_stride_width // scale))
         return frames * rows * columns
+
+
+def for_both_experts(guidance: float, guidance_2: float | None) -> tuple[float, float | None]:
+    """The scales as diffusers must be told them: it looks at the first alone to see if there is any
+    guidance, which there is above 1."""
+    if guidance_2 is None or guidance_2 <= 1 >= guidance:
+        return guidance, guidance_2
+    # As close to 1 as can be, where float32 has 1 already: then the negative prompt weighs nothing.
+    return max(guidance, math.nextafter(1, 2)), max(guidance_2, 1.0)
