@@ -109,6 +109,19 @@ def test_of_the_steps_the_strength_says_how_many_are_made(
     assert told[-1] == (made, made)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 49, 98])
+def test_of_any_number_of_steps_one_is_made(
+    checkpoint: Checkpoint, tmp_path: Path, image: str, steps: int
+):
+    engine = StableDiffusion()
+    worker = InProcess(engine)
+    worker.load(checkpoint("stable-diffusion"), strength=0.001)
+    made: list[int] = []
+    engine.pipe.unet.register_forward_pre_hook(lambda *_: made.append(1))
+    make(worker, tmp_path / "out", image=image, steps=steps, guidance=1.0)
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -165,6 +178,43 @@ def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
 def test_a_strength_that_draws_nothing_is_refused(checkpoint: Checkpoint):
     error = InProcess(StableDiffusion()).load(checkpoint("stable-diffusion"), strength=0.0)
     assert error["message"] == "setting `strength` must be above 0, and at most 1"
+
+
+@pytest.fixture
+def strict(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A checkpoint with a safety checker, which holds back what is less like its concepts than
+    nothing can be: everything."""
+    import diffusers
+    import transformers
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    small: dict[str, int] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    vision = small | {"image_size": 32, "patch_size": 16}
+    checker = StableDiffusionSafetyChecker(
+        transformers.CLIPConfig(text_config=small, vision_config=vision, projection_dim=8)
+    )
+    with torch.no_grad():
+        checker.concept_embeds_weights.fill_(-2)
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("stable-diffusion"))
+    extractor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    pipe.register_modules(safety_checker=checker, feature_extractor=extractor)
+    pipe.register_to_config(requires_safety_checker=True)
+    pipe.save_pretrained(tmp_path / "strict")
+    return tmp_path / "strict"
+
+
+def test_what_a_safety_checker_holds_back_is_no_picture(strict: Path, image: str, tmp_path: Path):
+    worker = InProcess(StableDiffusion())
+    assert worker.load(strict)["type"] == "ready"
+    of_text: Message = {"format": "png", "frames": 1}
+    for request in (of_text, of_text | {"image": image}):
+        error, _ = worker.generate(tmp_path / "out", "task/1", **request)
+        assert (error["code"], error["retryable"]) == ("failed", False)
+        assert error["message"].startswith("the model's safety checker has held back the picture")
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_it_keeps_no_more_than_the_picture_in_memory(worker: InProcess, tmp_path: Path):

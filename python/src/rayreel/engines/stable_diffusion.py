@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayreel import settings
-from rayreel.engine import InvalidRequest, LoadFailed, Progress
+from rayreel.engine import Failed, InvalidRequest, LoadFailed, Progress
 from rayreel.engines.diffusion import Diffusion, Placement, diffusers, to_bytes
 from rayreel.media import STILLS, cover, read_image, write_still
 from rayreel.wire import Load, Output, Request
@@ -53,8 +53,8 @@ class StableDiffusion(Diffusion):
             pipe = diffusers().AutoPipelineForImage2Image.from_pipe(self.pipe)
             pipe.set_progress_bar_config(disable=True)
             image = cover(read_image(request.image), request.width, request.height)
-            # Of few steps at least one is made.
-            strength = min(1.0, max(self.settings.strength, 1 / request.steps))
+            # Of few steps at least one is made. diffusers rounds down, and 49 times 1/49 is not 1.
+            strength = min(1.0, max(self.settings.strength, (1 + 1e-9) / request.steps))
             how = {"image": image, "strength": strength}
         self.loras.use(self.pipe, request.loras, progress)
         guidance = self.settings.guidance if request.guidance is None else request.guidance
@@ -62,7 +62,7 @@ class StableDiffusion(Diffusion):
             how["guidance_scale"] = guidance
         with self.at_work(request, progress, decode_calls=1):
             progress("denoise", 0, request.steps)
-            picture = pipe(
+            drawn = pipe(
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt or None,
                 num_inference_steps=request.steps,
@@ -70,9 +70,16 @@ class StableDiffusion(Diffusion):
                 output_type="pt",
                 callback_on_step_end=self.on_step(progress),
                 **how,
-            ).images[0]
+            )
+        # What it finds it paints black; most pipelines have none.
+        if any(getattr(drawn, "nsfw_content_detected", None) or ()):
+            raise Failed(
+                "the model's safety checker has held back the picture; "
+                "ask for something else, or with another seed",
+                retryable=False,
+            )
         progress("encode", 0, 1)
-        return write_still(request, to_bytes(picture))
+        return write_still(request, to_bytes(drawn.images[0]))
 
     def _check(self, request: Request) -> None:
         if request.format not in STILLS or request.frames != 1:
