@@ -194,7 +194,15 @@ def test_ratios_are_measured_and_written_to_the_log(
         (
             "wan-t2v",
             {"kind": "first-block", "threshold": -1},
-            "setting `cache.threshold` must be at least 0",
+            "setting `cache.threshold` must be at least 0, not -1",
+        ),
+        ("wan-t2v", {"kind": "sea", "threshold": -1}, "setting `cache.threshold` must be at least"),
+        ("wan-t2v", {"kind": "sea", "max_skip": -1}, "setting `cache.max_skip` must be at least 0"),
+        ("wan-t2v", {"kind": "sea", "order": 2}, "setting `cache.order` must be 0 or 1"),
+        (
+            "wan-t2v",
+            {"kind": "magcache", "calibrate": True, "max_skip": -1},
+            "setting `cache.max_skip` must be at least 0, not -1",
         ),
         ("wan-t2v", "magcache", "setting `cache.ratios` is missing; `calibrate = true` writes"),
         (
@@ -213,7 +221,6 @@ def test_ratios_are_measured_and_written_to_the_log(
             "setting `cache.interval` must be at least 1",
         ),
         ("wan-i2v", "sea", "setting `cache.kind` can't be sea: it is for models that take text"),
-        ("wan-t2v", {"kind": "sea", "order": 2}, "setting `cache`: `residual_order` must be"),
     ],
 )
 def test_what_can_not_be_set_is_said(checkpoint: Checkpoint, kind: str, cache: Any, why: str):

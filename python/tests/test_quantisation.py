@@ -240,6 +240,10 @@ def test_denoisers_come_from_gguf_files(
             "setting `quantisation.transformer`: there is no file /nowhere",
         ),
         (
+            {"kind": "gguf", "transformer": "a.gguf", "transformer_2": "b.gguf"},
+            "setting `quantisation.transformer` must be an absolute path, not a.gguf",
+        ),
+        (
             {"kind": "gguf", "transformer": "{files}/torn", "transformer_2": "{files}/torn"},
             "setting `quantisation.transformer`: ",
         ),

@@ -131,6 +131,7 @@ def test_of_any_number_of_steps_one_is_made(
         ({"image": "/nowhere.png"}, "image can't be read"),
         ({"last_image": "/nowhere.png"}, "this model knows no last frame"),
         ({"steps": 0}, "steps is at least 1"),
+        ({"guidance": -0.5}, "guidance is at least 0, not -0.5"),
         ({"guidance_2": 3.0}, "this model has one expert: leave out `guidance_2`"),
     ],
 )
@@ -175,9 +176,19 @@ def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
     assert make(worker, tmp_path / "again").startswith(b"\x89PNG")
 
 
-def test_a_strength_that_draws_nothing_is_refused(checkpoint: Checkpoint):
-    error = InProcess(StableDiffusion()).load(checkpoint("stable-diffusion"), strength=0.0)
-    assert error["message"] == "setting `strength` must be above 0, and at most 1"
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"strength": 0.0}, "setting `strength` must be above 0, and at most 1, not 0.0"),
+        ({"strength": 1.5}, "setting `strength` must be above 0, and at most 1, not 1.5"),
+        ({"guidance": -1}, "setting `guidance` must be at least 0, not -1"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(
+    checkpoint: Checkpoint, settings: Message, why: str
+):
+    error = InProcess(StableDiffusion()).load(checkpoint("stable-diffusion"), **settings)
+    assert (error["code"], error["message"]) == ("load_failed", why)
 
 
 @pytest.fixture

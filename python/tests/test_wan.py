@@ -372,6 +372,8 @@ def test_a_still_is_a_video_of_one_frame(t2v: Loaded, tmp_path: Path):
         ("t2v", {"frames": 6}, "frames is 4n+1, not 6"),
         ("t2v", {"format": "png"}, "a still has 1 frame, not 5"),
         ("t2v", {"format": "gif", "frames": 1}, "a still is one of png, jpeg, webp, not gif"),
+        ("t2v", {"guidance": -0.5}, "guidance is at least 0, not -0.5"),
+        ("t2v", {"guidance_2": -2.0}, "guidance_2 is at least 0, not -2"),
         ("t2v", {"steps": 0}, "steps and fps are at least 1"),
         ("t2v", {"image": "FIRST"}, "this model makes videos of text alone: leave out `image`"),
         ("i2v", {}, "this model makes videos of images: give `image`"),
@@ -463,8 +465,9 @@ def test_pixels_that_are_no_numbers_are_no_video(t2v: Loaded, tmp_path: Path):
     hook = t2v.engine.pipe.vae.decoder.register_forward_hook(poison)
     error, _ = t2v.generate(tmp_path)
     hook.remove()
-    assert error["code"] == "failed"
-    assert "no numbers" in error["message"]
+    assert (error["code"], error["retryable"]) == ("failed", False)
+    for part in ("no numbers", "`dtype`", "guidance", "`flow_shift`"):
+        assert part in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -478,9 +481,15 @@ def test_pixels_that_are_no_numbers_are_no_video(t2v: Loaded, tmp_path: Path):
         ("other kind", {}, "holds a StableDiffusionPipeline; `wan` runs WanPipeline and"),
         ("", {"dtype": "fp8"}, "setting `dtype` must be"),
         ("", {"offlod": True}, "there is no setting `offlod`; did you mean `offload`?"),
-        ("", {"device": "cuda:93"}, "the device `cuda:93` can't be used"),
-        ("", {"device": "abacus"}, "the device `abacus` can't be used"),
-        ("", {"device": "cpu", "offload": True}, "`offload` needs a GPU"),
+        ("", {"device": "cuda:93"}, "setting `device`: `cuda:93` can't be used"),
+        ("", {"device": "abacus"}, "setting `device`: `abacus` can't be used"),
+        ("", {"device": "meta"}, "setting `device`: `meta` can't be used"),
+        ("", {"device": "cpu", "offload": True}, "setting `offload` needs a GPU whose memory it "),
+        ("", {"flow_shift": 0}, "setting `flow_shift` must be above 0, not 0"),
+        ("", {"flow_shift": -3.5}, "setting `flow_shift` must be above 0, not -3.5"),
+        ("", {"flow_shift": float("nan")}, "setting `flow_shift` must be above 0, not NaN"),
+        ("", {"guidance": -1}, "setting `guidance` must be at least 0, not -1"),
+        ("", {"guidance_2": -1}, "setting `guidance_2` must be at least 0, not -1"),
         ("", {"attention": "telepathy"}, "setting `attention`: "),
     ],
 )

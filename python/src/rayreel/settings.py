@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 from rayreel.engine import LoadFailed
@@ -23,6 +24,17 @@ def read(kind: type[T], given: Mapping[str, Any]) -> T:
     """The settings that are given, defaults for the others. Whatever is unknown, or not of its
     field's type, is a `LoadFailed` that says what is right."""
     return _read(kind, given, "")
+
+
+def check(name: str, value: float | None, must: str, holds: Callable[[float], bool]) -> None:
+    """Refuses a number that is out of its range, which `must` names: `be above 0`."""
+    # What is no number is in no range.
+    if value is not None and not (math.isfinite(value) and holds(value)):
+        raise LoadFailed(f"setting `{name}` must {must}, not {json.dumps(value)}")
+
+
+def at_least_0(name: str, value: float | None) -> None:
+    check(name, value, "be at least 0", lambda number: number >= 0)
 
 
 def _read(kind: type[T], given: Mapping[str, Any], prefix: str) -> T:

@@ -11,6 +11,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rayreel import settings
 from rayreel.engine import LoadFailed
 
 
@@ -132,10 +133,11 @@ def _check(pipe: Any, cache: Cache) -> None:
         return LoadFailed(f"setting `cache.{field}` {why}")
 
     two = pipe.transformer_2 is not None
+    for field in ("threshold", "max_skip"):
+        settings.at_least_0(f"cache.{field}", getattr(cache, field, None))
     match cache:
         case FirstBlock():
-            if cache.threshold < 0:
-                raise refuse("threshold", "must be at least 0")
+            pass
         case TaylorSeer():
             if cache.interval < 1:
                 raise refuse("interval", "must be at least 1")
@@ -157,6 +159,8 @@ def _check(pipe: Any, cache: Cache) -> None:
             if not 0 <= cache.retention <= 1:
                 raise refuse("retention", "must be from 0 to 1")
         case Sea():
+            if not 0 <= cache.order <= 1:
+                raise refuse("order", "must be 0 or 1")
             config = pipe.transformer.config
             if config.in_channels != config.out_channels:
                 raise refuse("kind", "can't be sea: it is for models that take text alone")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayreel.engine import Engine, Failed, LoadFailed, Progress
+from rayreel.engine import Engine, Failed, InvalidRequest, LoadFailed, Progress
 from rayreel.engines import parallel, quantisation
 from rayreel.engines.lora import Loras
 from rayreel.engines.quantisation import Quantisation
@@ -161,10 +161,11 @@ class Diffusion(Engine):
             return found or torch().device("cpu")
         try:
             device = torch().device(name)
-            torch().empty(0, device=device)
+            # And back again: there are devices that compute nothing.
+            torch().zeros(1, device=device).item()
         except (RuntimeError, AssertionError) as error:
             first = str(error).splitlines()[0]
-            raise LoadFailed(f"the device `{name}` can't be used: {first}") from error
+            raise LoadFailed(f"setting `device`: `{name}` can't be used: {first}") from error
         return device
 
     def _dtype(self) -> Any:
@@ -178,7 +179,7 @@ class Diffusion(Engine):
         if offload in (False, "none"):
             pipe.to(device)
         elif device.type == "cpu":
-            raise LoadFailed("`offload` needs a GPU to spare the memory of")
+            raise LoadFailed("setting `offload` needs a GPU whose memory it spares; leave it out")
         elif offload in (True, "model"):
             pipe.enable_model_cpu_offload(device=device)
         elif offload == "sequential":
@@ -285,10 +286,20 @@ def text_encoders(pipe: Any) -> Iterator[Any]:
             yield model
 
 
+def check_guidance(request: Request) -> None:
+    for name, scale in (("guidance", request.guidance), ("guidance_2", request.guidance_2)):
+        if scale is not None and scale < 0:
+            raise InvalidRequest(f"{name} is at least 0, not {scale:g}")
+
+
 def to_bytes(frame: Any) -> Any:
     """A frame of a pipeline's output of type `pt` as a picture. Not a number means that the model
-    has diverged, or was given a dtype that it can't bear."""
+    has diverged, or was given a dtype that it can't bear: with the same seed it would again."""
     if not bool(torch().isfinite(frame).all()):
-        raise Failed("the model gave pixels that are no numbers; try another `dtype`")
+        raise Failed(
+            "the model gave pixels that are no numbers; try another `dtype`, or settings and "
+            "requests whose guidance and `flow_shift` are nearer to the model's own",
+            retryable=False,
+        )
     frame = (frame.clamp(0, 1) * 255).round().to(torch().uint8)
     return frame.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -98,6 +98,9 @@ def _from_files(
             raise LoadFailed(f"setting `quantisation.{name}` {why}")
         if file is None:
             continue
+        if not Path(file).is_absolute():
+            # Relative to where the worker happens to run, which nobody knows.
+            raise LoadFailed(f"setting `quantisation.{name}` must be an absolute path, not {file}")
         if not Path(file).is_file():
             raise LoadFailed(f"setting `quantisation.{name}`: there is no file {file}")
         kind = getattr(diffusers, index[name][1])

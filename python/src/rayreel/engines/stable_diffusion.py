@@ -8,7 +8,7 @@ from typing import Any
 
 from rayreel import settings
 from rayreel.engine import Failed, InvalidRequest, LoadFailed, Progress
-from rayreel.engines.diffusion import Diffusion, Placement, diffusers, to_bytes
+from rayreel.engines.diffusion import Diffusion, Placement, check_guidance, diffusers, to_bytes
 from rayreel.media import STILLS, cover, read_image, write_still
 from rayreel.wire import Load, Output, Request
 
@@ -29,8 +29,13 @@ class StableDiffusion(Diffusion):
 
     def read_settings(self, load: Load) -> Placement:
         self.settings = settings.read(Settings, load.settings)
-        if not 0 < self.settings.strength <= 1:
-            raise LoadFailed("setting `strength` must be above 0, and at most 1")
+        settings.check(
+            "strength",
+            self.settings.strength,
+            "be above 0, and at most 1",
+            lambda strength: 0 < strength <= 1,
+        )
+        settings.at_least_0("guidance", self.settings.guidance)
         if self.settings.ulysses != 1 or self.settings.ring != 1:
             raise LoadFailed("this engine runs on one GPU: leave out `ulysses` and `ring`")
         return self.settings
@@ -91,6 +96,7 @@ class StableDiffusion(Diffusion):
             raise InvalidRequest(f"width and height are multiples of {multiple}, not {size}")
         if request.steps < 1:
             raise InvalidRequest("steps is at least 1")
+        check_guidance(request)
         if request.last_image is not None:
             raise InvalidRequest("this model knows no last frame")
         if request.guidance_2 is not None:

@@ -12,7 +12,14 @@ from rayreel import settings
 from rayreel.engine import InvalidRequest, LoadFailed, Progress
 from rayreel.engines import caching
 from rayreel.engines.caching import Cache
-from rayreel.engines.diffusion import Diffusion, Placement, diffusers, to_bytes, torch
+from rayreel.engines.diffusion import (
+    Diffusion,
+    Placement,
+    check_guidance,
+    diffusers,
+    to_bytes,
+    torch,
+)
 from rayreel.media import cover, read_image, write_still, write_video
 from rayreel.wire import Load, Output, Request
 
@@ -63,7 +70,10 @@ class Wan(Diffusion):
     task: Task
 
     def read_settings(self, load: Load) -> Placement:
-        self.settings = settings.read(Settings, load.settings)
+        self.settings = read = settings.read(Settings, load.settings)
+        settings.check("flow_shift", read.flow_shift, "be above 0", lambda shift: shift > 0)
+        settings.at_least_0("guidance", read.guidance)
+        settings.at_least_0("guidance_2", read.guidance_2)
         self._prompts: OrderedDict[str, Any] = OrderedDict()
         return self.settings
 
@@ -83,7 +93,8 @@ class Wan(Diffusion):
                 f"{self.checkpoint} has two transformers, but its model_index.json has no "
                 "`boundary_ratio` to say where the second one begins"
             )
-        shift = self.settings.flow_shift or self.task.flow_shift
+        shift = self.settings.flow_shift
+        shift = self.task.flow_shift if shift is None else shift
         pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, flow_shift=shift)
         caching.enable(pipe, self.settings.cache, shared=self.gang.world > 1)
         return pipe
@@ -136,6 +147,7 @@ class Wan(Diffusion):
             raise InvalidRequest(f"a still has 1 frame, not {request.frames}")
         if request.steps < 1 or request.fps < 1:
             raise InvalidRequest("steps and fps are at least 1")
+        check_guidance(request)
         if request.image is None and self.task is I2V:
             raise InvalidRequest("this model makes videos of images: give `image`")
         if request.image is not None and self.task is T2V:
