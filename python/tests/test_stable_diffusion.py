@@ -182,6 +182,10 @@ def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
         ({"strength": 0.0}, "setting `strength` must be above 0, and at most 1, not 0.0"),
         ({"strength": 1.5}, "setting `strength` must be above 0, and at most 1, not 1.5"),
         ({"guidance": -1}, "setting `guidance` must be at least 0, not -1"),
+        (
+            {"attention": "native"},
+            "setting `attention`: this model has no choice of it; leave it out",
+        ),
     ],
 )
 def test_settings_out_of_their_range_are_refused(

@@ -490,7 +490,12 @@ def test_pixels_that_are_no_numbers_are_no_video(t2v: Loaded, tmp_path: Path):
         ("", {"flow_shift": float("nan")}, "setting `flow_shift` must be above 0, not NaN"),
         ("", {"guidance": -1}, "setting `guidance` must be at least 0, not -1"),
         ("", {"guidance_2": -1}, "setting `guidance_2` must be at least 0, not -1"),
-        ("", {"attention": "telepathy"}, "setting `attention`: "),
+        (
+            "",
+            {"attention": "_native_cudnn"},
+            'setting `attention`: "_native_cudnn" can\'t be used on',
+        ),
+        ("", {"attention": "flash"}, 'setting `attention`: "flash" can\'t be used on cpu with fl'),
     ],
 )
 def test_what_can_not_be_loaded_is_said(
@@ -518,6 +523,13 @@ def test_what_can_not_be_loaded_is_said(
     error = worker.load(place, **settings)
     assert (error["type"], error["code"]) == ("error", "load_failed"), error
     assert why in error["message"], error
+
+
+def test_backends_of_attention_are_listed(checkpoint: Checkpoint):
+    message = InProcess(Wan()).load(checkpoint("wan-ti2v"), attention="telepathy")["message"]
+    assert message.startswith('setting `attention`: there is no "telepathy"; there is flash, ')
+    assert " native, " in message
+    assert " _" not in message
 
 
 def test_a_model_without_a_checkpoint_can_not_be_loaded():

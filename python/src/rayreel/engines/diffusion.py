@@ -18,6 +18,7 @@ from rayreel.engines import parallel, quantisation
 from rayreel.engines.lora import Loras
 from rayreel.engines.quantisation import Quantisation
 from rayreel.gang import Alone, Gang, Launcher, Local
+from rayreel.serving import is_out_of_memory
 from rayreel.wire import Load, Request
 
 Offload = Literal["none", "model", "group", "sequential"]
@@ -145,7 +146,7 @@ class Diffusion(Engine):
         if self.placement.vae_tiling:
             pipe.vae.enable_tiling()
         if self.placement.attention is not None:
-            self._set_attention(pipe, self.placement.attention)
+            self._set_attention(pipe, self.placement.attention, device, dtype)
         self._place(pipe, device)
         self.spread.apply(denoisers(pipe))
         self.pipe = pipe
@@ -193,12 +194,34 @@ class Diffusion(Engine):
             )
 
     @staticmethod
-    def _set_attention(pipe: Any, backend: str) -> None:
-        for model in denoisers(pipe):
-            try:
-                model.set_attention_backend(backend)
-            except (ValueError, RuntimeError, ImportError) as error:
-                raise LoadFailed(f"setting `attention`: {error}") from error
+    def _set_attention(pipe: Any, name: str, device: Any, dtype: Any) -> None:
+        dispatch = importlib.import_module("diffusers.models.attention_dispatch")
+        try:
+            backend = dispatch.AttentionBackendName(name.lower())
+        except ValueError:
+            # Those with an underscore are diffusers' own affair; they are taken all the same.
+            known = [each.value for each in dispatch.AttentionBackendName]
+            there = ", ".join(each for each in known if not each.startswith("_"))
+            raise LoadFailed(
+                f"setting `attention`: there is no {json.dumps(name)}; there is {there}"
+            ) from None
+        try:
+            for model in denoisers(pipe):
+                model.set_attention_backend(backend.value)
+            # What is installed need not run here, and would say so in the first step.
+            size = getattr(model.config, "attention_head_dim", None)
+            size = size if isinstance(size, int) else 64
+            tokens = torch().zeros(1, 16, 2, size, device=device, dtype=dtype)
+            dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=backend)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise LoadFailed(
+                f"setting `attention`: {json.dumps(name)} can't be used on {device} "
+                f"with {str(dtype).removeprefix('torch.')}: {error}"
+            ) from error
+        if not any(getattr(part, "_attention_backend", None) for part in processors(pipe)):
+            raise LoadFailed("setting `attention`: this model has no choice of it; leave it out")
 
     @contextmanager
     def at_work(self, request: Request, progress: Progress, decode_calls: int) -> Generator[None]:
@@ -278,6 +301,13 @@ def denoisers(pipe: Any) -> Iterator[Any]:
     for name in ("transformer", "transformer_2", "unet"):
         if (model := getattr(pipe, name, None)) is not None:
             yield model
+
+
+def processors(pipe: Any) -> Iterator[Any]:
+    """What computes the attention in the denoisers."""
+    for model in denoisers(pipe):
+        for layer in model.modules():
+            yield getattr(layer, "processor", None)
 
 
 def text_encoders(pipe: Any) -> Iterator[Any]:
