@@ -458,6 +458,28 @@ def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
     assert (tmp_path / "3/video.mp4").read_bytes() == before
 
 
+def test_a_load_that_takes_long_is_heard(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    # A tiny model has few bytes to move.
+    monkeypatch.setattr("rayreel.engines.loading.EVERY", 0.001)
+    monkeypatch.setattr("rayreel.engines.loading.LEAST", 0)
+    monkeypatch.setattr("rayreel.Progress.BETWEEN_STEPS", 0)
+    worker = Loaded(checkpoint("wan-ti2v"))
+    assert "rayreel: still loading, for 0 s\n" in capfd.readouterr().err
+    worker.engine.free()
+    _, progress = worker.generate(tmp_path)
+    # Again, while a task waits for it: of a task, progress is the sign.
+    assert [message["stage"] for message in progress[:3]] == ["load"] * 3
+    worker.engine.free()
+    worker.say(generate(tmp_path))
+    worker.stop()
+    assert worker.end_of()[0]["code"] == "cancelled"
+
+
 def test_pixels_that_are_no_numbers_are_no_video(t2v: Loaded, tmp_path: Path):
     def poison(_model: Any, _args: Any, output: Any) -> Any:
         return output * float("nan")

@@ -6,15 +6,17 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayreel.engine import Engine, Failed, InvalidRequest, LoadFailed, Progress
+from rayreel.engine import Cancelled, Engine, Failed, InvalidRequest, LoadFailed, Progress
 from rayreel.engines import parallel, quantisation
+from rayreel.engines.loading import watched
 from rayreel.engines.lora import Loras
 from rayreel.engines.quantisation import Quantisation
 from rayreel.gang import Alone, Gang, Launcher, Local
@@ -91,6 +93,14 @@ class Diffusion(Engine):
         """The pipeline from `self.checkpoint`, not placed yet."""
 
     def load(self, load: Load) -> None:
+        def say(seconds: float) -> None:
+            who = "" if self.gang.world == 1 else f" rank {self.gang.rank}"
+            print(f"rayreel:{who} still loading, for {seconds:.0f} s", file=sys.stderr, flush=True)
+
+        with watched(say):
+            self._load(load)
+
+    def _load(self, load: Load) -> None:
         self.placement = self.read_settings(load)
         if load.checkpoint is None:
             raise LoadFailed("this engine needs a `checkpoint`: a directory in diffusers' format")
@@ -119,7 +129,14 @@ class Diffusion(Engine):
         """Loads again what was dropped. To be called first by `generate`."""
         if self.pipe is None:
             progress("load", 0, 1)
-            self._open()
+
+            def say(_seconds: float) -> None:
+                # A cancel waits until it is loaded.
+                with suppress(Cancelled):
+                    progress("load", 0, 1)
+
+            with watched(say):
+                self._open()
 
     def free(self) -> None:
         # The ranks of a gang would have to load it again together. It ends when it runs out of
