@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rayreel_domain::{Code, ModelName};
+use rayreel_domain::{Code, ModelName, PoolName};
 use rayreel_server::checkpoint::{self, Checkpoint, Kind};
-use rayreel_server::config::{Loaded, TEST_MODEL};
+use rayreel_server::config::{Loaded, Pool, Settings, TEST_MODEL};
 use rayreel_server::home;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -26,14 +26,16 @@ struct Added<'a> {
     /// What Wan2.2's authors call it.
     task: Option<&'a str>,
     checkpoint: &'a str,
-    /// Of the weights, on the disk.
-    bytes: u64,
+    /// Of the weights, on the disk. None, as whatever follows from the files, if they are elsewhere.
+    bytes: Option<u64>,
     /// Of the weights, in a GPU's memory.
-    gpu_bytes: u64,
+    gpu_bytes: Option<u64>,
     gpus: &'a [Gpu],
     python: Option<Found>,
     file: &'a Path,
     written: bool,
+    /// Keys of the model that it replaces, and has not.
+    dropped: &'a [String],
     block: &'a str,
     /// To try it.
     command: &'a str,
@@ -42,6 +44,8 @@ struct Added<'a> {
 /// The configuration file with the model in it.
 struct Plan {
     block: String,
+    /// Keys of the old model that are gone.
+    dropped: Vec<String>,
     /// Of the whole file.
     text: String,
     loaded: Loaded,
@@ -56,13 +60,14 @@ impl Plan {
             let failure = Failure::value("name", message);
             return Err(failure.helped("Choose another name, or replace it with --force."));
         }
-        let kind = block.checkpoint.kind;
+        let kind = block.checkpoint.map(|checkpoint| checkpoint.kind);
         let block = Block { aliases: aliases(&target.loaded, asked, kind), ..block.clone() };
+        let dropped = block.dropped_from(target.text());
         let text = block.written_into(target.text()).map_err(|error| {
             Failure::new(Code::InvalidConfig, format!("{}: {error}", target.path.display()))
         })?;
         let loaded = target.with(&text)?;
-        Ok(Self { block: block.text(), text, loaded })
+        Ok(Self { block: block.text(), dropped, text, loaded })
     }
 }
 
@@ -73,14 +78,27 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
         return Err(Failure::value("name", message).helped("Choose another name.").into());
     }
     let path = absolute(&asked.checkpoint)?;
-    let checkpoint = inspect(Path::new(&path), asked)?;
+    let pool = pool(&target.loaded.settings, asked);
+    // One that there is not is told of when the file is checked.
+    let elsewhere = pool.filter(|(_, pool)| !pool.is_here()).map(|(name, _)| name);
+    let checkpoint = match elsewhere {
+        Some(_) if !Path::new(&path).exists() => None,
+        _ => Some(inspect(Path::new(&path), asked)?),
+    };
+    let named = asked.engine.map(|engine| engine.name());
+    let Some(engine) = checkpoint.as_ref().map(|found| found.kind.engine()).or(named) else {
+        let message = format!("{path} is not on this machine, and would say what runs it");
+        let failure = Failure::value("engine", message);
+        return Err(failure.helped("Name the engine with --engine.").into());
+    };
+    let gpus = asked.gpus.unwrap_or(1);
+    gpu::check_shared(gpus, engine, checkpoint.as_ref().and_then(|found| found.heads))?;
     let offload = asked.offload.map(|offload| offload.name());
-    let gpus = gpu::find();
-    let verdict = gpu::verdict(&gpus, checkpoint.on_gpu(), offload);
     let python = asked.python.as_deref().map(absolute).transpose()?;
     let block = Block {
         name: &asked.name,
-        checkpoint: &checkpoint,
+        engine,
+        checkpoint: checkpoint.as_ref(),
         path: &path,
         python: python.as_deref(),
         aliases: Vec::new(),
@@ -97,8 +115,26 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
     if !asked.dry_run {
         target.check_writable()?;
     }
-    out.note(&format!("checkpoint  {path}: {}", describe(&checkpoint)));
-    out.note(&format!("GPU         {verdict}"));
+    out.note(&match &checkpoint {
+        Some(checkpoint) => format!("checkpoint  {path}: {}", describe(checkpoint)),
+        None => format!("checkpoint  {path}: not on this machine, and not checked"),
+    });
+    let found_gpus = if elsewhere.is_some() { Vec::new() } else { gpu::find() };
+    out.note(&match (elsewhere, &checkpoint) {
+        (None, Some(found)) => {
+            format!("GPU         {}", gpu::verdict(&found_gpus, found.on_gpu(), offload))
+        }
+        _ => format!("GPU         not looked at: the workers of `{}` run elsewhere", model.pool),
+    });
+    if elsewhere.is_none() && !found_gpus.is_empty() && usize::from(gpus) > found_gpus.len() {
+        let count = found_gpus.len();
+        out.note(&format!(
+            "            {gpus} are to share the work, and nvidia-smi shows {count}"
+        ));
+    }
+    if let Some(needs) = pool.and_then(|(name, pool)| gpu::pool_needs(gpus, name, pool)) {
+        out.note(&format!("pool        {needs}"));
+    }
     let environment = Environment::of(after);
     let trial = Trial {
         python: match after.named_python(model) {
@@ -106,27 +142,34 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
             _ => after.python_of(model),
         },
         environment,
-        engine: checkpoint.kind.engine(),
+        engine,
         settings: &model.settings,
-        pipeline: &checkpoint.pipeline,
+        pipeline: checkpoint.as_ref().map(|found| found.pipeline.as_str()),
+        may_be_missing: elsewhere.is_some(),
     };
     let found = trial.run(asked, out)?;
     if !asked.dry_run {
         target.write(|target| Ok(Plan::new(target, asked, &block)?.text))?;
     }
-    let command = command(global, &block, &checkpoint);
+    let command = command(global, &block);
+    if !plan.dropped.is_empty() {
+        let whether = if asked.dry_run { "would be" } else { "are" };
+        let dropped = plan.dropped.join(", ");
+        out.note(&format!("replaced    {dropped} of the old model {whether} gone"));
+    }
     if out.json {
         return out.json(&Added {
             name: &asked.name,
-            engine: checkpoint.kind.engine(),
-            task: checkpoint.kind.task(),
+            engine,
+            task: checkpoint.as_ref().and_then(|found| found.kind.task()),
             checkpoint: &path,
-            bytes: checkpoint.bytes(),
-            gpu_bytes: checkpoint.on_gpu().0,
-            gpus: &gpus,
+            bytes: checkpoint.as_ref().map(Checkpoint::bytes),
+            gpu_bytes: checkpoint.as_ref().map(|found| found.on_gpu().0),
+            gpus: &found_gpus,
             python: found,
             file: &target.path,
             written: !asked.dry_run,
+            dropped: &plan.dropped,
             block: &plan.block,
             command: &command,
         });
@@ -141,6 +184,12 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
         out.note(&format!("the server at {} knows of it when it is started again", running.url));
     }
     Ok(())
+}
+
+/// The pool that the model will have, if there is such a one: models that name none have `local`.
+fn pool<'a>(settings: &'a Settings, asked: &AddModel) -> Option<(&'a PoolName, &'a Pool)> {
+    let name = asked.pool.as_ref().map_or("local", PoolName::as_str);
+    settings.pools.iter().find(|(known, _)| known.as_str() == name)
 }
 
 /// As it can stand in a configuration: links stay, so that what they lead to may change.
@@ -177,7 +226,7 @@ fn describe(checkpoint: &Checkpoint) -> String {
 }
 
 /// Those that were asked for; else what Wan's authors call it, if no other model is called so.
-fn aliases(loaded: &Loaded, asked: &AddModel, kind: Kind) -> Vec<ModelName> {
+fn aliases(loaded: &Loaded, asked: &AddModel, kind: Option<Kind>) -> Vec<ModelName> {
     if !asked.aliases.is_empty() {
         return asked.aliases.clone();
     }
@@ -185,7 +234,7 @@ fn aliases(loaded: &Loaded, asked: &AddModel, kind: Kind) -> Vec<ModelName> {
         let meant = loaded.settings.canonical(alias);
         *alias != asked.name && meant.is_none_or(|meant| *meant == asked.name)
     };
-    let alias = kind.task().and_then(|task| task.parse().ok());
+    let alias = kind.and_then(Kind::task).and_then(|task| task.parse().ok());
     alias.into_iter().filter(free).collect()
 }
 
@@ -195,7 +244,10 @@ struct Trial<'a> {
     python: PathBuf,
     engine: &'a str,
     settings: &'a Map<String, Value>,
-    pipeline: &'a str,
+    /// If the checkpoint is there.
+    pipeline: Option<&'a str>,
+    /// It is for another machine.
+    may_be_missing: bool,
 }
 
 impl Trial<'_> {
@@ -216,7 +268,11 @@ impl Trial<'_> {
                 return Ok(None);
             }
         }
-        let model = Asked { settings: self.settings, pipeline: Some(self.pipeline) };
+        if self.may_be_missing && !asked.create_env && !self.python.exists() {
+            out.note(&format!("Python      {python}: not on this machine, and not tried"));
+            return Ok(None);
+        }
+        let model = Asked { settings: self.settings, pipeline: self.pipeline };
         let models = Models::from([(&asked.name, model)]);
         let found = match asked.create_env {
             true => self.environment.create(self.engine, &models, out)?,
@@ -233,15 +289,15 @@ impl Trial<'_> {
 }
 
 /// What makes the first video with it.
-fn command(global: &Global, block: &Block<'_>, checkpoint: &Checkpoint) -> String {
+fn command(global: &Global, block: &Block<'_>) -> String {
     let mut words = vec!["rayreel".to_owned()];
     for (option, path) in [("--config", &global.config), ("--data", &global.data)] {
         words.extend(path.iter().map(|path| format!("{option} {}", shell(path))));
     }
     words.push(format!("generate --model {} \"a red fox running through snow\"", block.name));
-    words.push(match checkpoint.kind {
-        Kind::I2vA14b | Kind::WanI2v => "--image fox.png -o fox.mp4".to_owned(),
-        Kind::Still => "-o fox.png".to_owned(),
+    words.push(match block.checkpoint.map(|checkpoint| checkpoint.kind) {
+        Some(Kind::I2vA14b | Kind::WanI2v) => "--image fox.png -o fox.mp4".to_owned(),
+        _ if block.engine == "stable-diffusion" => "-o fox.png".to_owned(),
         _ => "-o fox.mp4".to_owned(),
     });
     words.join(" ")

@@ -11,7 +11,9 @@ use toml_edit::{DocumentMut, Item, Key, Value};
 #[derive(Debug, Clone)]
 pub(super) struct Block<'a> {
     pub name: &'a ModelName,
-    pub checkpoint: &'a Checkpoint,
+    pub engine: &'a str,
+    /// None if it is not on this machine.
+    pub checkpoint: Option<&'a Checkpoint>,
     /// Absolute.
     pub path: &'a str,
     pub python: Option<&'a str>,
@@ -79,11 +81,15 @@ fn figures(checkpoint: &Checkpoint) -> Figures {
 
 impl Block<'_> {
     pub(super) fn text(&self) -> String {
-        let (kind, figures) = (self.checkpoint.kind, figures(self.checkpoint));
-        let mut text = format!("# {kind}\n[models.{}]\n", Key::new(self.name.as_str()));
+        let figures = self.checkpoint.map(figures);
+        let mut text = match self.checkpoint {
+            Some(checkpoint) => format!("# {}\n", checkpoint.kind),
+            None => String::new(),
+        };
+        _ = writeln!(text, "[models.{}]", Key::new(self.name.as_str()));
         let quoted = |text: &str| Value::from(text).to_string();
         let mut line = |key: &str, value: String| _ = writeln!(text, "{key} = {value}");
-        line("engine", quoted(kind.engine()));
+        line("engine", quoted(self.engine));
         line("checkpoint", quoted(self.path));
         if let Some(python) = self.python {
             line("python", quoted(python));
@@ -96,7 +102,9 @@ impl Block<'_> {
         if let Some(pool) = self.pool {
             line("pool", quoted(pool.as_str()));
         }
-        line("images", quoted(figures.images));
+        if let Some(figures) = &figures {
+            line("images", quoted(figures.images));
+        }
         let mut settings = Vec::new();
         settings.extend(self.offload.map(|mode| format!("offload = {}", quoted(mode))));
         let gpus = self.gpus.filter(|gpus| *gpus > 1);
@@ -104,11 +112,31 @@ impl Block<'_> {
         if !settings.is_empty() {
             line("settings", format!("{{ {} }}", settings.join(", ")));
         }
-        _ = writeln!(text, "# {}", figures.why);
-        let mut line = |key: &str, value: String| _ = writeln!(text, "{key} = {value}");
-        line("limits", figures.limits);
-        line("defaults", figures.defaults);
+        _ = match figures {
+            Some(Figures { why, limits, defaults, .. }) => {
+                writeln!(text, "# {why}\nlimits = {limits}\ndefaults = {defaults}")
+            }
+            None => {
+                writeln!(
+                    text,
+                    "# Its files are elsewhere: add images, limits and defaults of the model."
+                )
+            }
+        };
         text
+    }
+
+    /// Keys of the model that stands in a file, which this one has not.
+    pub(super) fn dropped_from(&self, before: &str) -> Vec<String> {
+        let find = |text: &str| {
+            let document: DocumentMut = text.parse().ok()?;
+            document.get("models")?.get(self.name.as_str()).cloned()
+        };
+        let mut dropped = Vec::new();
+        if let (Some(old), Some(new)) = (find(before), find(&self.text())) {
+            compare(&old, &new, "", &mut dropped);
+        }
+        dropped
     }
 
     /// The file's text with the model in it: in the place of the old one, or at the end.
@@ -133,6 +161,18 @@ impl Block<'_> {
             text.push_str(below.trim_start_matches('\n'));
         }
         Ok(text)
+    }
+}
+
+/// Collects the keys that only the old one has.
+fn compare(old: &Item, new: &Item, path: &str, dropped: &mut Vec<String>) {
+    for (key, old) in old.as_table_like().into_iter().flat_map(|table| table.iter()) {
+        let path = format!("{path}{}", Key::new(key));
+        match new.get(key) {
+            Some(new) if new.is_table_like() => compare(old, new, &format!("{path}."), dropped),
+            Some(_) => {}
+            None => dropped.push(path),
+        }
     }
 }
 
@@ -176,7 +216,8 @@ mod tests {
     fn block<'a>(name: &'a ModelName, checkpoint: &'a Checkpoint) -> Block<'a> {
         Block {
             name,
-            checkpoint,
+            engine: checkpoint.kind.engine(),
+            checkpoint: Some(checkpoint),
             path: "/models/Wan \"2\"",
             python: None,
             aliases: Vec::new(),
@@ -268,6 +309,20 @@ defaults = { size = "512x512", frames = 1, steps = 30 }
             block.written_into(inside).expect("right"),
             format!("[models]\nn = {{ command = ['n'] }}\n\n{}", block.text())
         );
+    }
+
+    #[test]
+    fn what_a_replaced_model_had_besides_is_known() {
+        let (model, wan) = (name("m"), checkpoint(Kind::Ti2v5b));
+        let block = Block { offload: Some("model"), ..block(&model, &wan) };
+        let before = "[models.m]\nengine = 'wan'\nestimate_seconds = 9\ndefaults.guidance = 4\n\
+                      settings = { offload = 'none', cache = { kind = 'first-block' } }\n\
+                      [models.m.loras]\nanime = '/a'\n[models.n]\nsilence_seconds = 1\n";
+        let mut dropped = block.dropped_from(before);
+        dropped.sort();
+        assert_eq!(dropped, ["defaults.guidance", "estimate_seconds", "loras", "settings.cache"]);
+        assert_eq!(block.dropped_from("").len(), 0);
+        assert_eq!(block.dropped_from(&block.text()).len(), 0);
     }
 
     #[test]

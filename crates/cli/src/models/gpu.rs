@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
+use rayreel_domain::PoolName;
+use rayreel_server::config::{Pool, gpu_list};
 use serde::Serialize;
 
 use super::program;
+use crate::failure::Failure;
 
 /// The driver answers within a second or two, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -71,6 +74,47 @@ pub(super) fn verdict(gpus: &[Gpu], (all, largest): (u64, u64), offload: Option<
         _ = write!(text, " (the largest model: {})", gigabytes(largest));
     }
     text
+}
+
+/// Can so many GPUs share the work of a model?
+pub(super) fn check_shared(gpus: u8, engine: &str, heads: Option<u64>) -> Result<(), Failure> {
+    let wrong = |message: String| Err(Failure::value("gpus", message));
+    let heads = match heads {
+        _ if gpus == 1 => return Ok(()),
+        _ if engine != "wan" => {
+            let message = format!("the engine `{engine}` draws each still on one GPU");
+            return wrong(message).map_err(|failure| failure.helped("Leave out --gpus."));
+        }
+        None => return Ok(()),
+        Some(heads) => heads,
+    };
+    if heads.is_multiple_of(gpus.into()) {
+        return Ok(());
+    }
+    let fit = (2..=heads.min(64)).filter(|count| heads.is_multiple_of(*count));
+    let fit: Vec<String> = fit.map(|count| count.to_string()).collect();
+    let message =
+        format!("{gpus} GPUs can't share the {heads} attention heads of this model's transformer");
+    wrong(message).map_err(|failure| failure.helped(format!("These can: {}.", fit.join(", "))))
+}
+
+/// What a pool must have for its workers to see so many GPUs each; None if it has it.
+pub(super) fn pool_needs(gpus: u8, name: &PoolName, pool: &Pool) -> Option<String> {
+    let per_worker = u32::from(gpus);
+    if pool.gpus_per_worker >= per_worker {
+        return None;
+    }
+    let list = gpu_list(u64::from(pool.max.max(1)) * u64::from(per_worker));
+    Some(format!(
+        "the engine takes {gpus} GPUs, and the pool `{name}` gives a worker {}: in [pools.{name}] set \
+         gpus = {list} and gpus_per_worker = {gpus}, for `max` of {}",
+        if pool.gpus.is_empty() {
+            "whatever there is".to_owned()
+        } else {
+            pool.gpus_per_worker.to_string()
+        },
+        pool.max.max(1),
+    ))
 }
 
 fn gigabytes(bytes: u64) -> String {

@@ -344,6 +344,90 @@ fn the_engine_itself_reads_the_settings_and_knows_the_pipeline() {
 }
 
 #[test]
+fn gpus_that_share_a_model_must_be_able_to_and_the_pool_must_hand_them_out() {
+    let studio = Studio::new();
+    studio.write("5b/transformer/config.json", b"{\"num_attention_heads\": 24}");
+    let (status, said) = studio.refused(&format!("{ADD} --gpus 5"));
+    assert_eq!(status, Some(2));
+    assert!(
+        said.contains("5 GPUs can't share the 24 attention heads of this model's transformer")
+            && said.contains("help: These can: 2, 3, 4, 6, 8, 12, 24."),
+        "{said}"
+    );
+    let (_, said) = studio.done(&format!("{ADD} --gpus 2"));
+    for says in [
+        "2 are to share the work, and nvidia-smi shows 1",
+        "the engine takes 2 GPUs, and the pool `local` gives a worker whatever there is: in \
+         [pools.local] set gpus = [\"0\", \"1\"] and gpus_per_worker = 2, for `max` of 1",
+    ] {
+        assert!(said.contains(says), "{said}");
+    }
+    studio.program("bin/nvidia-smi", "echo 'Some GPU, 24564'; echo 'Some GPU, 24564'");
+    let config = studio.read("rayreel.toml");
+    let pool = "[pools.local]\ngpus = [\"0\", \"1\"]\ngpus_per_worker = 2\n";
+    studio.write("rayreel.toml", format!("{config}\n{pool}").as_bytes());
+    let (_, said) = studio.done(&format!("{} --gpus 2", ADD.replace("mine", "other")));
+    assert!(!said.contains("share the work") && !said.contains("set gpus"), "{said}");
+    // One still is drawn by one.
+    let index = json!({"_class_name": "FluxPipeline", "vae": ["library", "AutoencoderKL"]});
+    studio.write("5b/model_index.json", index.to_string().as_bytes());
+    let (_, said) = studio.refused(&format!("{} --gpus 2", ADD.replace("mine", "still")));
+    assert!(said.contains("`stable-diffusion` draws each still on one GPU"), "{said}");
+}
+
+#[test]
+fn a_model_of_another_machine_is_added_without_its_files() {
+    let studio = Studio::new();
+    studio.write("rayreel.toml", b"[pools.far]\nmax = 0\n");
+    let far = "models add far --checkpoint /far/model --python /far/python --pool far";
+    let (status, said) = studio.refused(far);
+    assert_eq!(status, Some(2));
+    assert!(said.contains("help: Name the engine with --engine."), "{said}");
+    let (_, said) = studio.done(&format!("{far} --engine wan"));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "checkpoint  /far/model: not on this machine, and not checked",
+            "GPU         not looked at: the workers of `far` run elsewhere",
+            "Python      /far/python: not on this machine, and not tried",
+        ]
+    );
+    assert!(
+        studio.read("rayreel.toml").ends_with(
+            "[models.far]\nengine = \"wan\"\ncheckpoint = \"/far/model\"\n\
+             python = \"/far/python\"\npool = \"far\"\n\
+             # Its files are elsewhere: add images, limits and defaults of the model.\n"
+        ),
+        "{}",
+        studio.read("rayreel.toml")
+    );
+    studio.done("config check");
+    // Files that happen to be here are checked all the same.
+    let (_, said) = studio.done(&format!("{ADD} --pool far"));
+    assert!(
+        said.contains("3.2 kB of weights, whole") && said.contains("~/python: Python"),
+        "{said}"
+    );
+    fs::remove_file(studio.place.path("5b/vae/model.safetensors")).expect("gone");
+    studio.refused(&format!("{ADD} --pool far --force"));
+}
+
+#[test]
+fn what_a_replaced_model_had_besides_is_told() {
+    let studio = Studio::new();
+    studio.done(&format!("{ADD} --offload group"));
+    let config = studio.read("rayreel.toml");
+    let loras = "[models.mine.loras]\nanime = \"/anime.safetensors\"\n";
+    studio.write("rayreel.toml", format!("{config}{loras}").as_bytes());
+    let (_, said) = studio.done(&format!("{ADD} --force --dry-run"));
+    assert!(said.contains("settings, loras of the old model would be gone"), "{said}");
+    let (_, said) = studio.done(&format!("{ADD} --force"));
+    assert!(said.contains("settings, loras of the old model are gone"), "{said}");
+    assert!(!studio.read("rayreel.toml").contains("anime"));
+}
+
+#[test]
 fn a_configuration_is_a_regular_file() {
     let studio = Studio::new();
     let pipe = studio.place.path("pipe");

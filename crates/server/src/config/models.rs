@@ -11,7 +11,7 @@ use rayreel_domain::wire::worker::EngineSetup;
 use rustix::fs::Access;
 
 use super::check::Place;
-use super::{Error, Loaded, Model, Provider, Settings};
+use super::{Error, Loaded, Model, Pool, Provider, Settings};
 use crate::checkpoint::{self, Checkpoint};
 
 /// Engines that come with the Python package `rayreel`.
@@ -29,6 +29,13 @@ impl Model {
     /// Its engine, if that needs a Python with the package `rayreel`.
     pub fn python_engine(&self) -> Option<&str> {
         self.engine.as_deref().filter(|engine| PYTHON_ENGINES.contains(engine))
+    }
+}
+
+impl Pool {
+    /// Are its workers started on this machine?
+    pub fn is_here(&self) -> bool {
+        self.provider == Provider::Local && self.max > 0
     }
 }
 
@@ -55,8 +62,7 @@ impl Settings {
 
     /// Are workers of the model started on this machine?
     pub fn is_run_here(&self, model: &Model) -> bool {
-        let pool = self.pools.get(&model.pool);
-        pool.is_some_and(|pool| pool.provider == Provider::Local && pool.max > 0)
+        self.pools.get(&model.pool).is_some_and(Pool::is_here)
     }
 
     pub(super) fn engine_setup(&self, model: &Model) -> Option<EngineSetup> {
