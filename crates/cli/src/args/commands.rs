@@ -292,13 +292,13 @@ pub(crate) struct AddModel {
     /// What waits in the machine's memory instead of the GPU's
     #[arg(long, value_name = "MODE")]
     pub offload: Option<Offload>,
-    /// GPUs that share the work on one video; each has all the weights
+    /// GPUs that share the work on one video; each has all the weights, and the pool hands them out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub gpus: Option<u8>,
     /// Print what would be written, and write nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Replace the model of this name
+    /// Replace the model of this name, with all that it has
     #[arg(long)]
     pub force: bool,
 }

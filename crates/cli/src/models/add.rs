@@ -119,13 +119,15 @@ pub(super) fn run(global: &Global, asked: &AddModel, out: Out) -> Result<(), Exi
         Some(checkpoint) => format!("checkpoint  {path}: {}", describe(checkpoint)),
         None => format!("checkpoint  {path}: not on this machine, and not checked"),
     });
-    let found_gpus = if elsewhere.is_some() { Vec::new() } else { gpu::find() };
+    let looked = if elsewhere.is_some() { Ok(Vec::new()) } else { gpu::find() };
     out.note(&match (elsewhere, &checkpoint) {
         (None, Some(found)) => {
-            format!("GPU         {}", gpu::verdict(&found_gpus, found.on_gpu(), offload))
+            let gpus = looked.as_deref().map_err(String::as_str);
+            format!("GPU         {}", gpu::verdict(gpus, found.on_gpu(), offload))
         }
         _ => format!("GPU         not looked at: the workers of `{}` run elsewhere", model.pool),
     });
+    let found_gpus = looked.unwrap_or_default();
     if elsewhere.is_none() && !found_gpus.is_empty() && usize::from(gpus) > found_gpus.len() {
         let count = found_gpus.len();
         out.note(&format!(

@@ -1,6 +1,7 @@
 //! The GPUs of this machine, and whether a model's weights fit into one.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use rayreel_domain::PoolName;
 use rayreel_server::config::{Pool, gpu_list};
 use serde::Serialize;
 
-use super::program;
+use super::program::{self, Error};
 use crate::failure::Failure;
+use crate::text::one_line;
 
 /// The driver answers within a second or two, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -17,32 +19,58 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Gpu {
     pub name: String,
-    /// In bytes.
-    pub memory: u64,
+    /// In bytes; None if the driver does not know it, as where the memory is the machine's.
+    pub memory: Option<u64>,
 }
 
-/// Those that NVIDIA's driver names; none if it is not there.
-pub(super) fn find() -> Vec<Gpu> {
+/// Those that NVIDIA's driver names; none if it is not there. The error says why it is not known.
+pub(super) fn find() -> Result<Vec<Gpu>, String> {
     let mut ask = Command::new("nvidia-smi");
     ask.args(["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]);
     match program::ask(&mut ask, LIMIT) {
-        Ok(said) if said.success => read(&said.stdout),
-        _ => Vec::new(),
+        Ok(said) if said.success => Ok(read(&said.stdout)),
+        Ok(said) => {
+            let mut lines = said.stdout.lines().chain(said.stderr.lines()).map(str::trim);
+            let why = lines.find(|line| !line.is_empty()).unwrap_or("it says nothing");
+            Err(format!("nvidia-smi failed: {}", one_line(why, 200)))
+        }
+        Err(Error::NotStarted(error)) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(format!("nvidia-smi: {error}")),
     }
 }
 
-/// Lines such as `NVIDIA H200, 143771`, in MiB.
+/// Lines such as `NVIDIA H200, 143771`, in MiB, or with `[N/A]` for the number.
 fn read(text: &str) -> Vec<Gpu> {
     let line = |line: &str| {
-        let (name, mebibytes) = line.rsplit_once(',')?;
-        let mebibytes: u64 = mebibytes.trim().parse().ok()?;
-        Some(Gpu { name: name.trim().to_owned(), memory: mebibytes << 20 })
+        let (name, memory) = line.rsplit_once(',')?;
+        let memory = match memory.trim() {
+            unknown if unknown.starts_with('[') => None,
+            mebibytes => Some(mebibytes.parse::<u64>().ok()?.saturating_mul(1 << 20)),
+        };
+        Some(Gpu { name: name.trim().to_owned(), memory })
     };
     text.lines().filter_map(line).collect()
 }
 
 /// What the GPUs are, and what the weights need: all of them at once, and the largest model alone.
-pub(super) fn verdict(gpus: &[Gpu], (all, largest): (u64, u64), offload: Option<&str>) -> String {
+pub(super) fn verdict(
+    gpus: Result<&[Gpu], &str>,
+    (all, largest): (u64, u64),
+    offload: Option<&str>,
+) -> String {
+    let gpus = match gpus {
+        Ok(gpus) => gpus,
+        Err(why) => {
+            return format!("not known: {why}; in its memory the weights take {}", gigabytes(all));
+        }
+    };
+    if let Some(gpu) = gpus.iter().find(|gpu| gpu.memory.is_none()) {
+        return format!(
+            "{}, and nvidia-smi does not say how much memory it has; the weights take {}",
+            gpu.name,
+            gigabytes(all)
+        );
+    }
     // Which of them a worker gets is not decided here.
     let Some(least) = gpus.iter().min_by_key(|gpu| gpu.memory) else {
         return format!(
@@ -54,7 +82,7 @@ pub(super) fn verdict(gpus: &[Gpu], (all, largest): (u64, u64), offload: Option<
     if gpus.len() > 1 {
         _ = write!(text, "{} of them, the smallest ", gpus.len());
     }
-    let memory = least.memory;
+    let memory = least.memory.unwrap_or_default();
     _ = write!(text, "{}, {}; the weights take {}", least.name, gigabytes(memory), gigabytes(all));
     let advice = match offload {
         _ if all < memory => "and the video what it needs",
@@ -130,13 +158,18 @@ mod tests {
         let text = "NVIDIA H200, 143771\nNVIDIA RTX A6000, Ada, 49140\nNo devices were found\n";
         let gpus = read(text);
         assert_eq!(gpus.len(), 2);
-        assert_eq!(gpus[0], Gpu { name: "NVIDIA H200".into(), memory: 143_771 << 20 });
+        assert_eq!(gpus[0], Gpu { name: "NVIDIA H200".into(), memory: Some(143_771 << 20) });
         assert_eq!(gpus[1].name, "NVIDIA RTX A6000, Ada");
+        let gpus = read("NVIDIA GB10, [N/A]\n");
+        assert_eq!(
+            verdict(Ok(&gpus), (69_000_000_000, 1), None),
+            "NVIDIA GB10, and nvidia-smi does not say how much memory it has; the weights take 69.0 GB"
+        );
     }
 
     #[test]
     fn weights_that_do_not_fit_are_told_with_what_helps() {
-        let gpu = |memory: u64| vec![Gpu { name: "G".to_owned(), memory }];
+        let gpu = |memory: u64| vec![Gpu { name: "G".to_owned(), memory: Some(memory) }];
         // Two experts of 28.6 GB, a text encoder of 11.4 GB.
         let weights = (69_000_000_000, 28_600_000_000);
         for (memory, offload, says) in [
@@ -165,12 +198,12 @@ mod tests {
                  smaller (the largest model: 28.6 GB)",
             ),
         ] {
-            assert_eq!(verdict(&gpu(memory), weights, offload), says);
+            assert_eq!(verdict(Ok(&gpu(memory)), weights, offload), says);
         }
         let two = [gpu(80_000_000_000), gpu(24_000_000_000)].concat();
-        assert!(verdict(&two, (1, 1), None).starts_with("2 of them, the smallest G, 24.0 GB"));
+        assert!(verdict(Ok(&two), (1, 1), None).starts_with("2 of them, the smallest G, 24.0 GB"));
         assert_eq!(
-            verdict(&[], weights, None),
+            verdict(Ok(&[]), weights, None),
             "none found: it will run on the CPU, slowly; in a GPU's memory the weights take 69.0 GB"
         );
     }

@@ -1,12 +1,16 @@
 //! Other programs that are asked something, and may not take for ever.
 
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rayreel_server::home::reason;
+use rustix::process::{Pid, Signal, kill_process_group};
+#[cfg(target_os = "linux")]
+use rustix::process::{getpid, getppid, set_parent_process_death_signal};
 
 /// Nothing that a program says is kept beyond this.
 const MOST: u64 = 1 << 16;
@@ -31,7 +35,10 @@ pub(super) enum Error {
 /// Runs a program to its end, or kills it.
 pub(super) fn ask(command: &mut Command, limit: Duration) -> Result<Said, Error> {
     let until = Instant::now() + limit;
+    die_with_this(command);
+    // A group of its own, so that all that it has started can be ended with it.
     let mut child = command
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -55,10 +62,31 @@ pub(super) fn ask(command: &mut Command, limit: Duration) -> Result<Said, Error>
 }
 
 fn kill(mut child: Child) {
-    // It fails only if the program has ended meanwhile.
-    _ = child.kill();
+    // It fails only if all of them have ended meanwhile.
+    _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     _ = child.wait();
 }
+
+/// Has the kernel kill a program when the thread that starts it ends, which is when this process
+/// does: by a signal, too.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "only the child itself can ask for this, between fork and exec")]
+pub(super) fn die_with_this(command: &mut Command) {
+    let this = Some(getpid());
+    let ask = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Who was dead before that sends no signal.
+        if getppid() != this {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: two system calls and a comparison; nothing allocates, locks or panics.
+    unsafe { command.pre_exec(ask) };
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn die_with_this(_: &mut Command) {}
 
 /// What comes until the end, on a thread that ends with it.
 fn listen(stream: Option<impl Read + Send + 'static>) -> Receiver<String> {
@@ -98,6 +126,22 @@ mod tests {
     fn a_program_that_does_not_end_is_killed() {
         let error = shell("exec sleep 1000", Duration::from_millis(100)).expect_err("too long");
         assert!(matches!(error, Error::TooLong(_)), "{error}");
+        // With all that it has started, which would hold its outputs open.
+        let script = "sleep 1000 & echo $! >&2; echo $!; exec sleep 1000";
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("child");
+        let script = script.replace(">&2", &format!(">{}", path.display()));
+        shell(&script, Duration::from_millis(500)).expect_err("too long");
+        let child = std::fs::read_to_string(path).expect("it had started");
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let start = Instant::now();
+        while cfg!(target_os = "linux") && runs() {
+            assert!(start.elapsed() < Duration::from_secs(60), "it runs still");
+            thread::park_timeout(Duration::from_millis(2));
+        }
         let error = ask(&mut Command::new("/there/is/none"), Duration::from_secs(1));
         assert!(error.expect_err("no program").to_string().starts_with("it does not exist"));
     }

@@ -8,7 +8,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::{Place, Started, text};
+use crate::{Place, Started, text, until};
 
 /// A place with a checkpoint, and with programs that stand in for those of a machine.
 struct Studio {
@@ -411,6 +411,33 @@ fn a_model_of_another_machine_is_added_without_its_files() {
     );
     fs::remove_file(studio.place.path("5b/vae/model.safetensors")).expect("gone");
     studio.refused(&format!("{ADD} --pool far --force"));
+}
+
+#[test]
+fn a_driver_that_fails_is_told_of() {
+    let studio = Studio::new();
+    studio.program("bin/nvidia-smi", "echo 'NVIDIA-SMI has failed: no driver'; exit 9");
+    let (_, said) = studio.done(&format!("{ADD} --dry-run"));
+    let says = "GPU         not known: nvidia-smi failed: NVIDIA-SMI has failed: no driver; in its \
+                memory the weights take 0.0 GB";
+    assert!(said.contains(says), "{said}");
+}
+
+#[test]
+fn what_makes_the_environment_ends_with_the_command() {
+    let studio = Studio::new();
+    studio.program("bin/uv", "echo $$ >uv.pid; mv uv.pid uv.started; exec sleep 1000");
+    let mut command = studio.place.command("models add mine --checkpoint 5b --create-env");
+    command.env("PATH", format!("{}:/usr/bin:/bin", studio.place.path("bin").display()));
+    let started = Started::new(command);
+    until("uv runs", || studio.place.path("uv.started").exists());
+    let pid = studio.read("uv.started");
+    started.signal(rustix::process::Signal::TERM);
+    until("uv is gone", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        !stat.is_ok_and(|stat| !stat.contains(") Z "))
+    });
+    started.end();
 }
 
 #[test]
