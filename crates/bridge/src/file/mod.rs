@@ -2,9 +2,10 @@
 //! its picture?
 
 mod mp4;
+mod still;
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::Path;
 
 use rayreel_domain::wire::engine::{EngineRequest, Format, OutputFile, Role};
@@ -30,15 +31,14 @@ pub(crate) fn check(
     let format = request.format;
     let mut file = open(&directory.join(name), format)?;
     let media_type = format.media_type();
-    let facts = match media_type {
-        "video/mp4" => mp4::facts(&mut file),
-        "image/png" => png(&mut file),
-        _ => None,
+    let facts = match format {
+        Format::Mp4 => mp4::facts(&mut file),
+        still => still::facts(&mut file, still),
     };
     let &EngineRequest { width, height, frames, fps, .. } = request;
     let Facts { width, height, frames, fps } =
         facts.unwrap_or(Facts { width, height, frames, fps });
-    let role = if media_type == "video/mp4" { Role::Video } else { Role::Image };
+    let role = if format.is_still() { Role::Image } else { Role::Video };
     let (path, media_type) = (name.to_owned(), media_type.to_owned());
     Ok(OutputFile { path, role, media_type, width, height, frames, fps })
 }
@@ -47,15 +47,6 @@ pub(crate) fn check(
 /// cut off on their way do not.
 pub(crate) fn is_whole_mp4(path: &Path) -> bool {
     File::open(path).and_then(|mut file| mp4::is_whole(&mut file)).unwrap_or(false)
-}
-
-/// The sides stand at the same place of every PNG file.
-fn png(file: &mut File) -> Option<Facts> {
-    let mut start = [0; 24];
-    file.seek(SeekFrom::Start(0)).ok()?;
-    file.read_exact(&mut start).ok()?;
-    let side = |at: usize| start.get(at..)?.first_chunk().map(|side| u32::from_be_bytes(*side));
-    Some(Facts { width: side(16)?, height: side(20)?, frames: 1, fps: 0 })
 }
 
 fn open(path: &Path, format: Format) -> Result<File, String> {
