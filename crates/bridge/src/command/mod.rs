@@ -130,10 +130,14 @@ impl Loaded {
         let ran = started.elapsed();
         if !status.success() {
             let ending = format!("the program {}", ending(status));
-            return Err(self.failed(&watch, ending));
+            return Err(if watch.is_out_of_memory() {
+                Failure::out_of_memory(format!("memory ran out: {ending}"))
+            } else {
+                Failure::failed(ending)
+            });
         }
         let file = file::check(Path::new(output_dir), &name, request)
-            .map_err(|what| self.failed(&watch, format!("the program ended well, but {what}")))?;
+            .map_err(|what| Failure::failed(format!("the program ended well, but {what}")))?;
         let metrics = BTreeMap::from([("run_ms".to_owned(), ran.as_secs_f64() * 1000.0)]);
         Ok(Made { files: vec![file], metrics })
     }
@@ -181,13 +185,6 @@ impl Loaded {
         };
         program.finish(|line| watch.hear(&line.text)).await;
         Ok(status)
-    }
-
-    fn failed(&self, watch: &Watch<'_>, message: String) -> Failure {
-        if watch.is_out_of_memory() {
-            return Failure::out_of_memory(format!("memory ran out: {message}"));
-        }
-        Failure::failed(message)
     }
 
     /// The command line of a request, and the directory of its file, which goes when this is dropped.

@@ -15,6 +15,10 @@ const IDLE: f64 = 0.05;
 /// The longest line in which something is looked for, in bytes: matching takes time.
 const MAX_LINE: usize = 1_000;
 
+/// How many of the last lines may say that memory has run out: behind it come traces, those of other
+/// ranks and of their launcher. A program that has gone on longer has helped itself.
+const LAST_WORDS: u32 = 100;
+
 /// Follows one run of a program.
 pub(super) struct Watch<'a> {
     settings: &'a Settings,
@@ -23,7 +27,8 @@ pub(super) struct Watch<'a> {
     steps: u32,
     /// The worker has not been told of it yet.
     unsaid: bool,
-    out_of_memory: bool,
+    /// Lines since one that said that memory has run out, with itself.
+    out_of_memory: Option<u32>,
     /// When the program last did something.
     alive: Instant,
     looked: Instant,
@@ -40,7 +45,7 @@ impl<'a> Watch<'a> {
             step: 0,
             steps: 1,
             unsaid: true,
-            out_of_memory: false,
+            out_of_memory: None,
             alive: now,
             looked: now,
             processor_time: None,
@@ -51,7 +56,11 @@ impl<'a> Watch<'a> {
     pub(super) fn hear(&mut self, line: &str) {
         self.alive = Instant::now();
         let line = &line[..line.floor_char_boundary(MAX_LINE)];
-        self.out_of_memory |= self.settings.out_of_memory.is_match(line);
+        self.out_of_memory = if self.settings.out_of_memory.is_match(line) {
+            Some(1)
+        } else {
+            self.out_of_memory.map(|lines| lines.saturating_add(1))
+        };
         if let Some(regex) = &self.settings.progress
             && let Some((stage, step, steps)) = progress(regex, line)
         {
@@ -86,8 +95,9 @@ impl<'a> Watch<'a> {
         self.alive.elapsed() >= limit
     }
 
+    /// Did its last words say that memory has run out?
     pub(super) fn is_out_of_memory(&self) -> bool {
-        self.out_of_memory
+        self.out_of_memory.is_some_and(|lines| lines <= LAST_WORDS)
     }
 
     pub(super) fn is_unsaid(&self) -> bool {

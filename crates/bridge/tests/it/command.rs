@@ -361,10 +361,17 @@ fn what_goes_wrong_is_said_and_the_engine_lives_on() {
             "memory ran out: the program exited with status 1",
         ),
         (
-            "print('CUDA out of memory')",
+            "print('CUDA out of memory')\nfor n in range(99): print(n)\nsys.exit(1)",
             "out_of_memory",
-            "memory ran out: the program ended well, but wrote no file",
+            "memory ran out: the program exited with status 1",
         ),
+        // It has gone on after that, or has not failed itself.
+        (
+            "print('CUDA out of memory')\nfor n in range(100): print(n)\nsys.exit(1)",
+            "failed",
+            "the program exited with status 1",
+        ),
+        ("print('CUDA out of memory')", "failed", "the program ended well, but wrote no file"),
         ("pass", "failed", "the program ended well, but wrote no file"),
         ("output.write_bytes(b'')", "failed", "wrote an empty file"),
         ("output.write_bytes(b'hello')", "failed", "wrote a file that is not image/png"),
