@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  talk ──▶ Server ──▶ adapter: what is said     http: how it is said
+//!                 ├──▶ job: followed to its end, and its file copied out
 //!                 └──▶ child: the server's process, if it is ours
 //! ```
 //! These servers keep their jobs in memory and most can't stop one. So there is never more than one
@@ -13,13 +14,13 @@ mod adapter;
 mod avi;
 mod child;
 mod http;
+mod job;
 mod result;
 mod settings;
 
-use std::path::Path;
 use std::time::Duration;
 
-use rayreel_domain::wire::engine::{EngineErrorCode, Load, OutputFile};
+use rayreel_domain::wire::engine::{EngineErrorCode, Load};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
@@ -28,9 +29,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::Wrong;
 use crate::talk::{Engine, Failure, Job, Made, Ready};
-use adapter::{Adapter, Answer, Call, Completed, Fault, State};
+use adapter::{Adapter, Answer, Call, Fault};
 use child::{Child, Places};
-use http::{Broken, Client, NoFile};
+use http::{Broken, Client};
+use job::Ended;
 use settings::{At, Cancel, Settings};
 
 /// Our servers listen here.
@@ -49,16 +51,14 @@ const LATE: Duration = Duration::from_secs(3);
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Between two tries of what may be tried again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often an answer about a job may make no sense, one after the other.
-const ODD: u32 = 3;
-/// How often a file is fetched if that breaks off.
-const FETCHES: u32 = 3;
 /// How long a server that is asked to stop a job may take; the worker's grace is 10 s.
 const ASK: Duration = Duration::from_secs(8);
 /// How long the server is given to remove an ended job.
 const FORGET: Duration = Duration::from_secs(5);
 /// How often a server is started on another port if somebody has taken the one that was free.
 const PORTS: u32 = 3;
+/// When a server has ended.
+const TASK: &str = "in the middle of the task";
 
 /// Checks settings where no server is at hand.
 pub(crate) fn check(settings: &Map<String, Value>) -> Result<(), Wrong> {
@@ -398,142 +398,6 @@ impl Loaded {
         }
     }
 
-    /// Watches the job to its end, and passes on how far it is.
-    async fn follow(&self, job: &Job<'_>, handle: &str) -> Result<Completed, Ended> {
-        let mut most = 0.0;
-        let passed_on = self.watch(handle, |percent| {
-            most = f64::max(most, percent.unwrap_or(0.0));
-            job.progress("denoise", most as u32, 100);
-        });
-        passed_on.await
-    }
-
-    /// Asks after a job until it has ended. Calls `runs` each time that it has not.
-    async fn watch(
-        &self,
-        handle: &str,
-        mut runs: impl FnMut(Option<f64>),
-    ) -> Result<Completed, Ended> {
-        let call = self.adapter.poll(handle);
-        // A file may come along as base64.
-        let file = if self.adapter.content(handle).is_none() { self.settings.max_bytes } else { 0 };
-        let limit = MAX_ANSWER + file.div_ceil(3) * 4;
-        let client = self.client().map_err(Ended::Server)?;
-        let mut heard = Instant::now();
-        let mut odd = 0;
-        let mut pause = POLL.0;
-        loop {
-            sleep(pause).await;
-            pause = (pause * 3 / 2).min(POLL.1);
-            let time = ANSWER.min(self.settings.hung);
-            let asked = self.unless_ended(client.call(&call, limit, time)).await;
-            let asked = asked.map_err(Ended::Server)?;
-            let why = match asked.map(|answer| self.adapter.polled(&answer)) {
-                Ok(Ok(state)) => {
-                    (heard, odd) = (Instant::now(), 0);
-                    match state {
-                        State::Running(percent) => runs(percent),
-                        State::Completed(completed) => return Ok(completed),
-                        State::Failed(failure) => return Err(Ended::Job(failure)),
-                        State::Cancelled => {
-                            let message = "somebody has stopped the job at the server";
-                            return Err(Ended::Job(Failure::failed(message)));
-                        }
-                        State::Unknown => {
-                            let message = "the server does not know the job any more: it seems to \
-                                           have been started anew";
-                            return Err(Ended::Job(Failure::failed(message)));
-                        }
-                    }
-                    continue;
-                }
-                Ok(Err(Fault::Failure(failure))) => {
-                    odd += 1;
-                    if odd >= ODD || !failure.retryable {
-                        return Err(Ended::Server(failure));
-                    }
-                    continue;
-                }
-                Ok(Err(Fault::Busy(why))) => why,
-                Err(broken @ Broken::TooLong(_)) => {
-                    let message = broken.text();
-                    let failure = Failure { retryable: false, ..Failure::failed(message) };
-                    return Err(Ended::Job(failure));
-                }
-                Err(broken) => broken.text(),
-            };
-            if heard.elapsed() >= self.settings.hung {
-                let seconds = self.settings.hung.as_secs_f64();
-                let message = format!("the server told nothing of the job for {seconds} s: {why}");
-                return Err(Ended::Server(Failure::failed(message)));
-            }
-        }
-    }
-
-    /// Copies the job's file out.
-    async fn fetch(
-        &self,
-        job: &Job<'_>,
-        handle: &str,
-        completed: Completed,
-    ) -> Result<OutputFile, Failure> {
-        job.progress("encode", 0, 1);
-        let format = job.generate.request.format;
-        let name = result::file_name(format);
-        let path = Path::new(&job.generate.output_dir).join(&name);
-        let disk = |error| Failure::failed(format!("the result can't be written: {error}"));
-        match (completed, self.adapter.content(handle)) {
-            (Completed { file: Some(avi), avi: true }, _) => {
-                avi::to_mp4(avi, &path, job).await?;
-            }
-            (Completed { file: Some(file), .. }, _) => {
-                tokio::fs::write(&path, file).await.map_err(disk)?;
-            }
-            (Completed { file: None, .. }, Some(call)) => self.download(&call, &path).await?,
-            (Completed { file: None, .. }, None) => {
-                return Err(Failure::failed("the server's completed job has no file"));
-            }
-        }
-        let directory = Path::new(&job.generate.output_dir);
-        result::inspect(directory, &name, &job.generate.request).map_err(|why| Failure {
-            retryable: false,
-            ..Failure::failed(format!("the server {why}"))
-        })
-    }
-
-    /// Fetches a file, again if that breaks off.
-    async fn download(&self, call: &Call, path: &Path) -> Result<(), Failure> {
-        let disk = |error| Failure::failed(format!("the result can't be written: {error}"));
-        let mut tries = 1;
-        loop {
-            let limit = self.settings.max_bytes;
-            let fetched =
-                self.unless_ended(self.client()?.download(call, path, limit, ANSWER)).await;
-            let broken = match fetched {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(NoFile::Disk(error))) => return Err(disk(error)),
-                Ok(Err(NoFile::Answer(answer))) => return Err(no_file(&answer)),
-                Ok(Err(NoFile::Broken(broken @ Broken::TooLong(_)))) => {
-                    let message = format!("{} (`max_bytes`)", broken.text());
-                    return Err(Failure { retryable: false, ..Failure::failed(message) });
-                }
-                Ok(Err(NoFile::Broken(broken))) => broken,
-                Err(crash) => return Err(crash),
-            };
-            match tokio::fs::remove_file(path).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(disk(error));
-                }
-                _ if tries >= FETCHES => {
-                    let message = format!("the result could not be fetched: {}", broken.text());
-                    return Err(Failure::failed(message));
-                }
-                _ => tries += 1,
-            }
-            sleep(AGAIN).await;
-        }
-    }
-
     /// Has a job ended that nobody wants any more, or remembers it.
     async fn cancel(&mut self, handle: String) {
         match (self.settings.cancel, self.adapter.cancel(&handle)) {
@@ -581,29 +445,5 @@ impl Loaded {
             let _ = client.call(&call, MAX_ANSWER, FORGET).await;
         }
         result::remove_named_after(handle, self.scratch.path());
-    }
-}
-
-/// Why a job is not completed.
-enum Ended {
-    /// The job has ended; the server lives on.
-    Job(Failure),
-    /// The server is gone, hung, or speaks in tongues.
-    Server(Failure),
-}
-
-/// When a server has ended.
-const TASK: &str = "in the middle of the task";
-
-/// What it means that there is an answer instead of a file.
-fn no_file(answer: &Answer) -> Failure {
-    match answer.fault() {
-        Fault::Busy(why) => Failure::failed(why),
-        // It is not the request that is wrong now.
-        Fault::Failure(failure) => Failure {
-            code: EngineErrorCode::Failed,
-            message: format!("the result could not be fetched: {}", failure.message),
-            ..failure
-        },
     }
 }
