@@ -223,13 +223,15 @@ class Diffusion(Engine):
                 f"setting `attention`: there is no {json.dumps(name)}; there is {there}"
             ) from None
         try:
-            for model in denoisers(pipe):
-                model.set_attention_backend(backend.value)
-            # What is installed need not run here, and would say so in the first step.
-            size = getattr(model.config, "attention_head_dim", None)
-            size = size if isinstance(size, int) else 64
-            tokens = torch().zeros(1, 16, 2, size, device=device, dtype=dtype)
-            dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=backend)
+            # diffusers makes it the default of the whole process; what comes after may differ.
+            with dispatch.attention_backend(backend):
+                for model in denoisers(pipe):
+                    model.set_attention_backend(backend.value)
+                # What is installed need not run here, and would say so in the first step.
+                size = getattr(model.config, "attention_head_dim", None)
+                size = size if isinstance(size, int) else 64
+                tokens = torch().zeros(1, 16, 2, size, device=device, dtype=dtype)
+                dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=backend)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
