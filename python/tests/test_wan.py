@@ -458,6 +458,44 @@ def test_when_memory_runs_out_the_pipeline_is_freed_and_loaded_again(
     assert (tmp_path / "3/video.mp4").read_bytes() == before
 
 
+def wrapped() -> OSError:
+    """As diffusers passes on what it could not load."""
+    error = OSError("Unable to load weights from checkpoint file")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory.")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(12, "Cannot allocate memory"),
+        # As safetensors has it, which is written in Rust.
+        OSError("Cannot allocate memory (os error 12)"),
+        RuntimeError("unable to mmap 81 bytes from file <x>: Cannot allocate memory (12)"),
+        MemoryError(),
+        wrapped(),
+    ],
+)
+def test_memory_may_run_out_while_the_pipeline_is_loaded_again(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    worker = Loaded(checkpoint("wan-ti2v"))
+    worker.engine.free()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffusers.WanPipeline.from_pretrained", fail)
+        told, _ = worker.generate(tmp_path / "1")
+    assert (told["code"], told["retryable"]) == ("out_of_memory", True), told
+    assert told["message"].endswith(
+        "; try a smaller size or fewer frames; "
+        "settings that help: `offload`, `vae_tiling`, `quantisation`"
+    )
+    assert worker.generate(tmp_path / "2")[0]["type"] == "done"
+
+
 def test_a_load_that_takes_long_is_heard(
     checkpoint: Checkpoint,
     tmp_path: Path,

@@ -18,6 +18,10 @@ class Engine:
     test_pattern = False
     """True if no model runs: the files are then shown as a test pattern."""
 
+    remedy = ""
+    """What to try when memory runs out, for the end of a sentence; the task's owner reads it, and
+    the operator."""
+
     def abandon(self, error: Exception) -> None:
         """Ends this process because of what can't be mended in it, from any thread: the load or the
         generation under way fails with this, and the worker starts the engine anew. Set by

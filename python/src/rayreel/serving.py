@@ -7,6 +7,8 @@ Python, in C or in child processes, goes to standard error, which is the log.
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 import queue
 import stat
@@ -252,6 +254,11 @@ class _Conversation:
 
     def _told(self, id: str | None, error: Exception) -> wire.Error:
         failed = failure(id, error)
+        if failed.code == "out_of_memory" and self._engine.remedy:
+            # At the end, and whole, however much torch has to say.
+            remedy = f"; {self._engine.remedy}"
+            message = failed.message[: MAX_MESSAGE - len(remedy)] + remedy
+            failed = dataclasses.replace(failed, message=message)
         if id is not None and self._stopped.is_set() and failed.code != "out_of_memory":
             # It came to nothing because it was told to stop.
             return _error(id, "cancelled", "cancelled", retryable=False)
@@ -275,17 +282,33 @@ def failure(id: str | None, error: BaseException) -> wire.Error:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """If this is for want of memory, or what was made of that on its way here."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_out_of_memory(cause):
+            return True
+        hidden = cause.__suppress_context__
+        cause = cause.__cause__ or (None if hidden else cause.__context__)
+    return False
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (OutOfMemory, MemoryError)):
         return True
+    text = str(error)
+    if isinstance(error, OSError):
+        # The number is lost where Rust has passed it on.
+        return error.errno == errno.ENOMEM or "Cannot allocate memory (os error 12)" in text
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return False
     if isinstance(error, torch.OutOfMemoryError):
         return True
     # The allocators of the host and of some accelerators have no type of their own.
-    text = str(error)
     return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator: can't allocate memory" in text or "out of memory" in text
+        "DefaultCPUAllocator: can't allocate memory" in text
+        or "out of memory" in text
+        or "Cannot allocate memory" in text
     )
 
 

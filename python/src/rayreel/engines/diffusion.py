@@ -76,6 +76,8 @@ class Diffusion(Engine):
     kinds: tuple[str, ...] = ()
     """Pipeline classes, as `model_index.json` names them, that this engine knows; none: any."""
 
+    remedy = "settings that help: `offload`, `vae_tiling`, `quantisation`"
+
     pipe: Any = None
     """None before the load, and after memory ran out."""
     checkpoint: Path
@@ -158,6 +160,8 @@ class Diffusion(Engine):
         try:
             pipe = self.open(dtype)
         except (OSError, ValueError, KeyError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
             raise LoadFailed(f"{self.checkpoint} can't be loaded: {error}") from error
         pipe.set_progress_bar_config(disable=True)
         if self.placement.vae_tiling:

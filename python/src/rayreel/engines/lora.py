@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayreel.engine import Failed, InvalidRequest, Progress
+from rayreel.serving import is_out_of_memory
 from rayreel.wire import Lora, LoraUse
 
 KEPT = 8
@@ -99,9 +100,9 @@ class Loras:
                 use_safetensors=True,
                 **how,
             )
-        except (MemoryError, _module("torch").OutOfMemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             if "PEFT backend is required" in str(error):
                 raise Failed(
                     "LoRAs need peft: install it with `pip install peft`", retryable=False

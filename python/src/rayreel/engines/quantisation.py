@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayreel.engine import LoadFailed
+from rayreel.serving import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def _from_files(
                 local_files_only=True,
                 torch_dtype=dtype,
             )
-        except (MemoryError, _module("torch").OutOfMemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise LoadFailed(f"setting `quantisation.{name}`: {file}: {error}") from error
         missing = [key for key, weight in models[name].named_parameters() if weight.is_meta]
         if missing:

@@ -24,6 +24,7 @@ class Settings(Placement):
 
 class StableDiffusion(Diffusion):
     name = "stable-diffusion"
+    remedy = f"try a smaller size; {Diffusion.remedy}"
 
     settings: Settings
 

@@ -64,6 +64,7 @@ TI2V = Task("ti2v", flow_shift=5, guidance=5)
 
 class Wan(Diffusion):
     name = "wan"
+    remedy = f"try a smaller size or fewer frames; {Diffusion.remedy}"
     kinds = ("WanPipeline", "WanImageToVideoPipeline")
 
     settings: Settings
