@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from rayreel import InvalidRequest, Request, media
+from rayreel import Failed, InvalidRequest, Request, media
 
 
 def request(directory: Path, format: str = "mp4", frames: int = 9) -> Request:
@@ -26,7 +27,7 @@ def flat(red: int, green: int, blue: int) -> media.Picture:
 
 def test_colours_survive(tmp_path: Path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
-    media.write_video(request(tmp_path), (flat(*colour) for colour in colours))
+    media.write_video(request(tmp_path, frames=6), (flat(*colour) for colour in colours))
     with av.open(str(tmp_path / "video.mp4")) as film:
         context = film.streams.video[0].codec_context
         # BT.709 in the narrow range, and it says so.
@@ -48,7 +49,8 @@ def test_frames_come_at_their_rate_and_play_while_they_download(tmp_path: Path):
 
 def test_a_thumbnail_is_no_wider_than_it_should_be(tmp_path: Path):
     wide = np.zeros((100, 1000, 3), dtype=np.uint8)
-    thumbnail = media.write_still(request(tmp_path, "png", 1), wide)[1]
+    asked = dataclasses.replace(request(tmp_path, "png", 1), width=1000, height=100)
+    thumbnail = media.write_still(asked, wide)[1]
     assert (thumbnail.width, thumbnail.height) == (320, 32)
     with Image.open(tmp_path / thumbnail.path) as image:
         assert image.size == (320, 32)
@@ -78,6 +80,37 @@ def test_a_picture_with_transparency_is_taken(tmp_path: Path):
     assert media.read_image(path).mode == "RGB"
 
 
-def test_a_film_without_a_frame_is_an_error(tmp_path: Path):
-    with pytest.raises(ValueError, match="a video needs a frame"):
-        media.write_video(request(tmp_path), [])
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        (0, "the engine has made 0 frames instead of 9"),
+        (8, "the engine has made 8 frames instead of 9"),
+        (10, "the engine has made more than 9 frames instead of 9"),
+    ],
+)
+def test_a_film_has_the_frames_that_were_asked_for(tmp_path: Path, frames: int, why: str):
+    with pytest.raises(Failed) as failed:
+        media.write_video(request(tmp_path), [flat(0, 0, 0)] * frames)
+    assert (str(failed.value), failed.value.retryable) == (why, False)
+
+
+@pytest.mark.parametrize("format", ["mp4", "png"])
+def test_pictures_have_the_size_that_was_asked_for(tmp_path: Path, format: str):
+    asked = request(tmp_path, format, 1)
+    turned = flat(0, 0, 0).transpose(1, 0, 2)
+
+    def write() -> None:
+        if format == "mp4":
+            media.write_video(asked, [turned])
+        else:
+            media.write_still(asked, turned)
+
+    with pytest.raises(Failed, match=r"pictures of 48x64 instead of 64x48"):
+        write()
+
+
+@pytest.mark.parametrize("format", ["png", "gif"])
+def test_a_video_is_written_as_a_video_alone(tmp_path: Path, format: str):
+    with pytest.raises(InvalidRequest, match=f"^a video is mp4, not {format}$"):
+        media.write_video(request(tmp_path, format), [flat(0, 0, 0)] * 9)
+    assert list(tmp_path.iterdir()) == []

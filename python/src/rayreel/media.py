@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rayreel.engine import InvalidRequest, Progress
+from rayreel.engine import Failed, InvalidRequest, Progress
 from rayreel.wire import Output, Request
 
 Picture = npt.NDArray[np.uint8]
@@ -65,18 +65,41 @@ def cover(image: Image.Image, width: int, height: int) -> Image.Image:
 def write_video(
     request: Request, pictures: Iterable[Picture], progress: Progress | None = None
 ) -> list[Output]:
-    """`video.mp4`, H.264 with its index first, and a thumbnail of the first frame."""
+    """`video.mp4`, H.264 with its index first, and a thumbnail of the first frame. Pictures of
+    another number or size than the request asks for are `Failed`."""
+    if request.format != "mp4":
+        raise InvalidRequest(f"a video is mp4, not {request.format}")
     path = request.output_dir / "video.mp4"
     count, first = 0, None
-    for count, picture in enumerate(_encoded(path, request.fps, pictures), 1):
+    for count, picture in enumerate(_encoded(path, request.fps, _asked_for(request, pictures)), 1):
         first = picture if first is None else first
         if progress is not None:
             progress("encode", count, request.frames)
-    if first is None:
-        raise ValueError("a video needs a frame")
+    if first is None or count != request.frames:
+        raise _not_asked_for(f"{count} frames", f"{request.frames}")
     height, width, _ = first.shape
     video = Output("video.mp4", "video", "video/mp4", width, height, count, request.fps)
     return [video, _write_thumbnail(request, first)]
+
+
+def _asked_for(request: Request, pictures: Iterable[Picture]) -> Iterable[Picture]:
+    """The pictures, as long as they are what the request asks for."""
+    for count, picture in enumerate(pictures, 1):
+        if count > request.frames:
+            raise _not_asked_for(f"more than {request.frames} frames", f"{request.frames}")
+        _check_size(request, picture)
+        yield picture
+
+
+def _check_size(request: Request, picture: Picture) -> None:
+    height, width, _ = picture.shape
+    if (width, height) != (request.width, request.height):
+        raise _not_asked_for(f"pictures of {width}x{height}", f"{request.width}x{request.height}")
+
+
+def _not_asked_for(made: str, asked: str) -> Failed:
+    # Another try would make the same.
+    return Failed(f"the engine has made {made} instead of {asked}", retryable=False)
 
 
 def _encoded(path: Path, fps: int, pictures: Iterable[Picture]) -> Iterable[Picture]:
@@ -108,11 +131,13 @@ def _encoded(path: Path, fps: int, pictures: Iterable[Picture]) -> Iterable[Pict
 
 
 def write_still(request: Request, picture: Picture) -> list[Output]:
-    """`image.png`, or what the request's format says, and a thumbnail."""
+    """`image.png`, or what the request's format says, and a thumbnail. A picture of another
+    size than the request's is `Failed`."""
     still = STILLS.get(request.format)
     if still is None:
         known = ", ".join(STILLS)
         raise InvalidRequest(f"a still is one of {known}, not {request.format}")
+    _check_size(request, picture)
     name = f"image.{request.format}"
     image = Image.fromarray(picture)
     image.save(request.output_dir / name, still.pillow, **still.options)
