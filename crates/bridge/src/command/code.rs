@@ -10,7 +10,7 @@ struct Interpreter {
     letters: &'static [char],
     /// The same as a word.
     long: Option<&'static str>,
-    /// Where a program finds the first argument after `--`.
+    /// Where a program finds the first argument after `--`, as no option of another one.
     argument: &'static str,
 }
 
@@ -19,7 +19,7 @@ const INTERPRETERS: &[Interpreter] = &[
         names: &["sh", "bash", "dash", "ash", "zsh", "ksh"],
         letters: &['c'],
         long: None,
-        argument: "\"$1\"",
+        argument: "--prompt=\"$1\"",
     },
     Interpreter { names: &["python"], letters: &['c'], long: None, argument: "sys.argv[2]" },
     Interpreter { names: &["perl"], letters: &['e', 'E'], long: None, argument: "$ARGV[0]" },
@@ -141,8 +141,8 @@ mod tests {
         assert_eq!(
             wrong,
             "setting `run`: `sh -c` runs what follows as a program, and `{prompt}` in it with it: \
-             whoever sends a request could run anything. Write \"$1\" there, and the placeholder as \
-             an argument of its own: [\"sh\", \"-c\", \"… \\\"$1\\\" …\", \"--\", \"{prompt}\"]"
+             whoever sends a request could run anything. Write --prompt=\"$1\" there, and the \
+             placeholder as an argument of its own: [\"sh\", \"-c\", \"… --prompt=\\\"$1\\\" …\", \"--\", \"{prompt}\"]"
         );
     }
 

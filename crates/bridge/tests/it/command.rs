@@ -105,6 +105,20 @@ fn a_prompt_arrives_byte_for_byte_whatever_is_in_it() {
 }
 
 #[test]
+fn a_shell_takes_the_prompt_as_an_argument() {
+    let mut rig = Rig::new("command");
+    let code = "printf '\\211PNG\\r\\n\\032\\n%s' \"$1\" > \"$RAYREEL_OUTPUT\"";
+    let answer = rig.load(&json!({"run": ["sh", "-c", code, "--", "{prompt}"]}));
+    assert_eq!(answer["type"], "ready", "{answer}");
+    for prompt in ["-c", "'; touch /dev/null; $(f) `e` \"$0\""] {
+        let out = rig.ask(&json!({"prompt": prompt}));
+        assert_eq!(rig.answer()["type"], "done");
+        let written = fs::read(out.join("output.png")).unwrap();
+        assert_eq!(String::from_utf8_lossy(&written[PNG.len()..]), prompt);
+    }
+}
+
+#[test]
 fn what_a_command_line_can_not_carry_is_refused() {
     let mut rig = Rig::new("command");
     let script = rig.script(GOOD);
