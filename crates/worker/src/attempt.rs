@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use rayreel_domain::request::Input;
 use rayreel_domain::task::{Failure, MAX_MESSAGE};
-use rayreel_domain::wire::engine::{EngineRequest, Format, Generate};
-use rayreel_domain::wire::worker::{
-    Assignment, Done, Fail, ModelSetup, Progress, Release, SelfTest,
-};
+use rayreel_domain::wire::engine::{EngineRequest, Generate};
+use rayreel_domain::wire::worker::{Assignment, Done, Fail, ModelSetup, Progress, Release};
 use rayreel_domain::{Code, Fence};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -31,8 +29,6 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 const RELEASE: Duration = Duration::from_secs(5);
 /// Most figures that are passed on, and the longest name of one.
 const MAX_METRICS: usize = 64;
-/// How long a self-test may take, the load of the model included.
-const SELF_TEST: Duration = Duration::from_secs(30 * 60);
 /// How long the image of a task may take to arrive.
 const INPUT: Duration = Duration::from_secs(300);
 /// How often a damaged image is fetched.
@@ -349,7 +345,8 @@ async fn make(
     })
 }
 
-async fn generate(
+/// Has the engine of the model do a request, and looks at its files.
+pub(crate) async fn generate(
     host: &mut Host,
     model: &ModelSetup,
     desk: &Desk,
@@ -465,51 +462,7 @@ async fn download(
     Ok((sha256 != input.sha256).then(|| "its checksum is wrong".to_owned()))
 }
 
-/// Starts the engine afresh and has it make something small.
-pub(crate) async fn self_test(host: &mut Host, scratch: &Scratch, model: &ModelSetup) -> SelfTest {
-    host.leave().await;
-    let request = EngineRequest {
-        prompt: "self-test".into(),
-        negative_prompt: String::new(),
-        width: 64,
-        height: 64,
-        frames: 5,
-        fps: 8,
-        steps: 2,
-        guidance: None,
-        guidance_2: None,
-        seed: 1,
-        format: Format::Mp4,
-        image: None,
-        last_image: None,
-        loras: Vec::new(),
-    };
-    let test = async {
-        let desk = scratch
-            .desk("self-test")
-            .map_err(|error| on_disk("the self-test's directory", &error))?;
-        generate(host, model, &desk, "self-test".into(), request, |_| {}).await
-    };
-    let failure = match tokio::time::timeout(SELF_TEST, test).await {
-        Ok(Ok(_)) => return SelfTest { model: model.name.clone(), failure: None },
-        // The model does not do such requests, but it is loaded and answers.
-        Ok(Err(failure)) if failure.code == Code::EngineRefused => {
-            return SelfTest { model: model.name.clone(), failure: None };
-        }
-        Ok(Err(failure)) => failure,
-        Err(_) => {
-            host.kill().await;
-            let minutes = SELF_TEST.as_secs() / 60;
-            Failure::new(Code::MaxRunExceeded, format!("no result within {minutes} minutes"))
-        }
-    };
-    let detail = failure.detail.map(|detail| format!("\n{detail}")).unwrap_or_default();
-    let message = format!("{}: {}{detail}", failure.code, failure.message);
-    let message = message.chars().take(MAX_MESSAGE).collect();
-    SelfTest { model: model.name.clone(), failure: Some(message) }
-}
-
-fn on_disk(what: &str, error: &io::Error) -> Failure {
+pub(crate) fn on_disk(what: &str, error: &io::Error) -> Failure {
     retryable(Code::Internal, format!("{what} could not be written on the worker: {error}"))
 }
 

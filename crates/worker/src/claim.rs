@@ -20,6 +20,7 @@ use crate::backoff::{Backoff, Outage};
 use crate::engine::Host;
 use crate::keeper::{Identity, Keeper, Terms};
 use crate::scratch::Scratch;
+use crate::self_test;
 use crate::{Error, Exit, Options, Signals};
 
 /// How long the server may hold a claim.
@@ -146,15 +147,14 @@ impl Worker {
                     self.host.leave().await;
                     return Ok(Exit::Drained);
                 }
-                Claimed::Quarantine { model, message } => {
+                Claimed::Quarantine { model, test, message } => {
                     tracing::warn!(model = %model.name, message, "in quarantine until a self-test passes");
-                    let test = attempt::self_test(&mut self.host, &self.scratch, &model);
+                    let test = self_test::run(&mut self.host, &self.scratch, &model, *test);
                     let result = tokio::select! {
                         biased;
                         () = going => return self.farewell().await,
                         result = test => result,
                     };
-                    tracing::info!(?result, "self-test ended");
                     self.self_test = Some(result);
                 }
             }

@@ -20,6 +20,7 @@ mod engine;
 mod keeper;
 mod outputs;
 mod scratch;
+mod self_test;
 mod upload;
 
 use std::fmt;

@@ -201,6 +201,29 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// What a worker tests the model's engine with: as its users ask by default, since an engine may do
+    /// no other size, but short.
+    pub fn self_test(&self) -> EngineRequest {
+        let Defaults { size, frames, fps, steps, guidance, guidance_2 } = self.defaults;
+        let still = self.limits.max_frames == 1;
+        EngineRequest {
+            prompt: "self-test".into(),
+            negative_prompt: String::new(),
+            width: size.width,
+            height: size.height,
+            frames: frames.min(5),
+            fps,
+            steps: steps.min(2),
+            guidance,
+            guidance_2,
+            seed: 1,
+            format: if still { Format::Png } else { Format::Mp4 },
+            image: None,
+            last_image: None,
+            loras: Vec::new(),
+        }
+    }
+
     /// Checks that the model takes the images that come with a request, which is valid otherwise.
     pub fn check_images(
         &self,

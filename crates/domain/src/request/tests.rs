@@ -347,3 +347,16 @@ fn a_model_of_one_frame_makes_stills_unasked() {
     let jpeg = asked(serde_json::json!({"prompt": "p", "format": "jpeg"}));
     assert_eq!(jpeg.format, Format::Jpeg);
 }
+
+#[test]
+fn an_engine_is_tested_with_what_the_model_makes_by_default_but_less_of_it() {
+    let test = model().self_test();
+    assert_eq!((test.width, test.height, test.fps), (832, 480, 16));
+    assert_eq!((test.frames, test.steps, test.format), (5, 2, Format::Mp4));
+    let mut stills = model();
+    stills.limits.max_frames = 1;
+    stills.defaults = Defaults { frames: 1, steps: 1, guidance: Some(3.5), ..stills.defaults };
+    let test = stills.self_test();
+    assert_eq!((test.frames, test.steps, test.format), (1, 1, Format::Png));
+    assert_eq!(test.guidance, Some(3.5));
+}

@@ -17,7 +17,7 @@ use crate::id::{LoraName, ModelName, PoolName, WorkerName};
 use crate::lease::Fence;
 use crate::request::Request;
 use crate::task::{Failure, Output};
-use crate::wire::engine::LoraFiles;
+use crate::wire::engine::{EngineRequest, LoraFiles};
 
 /// `POST /v1/worker/register`: a worker says that it exists, at its start and whenever the server
 /// does not know it any more.
@@ -71,7 +71,7 @@ pub struct Claim {
 pub struct SelfTest {
     /// What was tested.
     pub model: ModelName,
-    /// Why it failed; none if it passed.
+    /// Why it failed; none if it passed, or if the engine works but does not do the test.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }
@@ -85,10 +85,11 @@ pub enum Claimed {
     Nothing,
     /// The worker is not needed: it has been deregistered and exits with status 0.
     Drain,
-    /// Too many tasks of `model` failed in a row on this worker: restart the engine, generate
-    /// something small with it, and claim again with the result.
+    /// Too many tasks of `model` failed in a row on this worker: restart the engine, have it do `test`,
+    /// and claim again with the result.
     Quarantine {
         model: alloc::boxed::Box<ModelSetup>,
+        test: alloc::boxed::Box<EngineRequest>,
         message: String,
     },
 }

@@ -257,12 +257,13 @@ pub(super) async fn claim(
                 return answer(Claimed::Drain);
             }
             store::Claimed::Quarantine { model, message } => {
-                match app.settings.model_setup(&model) {
-                    Some(setup) => {
-                        let model = Box::new(setup);
-                        return answer(Claimed::Quarantine { model, message });
+                let settings = &app.settings;
+                match (settings.model_setup(&model), settings.model_spec(&model)) {
+                    (Some(setup), Some(spec)) => {
+                        let (model, test) = (Box::new(setup), Box::new(spec.self_test()));
+                        return answer(Claimed::Quarantine { model, test, message });
                     }
-                    None => {
+                    _ => {
                         // It is not configured any more: its tasks are refused one by one.
                         claim.self_test = Some(SelfTest { model, failure: None });
                         continue;

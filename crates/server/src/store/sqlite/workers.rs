@@ -125,7 +125,7 @@ impl Tx<'_> {
             worker.quarantine.remove(tested);
             Quarantine::text(&worker.quarantine)
         };
-        tracing::info!(worker = %by.worker, model = %test.model, "out of quarantine: the self-test passed");
+        tracing::info!(worker = %by.worker, model = %test.model, "out of quarantine after a self-test");
         self.store_quarantine(&by.worker, text)
     }
 

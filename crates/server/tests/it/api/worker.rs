@@ -215,8 +215,9 @@ async fn a_quarantined_worker_is_told_what_to_test() {
     }
     let behind = server.submit("p").await;
     match worker.claim(4, LONG).await {
-        Claimed::Quarantine { model, message } => {
+        Claimed::Quarantine { model, test, message } => {
             assert_eq!((model.name.as_str(), &*message), ("testcard", "segfault"));
+            assert_eq!((test.width, test.height, test.frames), (832, 480, 5), "its own size");
         }
         other => panic!("{other:?}"),
     }
