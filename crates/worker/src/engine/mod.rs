@@ -435,7 +435,10 @@ impl Engine {
                         _ => "in the middle of the task",
                     };
                     let seconds = silence.as_secs_f64();
-                    let message = format!("the engine said nothing for {seconds} s {doing}");
+                    let message = format!(
+                        "the engine said nothing for {seconds} s {doing}; if it may take so long, raise \
+                         the model's `silence_seconds`"
+                    );
                     return Err(self.broken(retryable(Code::EngineSilent, message)).await);
                 }
             }

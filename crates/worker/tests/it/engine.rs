@@ -304,7 +304,9 @@ fn an_engine_that_falls_silent_while_it_loads_is_killed() {
     model.silence_ms = 500;
     let failure = failure(&mut rig, &model);
     assert_eq!((failure.code, failure.retryable), (Code::EngineSilent, true), "{failure:?}");
-    assert!(failure.message.contains("while it loaded"), "{failure:?}");
+    let said = "the engine said nothing for 0.5 s while it loaded the model; if it may take so long, \
+                raise the model's `silence_seconds`";
+    assert_eq!(failure.message, said);
     assert_eq!(failure.detail.as_deref(), Some("last words"));
     wait_gone(&std::fs::read_to_string(rig.dir.path().join("pid")).unwrap());
     rig.finish();
