@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,11 @@ def test_of_any_number_of_steps_one_is_made(
     worker = InProcess(engine)
     worker.load(checkpoint("stable-diffusion"), strength=0.001)
     made: list[int] = []
-    engine.pipe.unet.register_forward_pre_hook(lambda *_: made.append(1))
+
+    def called(_model: Any, _args: Any) -> None:
+        made.append(1)
+
+    engine.pipe.unet.register_forward_pre_hook(called)
     make(worker, tmp_path / "out", image=image, steps=steps, guidance=1.0)
     assert len(made) == 1
 
@@ -199,19 +204,18 @@ def test_settings_out_of_their_range_are_refused(
 def strict(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     """A checkpoint with a safety checker, which holds back what is less like its concepts than
     nothing can be: everything."""
-    import diffusers
-    import transformers
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-
+    diffusers: Any = importlib.import_module("diffusers")
+    transformers: Any = importlib.import_module("transformers")
+    checkers: Any = importlib.import_module("diffusers.pipelines.stable_diffusion.safety_checker")
     small: dict[str, int] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2}
     vision = small | {"image_size": 32, "patch_size": 16}
-    checker = StableDiffusionSafetyChecker(
+    checker = checkers.StableDiffusionSafetyChecker(
         transformers.CLIPConfig(text_config=small, vision_config=vision, projection_dim=8)
     )
     with torch.no_grad():
         checker.concept_embeds_weights.fill_(-2)
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("stable-diffusion"))
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("stable-diffusion"))
     extractor = transformers.CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )

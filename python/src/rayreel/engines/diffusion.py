@@ -232,7 +232,7 @@ class Diffusion(Engine):
                 for model in denoisers(pipe):
                     model.set_attention_backend(backend.value)
                 # What is installed need not run here, and would say so in the first step.
-                size = getattr(model.config, "attention_head_dim", None)
+                size = getattr(next(denoisers(pipe)).config, "attention_head_dim", None)
                 size = size if isinstance(size, int) else 64
                 tokens = torch().zeros(1, 16, 2, size, device=device, dtype=dtype)
                 dispatch.dispatch_attention_fn(tokens, tokens, tokens, backend=backend)
