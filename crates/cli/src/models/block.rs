@@ -104,6 +104,10 @@ impl Block<'_> {
         }
         if let Some(figures) = &figures {
             line("images", quoted(figures.images));
+            if figures.images == "first-last" {
+                // It makes videos of images, and of nothing else.
+                line("image_required", "true".to_owned());
+            }
         }
         let mut settings = Vec::new();
         settings.extend(self.offload.map(|mode| format!("offload = {}", quoted(mode))));
@@ -268,6 +272,15 @@ limits = { multiple = 8, max_side = 2048, max_pixels = 4_194_304, max_frames = 1
 defaults = { size = "512x512", frames = 1, steps = 30 }
 "#
         );
+    }
+
+    #[test]
+    fn a_model_that_makes_videos_of_images_is_not_asked_without_one() {
+        let (model, i2v) = (name("m"), checkpoint(Kind::I2vA14b));
+        let text = block(&model, &i2v).text();
+        assert!(text.contains("images = \"first-last\"\nimage_required = true\n"), "{text}");
+        let (model, ti2v) = (name("m"), checkpoint(Kind::Ti2v5b));
+        assert!(!block(&model, &ti2v).text().contains("image_required"));
     }
 
     #[test]
