@@ -187,8 +187,8 @@ codes! {
         "The store failed in the middle: the call may or may not have taken effect."
         "Repeat it with the same Idempotency-Key; a repetition is safe.";
     StorageFull "storage_full" Capacity 507 7 true
-        "The artifact store has no room for the file, or a worker none for its work."
-        "Free space: the worker keeps its file and tries again, a worker without room is started again.";
+        "The artifact store has no room for the file, or a worker none for its work, or a task's own files have filled the worker's disk."
+        "Free space: the worker keeps its file and tries again, a worker without room is started again. A task that fills the disk must ask for less, or needs a larger one.";
     ServerUnreachable "server_unreachable" Capacity 503 7 true
         "No server answers at the address."
         "Check `--server`, or start one with `rayreel serve`.";

@@ -154,7 +154,10 @@ async fn work(
     let hold = leash.hold;
     let product = tokio::select! {
         biased;
-        made = make(worker, &desk, assignment, hold) => made?,
+        made = make(worker, &desk, assignment, hold) => match made {
+            Err(Stop::Failed(failure)) => return Err(judged(worker, fence, failure, desk).await),
+            made => made?,
+        },
         why = leash.pulled() => return Err(halted(worker, why, desk).await),
         () = run => return Err(halted(worker, Stop::OutOfTime, desk).await),
     };
@@ -332,17 +335,36 @@ async fn make(
     let [image, last_image] = images;
     let request = request.for_engine(image, last_image);
     let made = generate(host, model, desk, id, request, |progress| hold.progress(progress)).await;
-    made.map_err(|failure| match scratch.check_room() {
-        // An engine that finds no room for its files fails in one way or another.
-        Err(error) if failure.code.blames_engine() => {
-            tracing::warn!(
-                task = %fence.task, code = %failure.code, message = failure.message,
-                detail = failure.detail, "the engine failed for want of room",
+    made.map_err(Stop::Failed)
+}
+
+/// Whose a failure is: an engine that finds no room for its files fails in one way or another. If the
+/// room comes back with what the task has written, the task took it, and another worker would fare no
+/// better; else it is this worker that can't work.
+async fn judged(worker: &mut Worker, fence: Fence, failure: Failure, desk: Desk) -> Stop {
+    let Worker { host, scratch, .. } = worker;
+    if !failure.code.blames_engine() || scratch.check_room().is_ok() {
+        return Stop::Failed(failure);
+    }
+    let Failure { code, message, detail, .. } = failure;
+    tracing::warn!(
+        task = %fence.task, %code, message, detail, "the engine failed for want of room",
+    );
+    drop(desk);
+    if scratch.check_room().is_err() {
+        // A file that it holds open takes room though it is removed.
+        host.leave().await;
+    }
+    match scratch.check_room() {
+        Ok(()) => {
+            let message = format!(
+                "no space was left on the worker: the files of this task filled its scratch directory \
+                 ({code}: {message})"
             );
-            Stop::Unfit(scratch.unfit(error))
+            Stop::Failed(Failure { detail, ..retryable(Code::StorageFull, message) })
         }
-        _ => Stop::Failed(failure),
-    })
+        Err(error) => Stop::Unfit(scratch.unfit(error)),
+    }
 }
 
 /// Has the engine of the model do a request, and looks at its files.

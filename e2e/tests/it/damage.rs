@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
+use rayreel_domain::Code;
 use rayreel_domain::task::{Outcome, State};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use serde_json::json;
@@ -156,6 +157,44 @@ fn a_full_scratch_disk_costs_no_task_a_try_and_is_told() {
 
     disk.free();
     api.wait_for_success(&id);
+}
+
+/// Writes as much as fits, if the prompt says so.
+const GREEDY: &str = r#"
+import os, sys
+with open(os.environ["RAYREEL_OUTPUT"], "wb", 0) as output:
+    output.write(b"\0\0\0\x18ftypisom")
+    while sys.argv[1] == "greed":
+        output.write(bytes(1 << 16))
+"#;
+
+#[test]
+fn a_task_that_fills_the_scratch_disk_itself_fails_and_the_worker_goes_on() {
+    let Some(disk) = Disk::mount(80) else { return };
+    let programs = tempfile::tempdir().expect("a directory");
+    let program = programs.path().join("greedy.py");
+    fs::write(&program, GREEDY).expect("written");
+    let server = Server::start(&format!(
+        "[retry]\nmax_failures = 2\nbackoff_seconds = 0.05\n[models.greedy]\nengine = \"command\"\n\
+         [models.greedy.settings]\nrun = [\"python3\", {program:?}, \"{{prompt}}\"]\n",
+    ));
+    let scratch = server.home().join("scratch");
+    fs::remove_dir(&scratch).expect("empty");
+    symlink(disk.path(), &scratch).expect("linked");
+    let api = server.api();
+    let ask = |prompt| api.submit(&json!({"model": "greedy", "prompt": prompt})).id;
+    let task = api.wait_for_end(&ask("greed"));
+    let error = task.error.expect("it failed");
+    assert_eq!(error.code, Code::StorageFull, "{error:?}");
+    assert!(error.message.contains("no space was left on the worker"), "{error:?}");
+    let detail = error.detail.unwrap_or_default();
+    assert!(detail.contains("No space left on device"), "the program's last lines: {detail}");
+    let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome).collect();
+    assert_eq!(outcomes, [Some(Outcome::Failed); 2], "charged");
+
+    let worker = only(server.workers());
+    assert_eq!(api.wait_for_success(&ask("thrift")).attempts.len(), 1);
+    assert_eq!(only(server.workers()), worker, "it has not been started anew");
 }
 
 #[test]
