@@ -138,7 +138,7 @@ class Server(BaseHTTPRequestHandler):
     def found(self, id, expired=False):
         """The job, if a poll is to be answered at all."""
         if "hang" in faults:
-            time.sleep(3600)
+            time.sleep(60)
         if "not-json" in faults:
             self.say(200, b"<html>the proxy is sorry</html>", "text/html")
             return None
@@ -413,7 +413,7 @@ if __name__ == "__main__":
         print("[Errno 98] address already in use" if taken else "no CUDA device", flush=True)
         sys.exit(3)
     # Their workers are processes of their own, and outlive a parent that is killed.
-    forever = "import time; time.sleep(3600)"
+    forever = "import time; time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", forever], start_new_session=True)
     note("pids", worker.pid)
     servers = {"sglang": Sglang, "vllm-omni": VllmOmni, "lightx2v": LightX2v, "sd-server": SdServer}
