@@ -338,7 +338,7 @@ fn the_engine_itself_reads_the_settings_and_knows_the_pipeline() {
         body["data"][1]["faults"],
         json!([
             "models.still: the engine `stable-diffusion` refuses it: setting `strength` must be \
-                above 0, and at most 1"
+                above 0, and at most 1, not 3"
         ])
     );
 }
