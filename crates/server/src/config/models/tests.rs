@@ -159,7 +159,7 @@ fn the_files_of_loras_are_looked_at_with_the_models_own() {
     machine.write("pickle.pt", "x");
     let python = "python = \"~/python\"\n[models.x]\nengine = \"stable-diffusion\"\n\
                   checkpoint = \"~/checkpoint\"\n[models.x.loras]\n";
-    let command = "[models.x]\nengine = \"command\"\nsettings = { run = [\"p\", \"{output}\"] }\n\
+    let command = "[models.x]\nengine = \"command\"\nsettings = { run = [\"p\", \"{request_file}\"] }\n\
                    [models.x.loras]\n";
     for (model, lora, says) in [
         (
