@@ -271,7 +271,8 @@ def _figures(run: Run, place: Path) -> list[str]:
         gc.collect()
         if torch().cuda.is_available():
             torch().cuda.empty_cache()
-    return [f"{found.step:.3f}", f"{found.peak:.1f}" if found.peak else "", f"{found.video:.1f}"]
+    video = f"{found.video:.1f}" if found.video >= 10 else f"{found.video:.3f}"
+    return [f"{found.step:.3f}", f"{found.peak:.1f}" if found.peak else "", video]
 
 
 def heading(arguments: argparse.Namespace) -> str:
