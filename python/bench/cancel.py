@@ -4,7 +4,7 @@ A task runs, a second one waits behind it; the first is cancelled at a random mo
 measured is the time until the second one runs. Run it from `python/`, in an environment with the
 package's extra `diffusers`:
 
-    python -m bench.cancel [CANCELS]
+    PYTHONPATH=src python -m bench.cancel [CANCELS]
 """
 
 from __future__ import annotations
