@@ -7,7 +7,7 @@
 use std::io;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// A process, as it was when it was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub struct Process {
     pub ticks: u64,
     /// When it started, in ticks since boot.
     pub started: u64,
+}
+
+/// Waits for those of `all` that are dead and this process's own children, but for `spared`, which
+/// somebody else waits for. Who adopts orphans must do so: nobody else buries them.
+pub fn bury(all: &[Process], spared: &[Pid]) {
+    let own = Some(rustix::process::getpid());
+    for process in all {
+        if process.dead && process.parent == own && !spared.contains(&process.pid) {
+            let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
+        }
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -5,9 +5,10 @@
 //! the program gets a process group, and what stays in that group is its tree.
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{adopt, is_empty, prepare, processor_time, signal};
+pub(crate) use linux::{is_empty, prepare, processor_time, signal};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::{adopt, is_empty, prepare, processor_time, signal};
+pub(crate) use other::{is_empty, prepare, processor_time, signal};
+pub(crate) use rayreel_process::adopt;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -15,10 +16,8 @@ mod linux {
     use std::time::Duration;
 
     use rayreel_process::Process;
-    use rustix::process::{Pid, Signal, WaitOptions};
+    use rustix::process::{Pid, Signal};
     use tokio::process::Child;
-
-    pub(crate) use rayreel_process::adopt;
 
     /// Has the kernel kill the program when the thread that starts it ends, which is when this
     /// process does.
@@ -52,13 +51,8 @@ mod linux {
 
     /// The descendants. Nobody else waits for whom this process has adopted: buries those that are dead.
     fn found(child: &Child) -> Vec<Process> {
-        let own = Some(rustix::process::getpid());
         let found = rayreel_process::descendants(&rayreel_process::all());
-        for process in &found {
-            if process.dead && process.parent == own && Some(process.pid) != pid_of(child) {
-                let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
-            }
-        }
+        rayreel_process::bury(&found, pid_of(child).as_slice());
         found
     }
 
@@ -70,17 +64,12 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 mod other {
-    use std::io;
     use std::os::unix::process::CommandExt;
     use std::process::Command;
     use std::time::Duration;
 
     use rustix::process::{Pid, Signal};
     use tokio::process::Child;
-
-    pub(crate) fn adopt() -> io::Result<()> {
-        Ok(())
-    }
 
     pub(crate) fn prepare(command: &mut Command) {
         command.process_group(0);

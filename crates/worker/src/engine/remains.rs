@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rayreel_process::Process;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 /// Name of the mark.
 const MARK: &str = "RAYREEL_ENGINE";
@@ -105,7 +105,7 @@ impl Remains {
         let all = rayreel_process::all();
         let mut descendants = Vec::new();
         if self.alone {
-            bury(&all, &engines);
+            rayreel_process::bury(&all, &engines);
             if engines.is_empty() {
                 descendants = rayreel_process::descendants(&all);
             }
@@ -118,16 +118,11 @@ impl Remains {
     }
 }
 
-/// Buries the dead whom a process that is alone has adopted: nobody else waits for them.
+/// Buries the dead whom a process that is alone has adopted: nobody else waits for them. Before each
+/// task, so it looks at all processes only if a child is dead.
 pub(crate) fn bury_orphans() {
-    bury(&rayreel_process::all(), &engines());
-}
-
-fn bury(all: &[Process], engines: &[Pid]) {
-    let own = Some(rustix::process::getpid());
-    for process in all {
-        if process.dead && process.parent == own && !engines.contains(&process.pid) {
-            let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
-        }
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if let Ok(Some(_)) = rustix::process::waitid(WaitId::All, peek) {
+        rayreel_process::bury(&rayreel_process::all(), &engines());
     }
 }
