@@ -104,10 +104,11 @@ impl Block<'_> {
         }
         if let Some(figures) = &figures {
             line("images", quoted(figures.images));
-            if figures.images == "first-last" {
-                // It makes videos of images, and of nothing else.
-                line("image_required", "true".to_owned());
-            }
+        }
+        let kind = self.checkpoint.map(|checkpoint| checkpoint.kind);
+        // They make videos of images, and of nothing else.
+        if matches!(kind, Some(Kind::I2vA14b | Kind::WanI2v)) {
+            line("image_required", "true".to_owned());
         }
         let mut settings = Vec::new();
         settings.extend(self.offload.map(|mode| format!("offload = {}", quoted(mode))));

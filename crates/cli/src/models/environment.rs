@@ -272,7 +272,7 @@ fn uv(words: &[&str], paths: &[&Path], out: Out) -> Result<(), Failure> {
     if !out.is_talkative() {
         command.arg("--quiet");
     }
-    program::die_with_this(&mut command);
+    rayreel_process::die_with_parent(&mut command);
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => {

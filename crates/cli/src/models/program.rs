@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 
 use rayreel_server::home::reason;
 use rustix::process::{Pid, Signal, kill_process_group};
-#[cfg(target_os = "linux")]
-use rustix::process::{getpid, getppid, set_parent_process_death_signal};
 
 /// Nothing that a program says is kept beyond this.
 const MOST: u64 = 1 << 16;
@@ -35,7 +33,7 @@ pub(super) enum Error {
 /// Runs a program to its end, or kills it.
 pub(super) fn ask(command: &mut Command, limit: Duration) -> Result<Said, Error> {
     let until = Instant::now() + limit;
-    die_with_this(command);
+    rayreel_process::die_with_parent(command);
     // A group of its own, so that all that it has started can be ended with it.
     let mut child = command
         .process_group(0)
@@ -66,27 +64,6 @@ fn kill(mut child: Child) {
     _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     _ = child.wait();
 }
-
-/// Has the kernel kill a program when the thread that starts it ends, which is when this process
-/// does: by a signal, too.
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "only the child itself can ask for this, between fork and exec")]
-pub(super) fn die_with_this(command: &mut Command) {
-    let this = Some(getpid());
-    let ask = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Who was dead before that sends no signal.
-        if getppid() != this {
-            return Err(rustix::io::Errno::SRCH.into());
-        }
-        Ok(())
-    };
-    // SAFETY: two system calls and a comparison; nothing allocates, locks or panics.
-    unsafe { command.pre_exec(ask) };
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn die_with_this(_: &mut Command) {}
 
 /// What comes until the end, on a thread that ends with it.
 fn listen(stream: Option<impl Read + Send + 'static>) -> Receiver<String> {

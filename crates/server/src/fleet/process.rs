@@ -6,14 +6,8 @@ use rustix::process::{Pid, Signal};
 /// is no such process, or only its zombie.
 #[cfg(target_os = "linux")]
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, and may itself contain some.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let process = rayreel_process::Process::read(raw(pid)?)?;
+    (!process.dead).then_some(process.started)
 }
 
 /// Without `/proc` a process is only known to exist.
@@ -57,35 +51,18 @@ pub fn with_argument(_argument: &str) -> Option<u32> {
 
 /// Kills every process that has this entry in its environment: whatever a worker has started, in
 /// whichever group or session it is by now, and whoever is its parent. Blocks for some milliseconds.
-#[cfg(target_os = "linux")]
 pub fn kill_with_variable(entry: &str) {
     /// One that starts others while it is looked for is found by them the next time.
     const ROUNDS: usize = 8;
-    let has_it = |pid: &u32| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|found| found == entry.as_bytes())
-    };
     for _ in 0..ROUNDS {
-        let Ok(all) = std::fs::read_dir("/proc") else { return };
-        let numbers =
-            all.filter_map(|process| process.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        let mut left = false;
-        for pid in numbers {
-            // In this order: who had the number at both times is the one whose entry it is.
-            let started = start_time(pid);
-            if started.is_some() && has_it(&pid) {
-                left = true;
-                signal(pid, started, Signal::KILL);
-            }
-        }
-        if !left {
+        let mut all = rayreel_process::all();
+        all.retain(|process| !process.dead && process.has_variable(entry));
+        if all.is_empty() {
             return;
         }
+        all.iter().for_each(|process| process.signal(Signal::KILL));
     }
 }
-
-#[cfg(not(target_os = "linux"))]
-pub fn kill_with_variable(_entry: &str) {}
 
 fn raw(pid: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid).ok()?)
