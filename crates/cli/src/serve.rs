@@ -47,11 +47,8 @@ impl Server {
             .map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
         let url = rayreel_server::local_url(address);
         let admin_key = admin_key()?;
-        let (mut home, mut components, settings) = blocking(move || {
-            let components = Components::open(&settings, &home, worker_command()?)?;
-            Ok((home, components, settings))
-        })
-        .await?;
+        let mut home = home;
+        let mut components = Components::open(&settings, &home, worker_command()?).await?;
         components.credentials.admin_key = admin_key;
         components.may_listen(address).await?;
         home.announce(&url, embedded)?;

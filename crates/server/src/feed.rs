@@ -37,6 +37,8 @@ pub struct Feed {
     pub garbage: Notify,
     /// Woken when there is a webhook to deliver.
     pub webhooks: Notify,
+    /// Woken when another server may have changed the API keys.
+    pub keys: Notify,
     transitions: [AtomicU64; State::ALL.len()],
 }
 
@@ -72,6 +74,17 @@ impl Feed {
             }
         }
         self.backlog.notify_one();
+    }
+
+    /// Wakes everybody: changes may have been missed.
+    pub fn stir(&self) {
+        for watchers in locked(&self.tasks).values() {
+            watchers.send_modify(|version| *version += 1);
+        }
+        self.wake_everyone();
+        for notify in [&self.backlog, &self.timers, &self.garbage, &self.webhooks, &self.keys] {
+            notify.notify_one();
+        }
     }
 
     /// How often each state has been entered since the start of the process.
@@ -123,7 +136,7 @@ impl Feed {
         }
     }
 
-    /// Wakes every parked claim and control request: the server is about to stop.
+    /// Wakes every parked claim and control request.
     pub fn wake_everyone(&self) {
         for (_, waiting) in locked(&self.parked).drain() {
             for waiter in waiting {

@@ -170,6 +170,26 @@ impl Keyring {
         Ok(())
     }
 
+    /// Takes what another server has changed: new keys, and those that have ended.
+    pub async fn follow(&self, components: &Components) -> Result<(), store::Error> {
+        let all = components.store.keys().await?;
+        if !all.is_empty() {
+            self.lock();
+        }
+        for record in stored(&*components.store).await? {
+            let known = self.read().get(&record.id).map(|known| known.record.clone());
+            if known.as_ref() == Some(&record) {
+                continue;
+            }
+            let before = self.write().insert(record.id.clone(), Known::new(record));
+            if let Some(known) = before {
+                known.caller.dismiss();
+            }
+            self.expiring.notify_one();
+        }
+        Ok(())
+    }
+
     /// Closes the door, and ends what came in through it.
     fn lock(&self) {
         self.locked.store(true, Ordering::SeqCst);

@@ -28,14 +28,15 @@ use tokio_util::sync::CancellationToken;
 
 use artifacts::Artifacts;
 use clock::{Clock, Random, SystemClock};
-use config::Settings;
+use config::{Settings, StoreAt};
 use estimate::Estimates;
 use feed::Feed;
 use fleet::{Fleet, Targets};
 use home::Home;
 use keyring::{Credentials, Keyring};
-use store::Store;
-use store::sqlite::{Options, SqliteStore};
+use store::redis::{RedisStore, SharedClock};
+use store::sqlite::SqliteStore;
+use store::{Options, Store};
 
 /// What a server works with; passed in, so that tests can bring their own.
 #[derive(Clone)]
@@ -122,34 +123,32 @@ impl Components {
 
     /// The production components over a data directory that this process has locked.
     /// `worker_command` is the program, with its first arguments, that understands `worker …`.
-    pub fn open(
+    pub async fn open(
         settings: &Settings,
         home: &Home,
         worker_command: Vec<String>,
     ) -> Result<Self, Error> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let local: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let clock = match &settings.store {
+            StoreAt::Sqlite => local,
+            StoreAt::Redis(address) => SharedClock::of(address, local)
+                .await
+                .map_err(|error| Error::Store { path: address.to_string(), error })?,
+        };
         let random = Arc::new(Random::from_system());
         let feed = Arc::new(Feed::default());
-        let path = home.database();
-        if let Some(missing) = home.missing() {
-            let error = store::Error::Corrupt(missing);
-            return Err(Error::Store { path: path.display().to_string(), error });
-        }
-        let store = SqliteStore::open(
-            &path,
-            Options {
-                clock: Arc::clone(&clock),
-                random: Arc::clone(&random),
-                feed: Arc::clone(&feed),
-                rules: settings.rules(),
-                locality: settings.locality(),
-                max_queued: settings.max_queued,
-                tenancy: Arc::new(settings.tenancy()),
-                garbage_after_ms: settings.garbage_after_seconds.ms(),
-                worker_silence_ms: fleet::SILENT_MS,
-            },
-        )
-        .map_err(|error| Error::Store { path: path.display().to_string(), error })?;
+        let options = Options {
+            clock: Arc::clone(&clock),
+            random: Arc::clone(&random),
+            feed: Arc::clone(&feed),
+            rules: settings.rules(),
+            locality: settings.locality(),
+            max_queued: settings.max_queued,
+            tenancy: Arc::new(settings.tenancy()),
+            garbage_after_ms: settings.garbage_after_seconds.ms(),
+            worker_silence_ms: fleet::SILENT_MS,
+        };
+        let store = open_store(settings, home, options).await?;
         let credentials = Credentials {
             worker_token: home.worker_token().to_owned(),
             client_token: home.client_token().to_owned(),
@@ -163,7 +162,7 @@ impl Components {
         Ok(Self {
             clock,
             random,
-            store: Arc::new(store),
+            store,
             feed,
             artifacts: Artifacts::open(home.artifacts())?,
             outbound: Arc::new(outbound::Client::new(
@@ -174,6 +173,29 @@ impl Components {
             credentials,
         })
     }
+}
+
+async fn open_store(
+    settings: &Settings,
+    home: &Home,
+    options: Options,
+) -> Result<Arc<dyn Store>, Error> {
+    if let StoreAt::Redis(address) = &settings.store {
+        let broken = |error| Error::Store { path: address.to_string(), error };
+        return Ok(Arc::new(RedisStore::open(address, options).await.map_err(broken)?));
+    }
+    let path = home.database();
+    let broken = |error| Error::Store { path: path.display().to_string(), error };
+    if let Some(missing) = home.missing() {
+        return Err(broken(store::Error::Corrupt(missing)));
+    }
+    let file = path.clone();
+    // It reads and writes files before it serves.
+    let opened = tokio::task::spawn_blocking(move || SqliteStore::open(file, options)).await;
+    let opened = opened.unwrap_or_else(|error| {
+        Err(store::Error::Unavailable(format!("its opening panicked: {error}")))
+    });
+    Ok(Arc::new(opened.map_err(broken)?))
 }
 
 /// The URL under which this machine's own processes reach a server that listens there.

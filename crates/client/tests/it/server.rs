@@ -83,7 +83,8 @@ impl Server {
         runtime.spawn(async move {
             let listener = TcpListener::bind(address).await.unwrap();
             tell.send(listener.local_addr().unwrap()).unwrap();
-            let components = Components::open(&settings, &home, vec!["none".to_owned()]).unwrap();
+            let components = Components::open(&settings, &home, vec!["none".to_owned()]).await;
+            let components = components.unwrap();
             let shutdown = CancellationToken::new();
             rayreel_server::run(settings, components, listener, shutdown).await.unwrap();
             drop(home);

@@ -45,7 +45,7 @@ pub use models::{Examined, PYTHON_ENGINES};
 pub use tenant::Tenant;
 use tree::Node;
 pub use tree::Origin;
-pub use values::InputRoot;
+pub use values::{InputRoot, StoreAt};
 
 /// The commented default file.
 pub const DEFAULT_FILE: &str = include_str!("config.default.toml");
@@ -81,6 +81,7 @@ pub struct Settings {
     pub public_url: Option<String>,
     /// Absolute.
     pub data: PathBuf,
+    pub store: StoreAt,
     /// One of `models`.
     pub default_model: ModelName,
     /// Absolute; of models that name no other.

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use http::Uri;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::store::redis;
+
 /// The address of a server, without a slash at its end.
 pub(super) fn public_url<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -74,6 +76,44 @@ impl Serialize for InputRoot {
 }
 
 impl<'de> Deserialize<'de> for InputRoot {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where tasks are kept: `sqlite`, in the data directory, or the address of a Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAt {
+    Sqlite,
+    Redis(redis::Address),
+}
+
+impl FromStr for StoreAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "sqlite" => Ok(Self::Sqlite),
+            // An address may hold a password: it is not repeated.
+            _ => text
+                .parse()
+                .map(Self::Redis)
+                .map_err(|error| format!("a store is `sqlite` or the address of a Redis; {error}")),
+        }
+    }
+}
+
+impl Serialize for StoreAt {
+    /// Without the password.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Sqlite => serializer.serialize_str("sqlite"),
+            Self::Redis(address) => serializer.collect_str(address),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StoreAt {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }

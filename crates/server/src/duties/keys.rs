@@ -1,4 +1,4 @@
-//! Ends what is open with a key that expires.
+//! Ends what is open with a key that expires, and follows what other servers do to keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,13 @@ pub(super) async fn run(app: Arc<App>) {
         tokio::select! {
             () = app.stopping.cancelled() => return,
             () = app.keyring.expiring.notified() => {}
+            () = app.components.feed.keys.notified() => {
+                if let Err(error) = app.keyring.follow(&app.components).await {
+                    tracing::warn!(%error, "the API keys could not be read anew; trying again");
+                    app.components.feed.keys.notify_one();
+                    sleep(Some(LONGEST)).await;
+                }
+            }
             () = sleep(wait) => {}
         }
     }

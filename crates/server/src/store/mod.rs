@@ -14,6 +14,8 @@
 //! 7. the same tenant and idempotency key give the same task;
 //! 8. tenants share by virtual time, so that none starves.
 
+mod check;
+pub mod redis;
 pub mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,14 +27,35 @@ use rayreel_domain::id::{FileId, ModelName, PoolName, TaskId, TenantName, Worker
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
-use rayreel_domain::task::{End, Idempotency, State, Task};
-use rayreel_domain::tenant::{Exceeded, Usage};
+use rayreel_domain::schedule::Locality;
+use rayreel_domain::task::{End, Idempotency, Rules, State, Task};
+use rayreel_domain::tenant::{Exceeded, Tenancy, Usage};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::engine::Format;
 use rayreel_domain::wire::worker::{Beaten, Progress, SelfTest};
 
+use crate::clock::{Clock, Random};
+use crate::feed::Feed;
 use crate::signing::Secret;
+
+/// What a store needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<Random>,
+    /// Told of every change after its commit.
+    pub feed: Arc<Feed>,
+    pub rules: Rules,
+    pub locality: Locality,
+    /// Most queued tasks.
+    pub max_queued: u64,
+    pub tenancy: Arc<Tenancy>,
+    /// Files of an attempt without success are garbage after so long: an upload may be under way.
+    pub garbage_after_ms: u64,
+    /// A worker that has not called for so long is not counted on.
+    pub worker_silence_ms: u64,
+}
 
 /// The store of one server, or of many.
 ///

@@ -8,6 +8,7 @@ mod conformance;
 mod fleet;
 mod outbound;
 mod receiver;
+mod redis;
 mod rescue;
 mod store;
 mod world;

@@ -13,7 +13,8 @@ use rayreel_server::config::{Settings, Sources};
 use rayreel_server::feed::Feed;
 use rayreel_server::fleet::{Death, Provider};
 use rayreel_server::keyring::Credentials;
-use rayreel_server::store::sqlite::{Options, SqliteStore};
+use rayreel_server::store::Options;
+use rayreel_server::store::sqlite::SqliteStore;
 use rayreel_server::store::{Launch, View};
 use rayreel_server::{App, Components, outbound};
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use rayreel_domain::task::{Outcome, State, Task};
+use rayreel_domain::task::{State, Task};
 use rusqlite::Row;
 
 use super::Error;
@@ -11,6 +11,7 @@ use super::memory::{Account, Memory, NameId, Queue, Slot, format_number, parse, 
 use super::ops::place;
 use super::read::Readers;
 use super::writer::Tx;
+use crate::store::check;
 
 /// Rows that are looked at in one go: a reader that stays for long keeps the log from starting
 /// again.
@@ -36,7 +37,7 @@ impl Readers {
                     Ok(task) => {
                         let mut fault = |text: &str| faults.push(format!("{}: {text}", task.id));
                         self.check_columns(row, &task, &mut fault)?;
-                        check_task(&task, &mut fault);
+                        check::task(&task, &mut fault);
                     }
                     Err(error) => {
                         faults.push(format!("row {last}: the task can't be read: {error}"));
@@ -158,33 +159,4 @@ type Standing = (u64, u64, (u64, u64), Vec<(NameId, Queue)>);
 fn standing(account: &Account) -> Standing {
     let queues = account.queues.iter().map(|(model, queue)| (*model, queue.clone()));
     (account.virtual_ms, account.running, (account.day, account.day_ms), queues.collect())
-}
-
-fn check_task(task: &Task, fault: &mut impl FnMut(&str)) {
-    if (task.state == State::Running) != task.lease.is_some() {
-        fault("it runs without a lease, or has one and does not run");
-    }
-    if task.state.is_terminal() != task.finished_at.is_some() {
-        fault("it has ended without a time, or has a time and has not ended");
-    }
-    if task.state == State::Succeeded
-        && (task.outputs.is_empty() || task.outputs.iter().any(|o| o.sha256.len() != 64))
-    {
-        fault("it has succeeded without files and checksums");
-    }
-    if !task.attempts.iter().map(|a| a.number).is_sorted_by(|a, b| a < b)
-        || task.attempts.last().is_some_and(|a| a.number > task.attempt)
-    {
-        fault("its attempts do not rise");
-    }
-    let ends = task.attempts.iter().filter(|a| a.outcome == Some(Outcome::Succeeded)).count();
-    if ends != usize::from(task.state == State::Succeeded) {
-        fault("it has not exactly one successful attempt, or has one and has not succeeded");
-    }
-    if !task.history.is_sorted_by(|a, b| a.seq + 1 == b.seq)
-        || task.history.last().map(|c| c.state) != Some(task.state)
-        || task.history.iter().rev().skip(1).any(|c| c.state.is_terminal())
-    {
-        fault("its history does not lead to its state");
-    }
 }

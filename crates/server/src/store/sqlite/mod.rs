@@ -32,9 +32,7 @@ use rayreel_domain::id::{FileId, PoolName, TaskId, TenantName, WorkerName};
 use rayreel_domain::key::KeyRecord;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
-use rayreel_domain::schedule::Locality;
-use rayreel_domain::task::{End, Idempotency, Rules, Task};
-use rayreel_domain::tenant::Tenancy;
+use rayreel_domain::task::{End, Idempotency, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::{Delivery, Report};
 use rayreel_domain::wire::worker::{Beaten, Progress};
@@ -43,34 +41,14 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Activity, Backlog, Cancelled, Claim, Claimed, Demand, Error, FilePage, FileQuery, Garbage,
-    Identity, Launch, LeaseView, ListQuery, Page, Ready, Registration, Room, Store, Submitted,
-    Taken, TenantUse, View, WorkerView,
+    Identity, Launch, LeaseView, ListQuery, Options, Page, Ready, Registration, Room, Store,
+    Submitted, Taken, TenantUse, View, WorkerView,
 };
-use crate::clock::{Clock, Random};
-use crate::feed::Feed;
 use crate::signing::Secret;
 use memory::Memory;
 use read::Readers;
 use recent::Recent;
 use writer::{Context, Writer};
-
-/// What a store needs to know.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub clock: Arc<dyn Clock>,
-    pub random: Arc<Random>,
-    /// Told of every change after its commit.
-    pub feed: Arc<Feed>,
-    pub rules: Rules,
-    pub locality: Locality,
-    /// Most queued tasks.
-    pub max_queued: u64,
-    pub tenancy: Arc<Tenancy>,
-    /// Files of an attempt without success are garbage after so long: an upload may be under way.
-    pub garbage_after_ms: u64,
-    /// A worker that has not called for so long is not counted on.
-    pub worker_silence_ms: u64,
-}
 
 /// A store in one file.
 pub struct SqliteStore {

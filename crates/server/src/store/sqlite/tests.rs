@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use rayreel_domain::code::Code;
 use rayreel_domain::request::{Request, Size};
-use rayreel_domain::task::{Commit, Failure, Idempotency, Output, Record};
+use rayreel_domain::schedule::Locality;
+use rayreel_domain::task::{Commit, Failure, Idempotency, Output, Record, Rules};
 use rayreel_domain::wire::engine::{Format, Role};
 use rusqlite::StatementStatus;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use super::*;
-use crate::clock::ManualClock;
+use crate::clock::{Clock, ManualClock, Random};
+use crate::feed::Feed;
 use crate::store::{After, Order};
 
 /// A store that tells which statements it runs, and how many steps each takes.

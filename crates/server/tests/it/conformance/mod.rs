@@ -83,6 +83,12 @@ pub trait Stores {
     /// A place without data.
     fn home(&self) -> Self::Home;
 
+    /// Does a restart forget beats, minutes and what workers were at? Where all of it is stored, a
+    /// server that starts is one more, and forgets nothing.
+    fn forgets(&self) -> bool {
+        true
+    }
+
     /// Starts a store on the data that is there. No other store has it open.
     async fn open(&self, home: &Self::Home, setup: &Setup) -> Arc<dyn Store>;
 }
@@ -97,7 +103,7 @@ pub fn conforms(stores: &impl Stores) {
         cases: u32::try_from(number("CONFORMANCE_CASES", 256)).expect("fits"),
         rng_seed: RngSeed::Fixed(number("CONFORMANCE_SEED", 1)),
         failure_persistence: None,
-        max_shrink_iters: 20_000,
+        max_shrink_iters: u32::try_from(number("CONFORMANCE_SHRINK", 20_000)).expect("fits"),
         ..Config::default()
     };
     let runtime = runtime();
@@ -112,7 +118,7 @@ pub fn conforms(stores: &impl Stores) {
 
 /// One thread: the order of events is that of the test.
 pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 pub fn tenant(name: &str) -> TenantName {

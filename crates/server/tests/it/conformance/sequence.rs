@@ -55,7 +55,9 @@ pub(super) async fn play<S: Stores>(stores: &S, limits: Limits, ops: Vec<Op>) ->
         if restart {
             run.store = None;
             run.store = Some(stores.open(&home, &run.setup).await);
-            run.model.restart();
+            if stores.forgets() {
+                run.model.restart();
+            }
             prop_assert_eq!(run.store().epoch(), epoch, "it is the store's, not the process's");
         } else {
             run.step(op).await?;

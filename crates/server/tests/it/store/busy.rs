@@ -10,7 +10,8 @@ use rayreel_domain::code::Code;
 use rayreel_domain::task::{End, Failure, Idempotency, Outcome, Rules, State, Task};
 use rayreel_domain::wire::worker::SelfTest;
 use rayreel_server::clock::SystemClock;
-use rayreel_server::store::sqlite::{Options, SqliteStore};
+use rayreel_server::store::Options;
+use rayreel_server::store::sqlite::SqliteStore;
 use rayreel_server::store::{Claimed, Error, Store};
 use rusqlite::Connection;
 

@@ -13,7 +13,8 @@ use rayreel_domain::id::WorkerName;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{End, Task};
 use rayreel_server::feed::Feed;
-use rayreel_server::store::sqlite::{Options, SqliteStore};
+use rayreel_server::store::Options;
+use rayreel_server::store::sqlite::SqliteStore;
 use rayreel_server::store::{Claim, Claimed, Error, Identity, Registration, Store};
 
 use crate::conformance::{self, Setup, Stores};

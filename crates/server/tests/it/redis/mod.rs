@@ -1,0 +1,107 @@
+//! The Redis store, on a real redis-server: what every store promises.
+
+mod server;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use rayreel_server::feed::Feed;
+use rayreel_server::store::redis::RedisStore;
+use rayreel_server::store::{Options, Store};
+
+use crate::conformance::{self, Setup, Stores};
+use server::Server;
+
+/// Stores side by side in one Redis.
+struct Redis;
+
+#[async_trait]
+impl Stores for Redis {
+    /// What stands before its keys.
+    type Home = String;
+
+    fn home(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        format!("home-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn forgets(&self) -> bool {
+        false
+    }
+
+    async fn open(&self, home: &String, setup: &Setup) -> Arc<dyn Store> {
+        let address = format!("{}?prefix={home}", Server::shared().url());
+        let address = address.parse().expect("an address");
+        Arc::new(RedisStore::open(&address, options(setup)).await.expect("it opens"))
+    }
+}
+
+fn options(setup: &Setup) -> Options {
+    Options {
+        clock: setup.clock.clone(),
+        random: setup.random.clone(),
+        feed: Arc::new(Feed::default()),
+        rules: setup.rules,
+        locality: setup.locality,
+        max_queued: setup.max_queued,
+        tenancy: Arc::clone(&setup.tenancy),
+        garbage_after_ms: setup.garbage_after_ms,
+        worker_silence_ms: setup.worker_silence_ms,
+    }
+}
+
+#[test]
+fn redis_does_what_every_store_does() {
+    conformance::conforms(&Redis);
+}
+
+#[test]
+fn redis_shares_fairly() {
+    conformance::runtime().block_on(conformance::shares_fairly(&Redis));
+}
+
+#[test]
+fn redis_keeps_keys() {
+    conformance::runtime().block_on(conformance::keeps_keys(&Redis));
+}
+
+#[test]
+fn redis_lets_contents_go() {
+    conformance::runtime().block_on(conformance::lets_contents_go(&Redis));
+}
+
+#[test]
+fn redis_keeps_both_frames() {
+    conformance::runtime().block_on(conformance::keeps_both_frames(&Redis));
+}
+
+#[test]
+fn redis_keeps_places() {
+    conformance::runtime().block_on(conformance::keeps_places(&Redis));
+}
+
+#[test]
+fn redis_keeps_contents() {
+    conformance::runtime().block_on(conformance::keeps_contents(&Redis));
+}
+
+#[test]
+fn redis_keeps_files() {
+    conformance::runtime().block_on(conformance::keeps_files(&Redis));
+}
+
+#[test]
+fn redis_keeps_an_outbox() {
+    conformance::runtime().block_on(conformance::keeps_an_outbox(&Redis));
+}
+
+#[test]
+fn redis_quarantines() {
+    conformance::runtime().block_on(conformance::quarantines(&Redis));
+}
+
+#[test]
+fn redis_drains() {
+    conformance::runtime().block_on(conformance::drains(&Redis));
+}
