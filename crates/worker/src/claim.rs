@@ -91,11 +91,12 @@ pub(crate) async fn run(options: Options, signals: Signals) -> Result<Exit, Erro
     let dismissed = CancellationToken::new();
     let keeper = Keeper::start(server.apart()?, identity.clone(), terms, dismissed.clone())
         .map_err(Error::Keeper)?;
+    let host = Host::new(options.engine_program, options.alone, scratch.rooms());
     let worker = Worker {
         identity,
         server,
         keeper,
-        host: Host::new(options.engine_program, options.alone),
+        host,
         scratch,
         signals,
         drain_grace: options.drain_grace,

@@ -1,4 +1,8 @@
-//! Where unfinished files lie: `SCRATCH/WORKER/TASK-ATTEMPT/`, with the engine's files below `out`.
+//! Where unfinished files lie: `SCRATCH/WORKER/TASK-ATTEMPT/`, with the engine's files below `out`,
+//! and `SCRATCH/WORKER/engine-N/` for what else an engine writes as long as it runs.
+//!
+//! Only `SCRATCH/.keep/` stays when workers die: what an engine must know of the one before it, such as
+//! a job that still runs at a server elsewhere. No worker's name begins with a dot.
 //!
 //! Nothing in a path comes from a user. A worker that can't write here can't do any task: it gives
 //! back what it has and ends, and another one starts only when there is room again.
@@ -14,6 +18,9 @@ use rustix::fs::{Mode, OFlags};
 
 /// A worker that has less room than this, in bytes, does not start. Most videos need far less.
 const ROOM: u64 = 64 << 20;
+
+/// What outlives workers.
+const KEEP: &str = ".keep";
 
 /// The directory of one worker.
 #[derive(Debug)]
@@ -57,6 +64,12 @@ impl Scratch {
         Ok(desk)
     }
 
+    /// Where this worker's engines may write.
+    pub(crate) fn rooms(&self) -> Rooms {
+        let parent = self.path.parent().unwrap_or(&self.path);
+        Rooms { own: self.path.clone(), keep: parent.join(KEEP), count: 0 }
+    }
+
     /// What the worker ends with when it can't write here.
     pub(crate) fn unfit(&self, error: io::Error) -> crate::Error {
         crate::Error::Scratch { path: self.path.clone(), error }
@@ -70,9 +83,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "scratch files could not be removed");
-        }
+        tidy(&self.path);
     }
 }
 
@@ -103,9 +114,46 @@ impl Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "scratch files could not be removed");
-        }
+        tidy(&self.path);
+    }
+}
+
+/// Directories for one engine after the other.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    own: PathBuf,
+    keep: PathBuf,
+    count: u64,
+}
+
+impl Rooms {
+    /// An empty directory for a new engine.
+    pub(crate) fn next(&mut self) -> io::Result<Room> {
+        self.count += 1;
+        let path = self.own.join(format!("engine-{}", self.count));
+        private(&path)?;
+        Ok(Room { path, keep: self.keep.clone() })
+    }
+}
+
+/// The directory of one engine; it and everything in it goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    path: PathBuf,
+    keep: PathBuf,
+}
+
+impl Room {
+    /// The variables that name it to the engine: its own directory, and the one that stays, which
+    /// whoever needs it makes.
+    pub(crate) fn variables(&self) -> [(&'static str, &Path); 2] {
+        [("RAYREEL_SCRATCH", &self.path), ("RAYREEL_KEEP", &self.keep)]
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        tidy(&self.path);
     }
 }
 
@@ -122,6 +170,12 @@ fn check_room(path: &Path) -> io::Result<()> {
 
 fn private(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
+}
+
+fn tidy(path: &Path) {
+    if let Err(error) = remove(path) {
+        tracing::warn!(path = %path.display(), %error, "scratch files could not be removed");
+    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {

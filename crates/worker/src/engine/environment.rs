@@ -3,8 +3,8 @@
 //! Engines run third-party code, so they get a short list instead of everything: what a program
 //! needs to find itself, its libraries, its accelerator and its model cache. Of `RAYREEL_*` only what
 //! the operator has named for engines passes (`RAYREEL_ENGINE_*`), and the mark by which a server finds
-//! what a dead worker has left; the worker token least of all. Each engine gets a mark of its own besides:
-//! see [`super::remains`].
+//! what a dead worker has left; the worker token least of all. Each engine gets a mark of its own besides
+//! ([`super::remains`]), and is told where it may write ([`crate::scratch::Room`]).
 
 use std::ffi::{OsStr, OsString};
 

@@ -28,6 +28,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::scratch::Rooms;
 use process::Process;
 
 /// How long the end of a process, or of its output, may lag behind the other.
@@ -46,12 +47,13 @@ pub(crate) struct Host {
     program: PathBuf,
     /// See [`crate::Options::alone`].
     alone: bool,
+    rooms: Rooms,
     engine: Option<Engine>,
 }
 
 impl Host {
-    pub(crate) fn new(program: PathBuf, alone: bool) -> Self {
-        Self { program, alone, engine: None }
+    pub(crate) fn new(program: PathBuf, alone: bool, rooms: Rooms) -> Self {
+        Self { program, alone, rooms, engine: None }
     }
 
     /// The model that is loaded or being loaded.
@@ -77,7 +79,7 @@ impl Host {
                 if let Some(old) = old {
                     old.leave().await;
                 }
-                Engine::start(setup, &self.program, self.alone)?
+                Engine::start(setup, &self.program, self.alone, &mut self.rooms)?
             }
         };
         engine.setup.clone_from(setup);
@@ -141,8 +143,17 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    fn start(setup: &ModelSetup, program: &Path, alone: bool) -> Result<Self, Failure> {
-        let process = Process::start(&setup.engine, program, alone).map_err(|error| {
+    fn start(
+        setup: &ModelSetup,
+        program: &Path,
+        alone: bool,
+        rooms: &mut Rooms,
+    ) -> Result<Self, Failure> {
+        let room = rooms.next().map_err(|error| {
+            let message = format!("the engine's directory could not be made: {error}");
+            retryable(Code::EngineLoadFailed, message)
+        })?;
+        let process = Process::start(&setup.engine, program, alone, room).map_err(|error| {
             let what = match &setup.engine {
                 EngineSetup::BuiltIn(_) => program.display().to_string(),
                 EngineSetup::Command(words) => words.first().cloned().unwrap_or_default(),

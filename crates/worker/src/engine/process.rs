@@ -19,6 +19,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::scratch::Room;
+
 use super::environment;
 use super::remains::Remains;
 use super::tail::Tail;
@@ -53,20 +55,27 @@ impl Group {
 }
 
 impl Process {
-    /// `alone`: see [`crate::Options::alone`].
-    pub(crate) fn start(setup: &EngineSetup, program: &Path, alone: bool) -> io::Result<Self> {
+    /// `alone`: see [`crate::Options::alone`]. The engine's room is there until nothing runs any more
+    /// that could write into it.
+    pub(crate) fn start(
+        setup: &EngineSetup,
+        program: &Path,
+        alone: bool,
+        room: Room,
+    ) -> io::Result<Self> {
         let mut command = command(setup, program)?;
         let remains = Remains::new(alone);
         command
             .env_clear()
             .envs(environment::kept())
             .envs([remains.variable()])
+            .envs(room.variables())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
         rayreel_process::die_with_parent(&mut command);
-        let Watched { pid, pipes, group, exit, gone } = watch(command, remains)?;
+        let Watched { pid, pipes, group, exit, gone } = watch(command, remains, room)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             group.kill();
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -153,7 +162,7 @@ struct Watched {
 
 /// Starts a process and watches it to its end, both from a thread of its own: the kernel takes the
 /// end of the thread that started a process for the end of its parent.
-fn watch(mut command: Command, remains: Remains) -> io::Result<Watched> {
+fn watch(mut command: Command, remains: Remains, room: Room) -> io::Result<Watched> {
     let (tell, started) = std::sync::mpsc::sync_channel(1);
     let (told, exit) = watch::channel(None);
     let (tell_gone, gone) = watch::channel(false);
@@ -171,6 +180,7 @@ fn watch(mut command: Command, remains: Remains) -> io::Result<Watched> {
         }
         told.send_replace(Some(see_off(child, &remains, &group)));
         remains.end();
+        drop(room);
         tell_gone.send_replace(true);
     };
     std::thread::Builder::new().name("engine".into()).spawn(watcher)?;

@@ -132,7 +132,11 @@ fn the_engine_is_told_everything_and_sees_little() {
         .keys()
         .filter(|name| name.starts_with("CARGO") || name.starts_with("RAYREEL"))
         .collect();
-    assert_eq!(strange, ["RAYREEL_ENGINE"], "the mark of this engine, and nothing else");
+    assert_eq!(
+        strange,
+        ["RAYREEL_ENGINE", "RAYREEL_KEEP", "RAYREEL_SCRATCH"],
+        "its mark and its places"
+    );
     assert!(!told["env"].to_string().contains("the-worker-token"));
     rig.finish();
 }
@@ -257,12 +261,47 @@ while True:
     ));
     let fence = rig.assign(&model);
     rig.wait_progress(fence, 1);
-    let own = rig.dir.path().join("scratch/worker-1");
-    let name = own.canonicalize().unwrap().join(format!("{}-1", fence.task));
-    assert_eq!(files_below(&own.canonicalize().unwrap()), [name]);
+    let own = rig.dir.path().join("scratch/worker-1").canonicalize().unwrap();
+    let attempts = || {
+        let mut files = files_below(&own);
+        files.retain(|path| *path != own.join("engine-1"));
+        files
+    };
+    assert_eq!(attempts(), [own.join(format!("{}-1", fence.task))]);
     gate.open();
     rig.peer.wait_for("claim", 2);
-    assert_eq!(files_below(&own).len(), 0);
+    assert_eq!(attempts().len(), 0);
+    rig.finish();
+}
+
+#[test]
+fn an_engine_has_a_directory_that_goes_with_it_however_it_ends() {
+    let mut rig = Rig::new();
+    let told = rig.dir.path().join("told");
+    let model = rig.model(&format!(
+        "
+own = os.environ['RAYREEL_SCRATCH']
+os.mkdir(own + '/cache')
+open(own + '/cache/file', 'w').write('left over')
+with open({told:?}, 'a') as file:
+    print(own, os.environ['RAYREEL_KEEP'], file=file)
+load = ready()
+job = hear()
+# What it has started may still write there.
+subprocess.Popen(['sh', '-c', 'while echo x > ' + own + '/late; do :; done'])
+os.kill(os.getpid(), signal.SIGKILL)
+"
+    ));
+    let scratch = rig.dir.path().canonicalize().unwrap().join("scratch");
+    for count in 1..=2 {
+        rig.assign(&model);
+        rig.peer.wait_for("fail", count);
+        let own = scratch.join(format!("worker-1/engine-{count}"));
+        let expected = format!("{} {}", own.display(), scratch.join(".keep").display());
+        let told = std::fs::read_to_string(&told).unwrap();
+        assert_eq!(told.lines().nth(count - 1), Some(expected.as_str()));
+        assert!(!own.exists());
+    }
     rig.finish();
 }
 
