@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::settings::Launch;
 use crate::program::{Event, Line, Program};
+use crate::talk::Failure;
 
 /// Lines of its output that are kept for the message that it could not load. Other failures are told
 /// with the engine's log, by the worker.
@@ -41,11 +42,14 @@ pub(super) struct Places<'a> {
 
 impl Child {
     /// Starts it. Its output goes to the log, and is read also while nobody waits for anything.
-    pub(super) fn start(launch: &Launch, places: &Places<'_>) -> Result<Child, String> {
-        let command = command(launch, places)?;
+    pub(super) fn start(launch: &Launch, places: &Places<'_>) -> Result<Child, Failure> {
+        let command = command(launch, places).map_err(Failure::load_failed)?;
         let name = command.get_program().to_string_lossy().into_owned();
-        let program = Program::start(command)
-            .map_err(|error| format!("the server `{name}` could not be started: {error}"))?;
+        let program = Program::start(command).map_err(|error| {
+            let lasting = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied);
+            let message = format!("the server `{name}` could not be started: {error}");
+            Failure { retryable: !lasting, ..Failure::load_failed(message) }
+        })?;
         let lines = Arc::default();
         let (end, orders) = mpsc::channel(1);
         let (tell, ended) = watch::channel(None);

@@ -18,9 +18,10 @@ mod job;
 mod result;
 mod settings;
 
+use std::io;
 use std::time::Duration;
 
-use rayreel_domain::wire::engine::{EngineErrorCode, Load};
+use rayreel_domain::wire::engine::Load;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
@@ -57,6 +58,11 @@ const ASK: Duration = Duration::from_secs(8);
 const FORGET: Duration = Duration::from_secs(5);
 /// How often a server is started on another port if somebody has taken the one that was free.
 const PORTS: u32 = 3;
+/// Between two words in the log that a server is not ready yet: the first, and the longest. The worker
+/// takes an engine that says nothing while it loads for hung.
+const NOT_READY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// A directory that goes when this engine has ended, however it does.
+const SCRATCH: &str = "RAYREEL_SCRATCH";
 /// When a server has ended.
 const TASK: &str = "in the middle of the task";
 
@@ -73,7 +79,7 @@ impl Engine for Server {
     async fn load(&mut self, load: Load) -> Result<Ready, Failure> {
         let loaded = self.0.insert(Loaded::new(load)?);
         loaded.start()?;
-        loaded.ready(|| {}).await.map_err(|failure| Failure { retryable: false, ..failure })?;
+        loaded.ready(|| {}).await?;
         Ok(Ready {
             engine: format!("server ({})", loaded.settings.adapter),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -93,6 +99,21 @@ impl Engine for Server {
         {
             child.leave().await;
         }
+    }
+}
+
+/// The server could not be loaded now; nothing is wrong with what it was told.
+fn passing(message: impl Into<String>) -> Failure {
+    Failure { retryable: true, ..Failure::load_failed(message) }
+}
+
+/// Where a server may write: the worker removes what is left there of an engine that was killed.
+fn scratch() -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("rayreel-server-");
+    match std::env::var_os(SCRATCH) {
+        Some(directory) => builder.tempdir_in(directory),
+        None => builder.tempdir(),
     }
 }
 
@@ -129,8 +150,9 @@ impl Loaded {
             value.set_sensitive(true);
             headers.insert(name.clone(), value);
         }
-        let scratch = tempfile::Builder::new().prefix("rayreel-server-").tempdir();
-        let scratch = scratch.map_err(|error| failed(format!("a temporary directory: {error}")))?;
+        let scratch = scratch().map_err(|error| {
+            passing(format!("a directory for the server could not be made: {error}"))
+        })?;
         Ok(Loaded {
             load,
             settings,
@@ -146,13 +168,12 @@ impl Loaded {
 
     /// Starts the server if it is ours. It loads its model while nobody waits.
     fn start(&mut self) -> Result<(), Failure> {
-        let failed = |message: String| Failure::load_failed(message);
         self.is_ready = false;
         let url = match &self.settings.at {
             At::Url(url) => url.clone(),
             At::Child(launch) => {
                 let port = child::free_port(HOST)
-                    .map_err(|error| failed(format!("no port is free: {error}")))?
+                    .map_err(|error| passing(format!("no port is free: {error}")))?
                     .to_string();
                 let places = Places {
                     host: HOST,
@@ -161,14 +182,14 @@ impl Loaded {
                     checkpoint: self.load.checkpoint.as_deref(),
                     scratch: self.scratch.path(),
                 };
-                self.child = Some(Child::start(launch, &places).map_err(failed)?);
+                self.child = Some(Child::start(launch, &places)?);
                 let url = format!("http://{HOST}:{port}").parse::<Url>();
-                url.map_err(|error| failed(error.to_string()))?
+                url.map_err(|error| passing(error.to_string()))?
             }
         };
         let client = Client::new(url, self.headers.clone());
         self.client =
-            Some(client.map_err(|why| failed(format!("no connection is possible: {why}")))?);
+            Some(client.map_err(|why| passing(format!("no connection is possible: {why}")))?);
         Ok(())
     }
 
@@ -190,7 +211,8 @@ impl Loaded {
         self.client.as_ref().ok_or_else(|| Failure::failed("the server is not started"))
     }
 
-    /// Waits until the server can take work. Calls `alive` whenever there is hope.
+    /// Waits until the server can take work. Calls `alive` whenever there is hope. A server that ends or
+    /// takes too long may do better another time.
     async fn ready(&mut self, mut alive: impl FnMut()) -> Result<(), Failure> {
         let path = self.settings.health.clone();
         let path = path.unwrap_or_else(|| self.adapter.health().to_owned());
@@ -198,6 +220,7 @@ impl Loaded {
         let begun = Instant::now();
         let mut ports = 1;
         let mut pause = POLL.0;
+        let (mut word, mut between) = (NOT_READY.0, NOT_READY.0);
         loop {
             let client = self.client()?.clone();
             let asked = client.call(&call, MAX_ANSWER, ANSWER);
@@ -205,7 +228,7 @@ impl Loaded {
                 Ok(Ok(answer)) if answer.is_success() => break,
                 Ok(Ok(answer)) => format!("{} answers with status {}", call.path, answer.status),
                 Ok(Err(broken)) => broken.text(),
-                Err(crash) => {
+                Err(_) => {
                     let child = self.child.as_ref();
                     let ended = child.map(|child| (child.ended(), child.last_words()));
                     let (how, words) = ended.unwrap_or_default();
@@ -218,16 +241,22 @@ impl Loaded {
                     let how = how.unwrap_or_else(|| "ended".to_owned());
                     let message =
                         format!("the server {how} while it loaded; its last words:\n{words}");
-                    return Err(Failure { code: EngineErrorCode::LoadFailed, message, ..crash });
+                    return Err(passing(message));
                 }
             };
-            if begun.elapsed() >= self.settings.ready {
+            let elapsed = begun.elapsed();
+            if elapsed >= word {
+                eprintln!("rayreel: not ready after {} s: {said}", elapsed.as_secs());
+                between = (between * 2).min(NOT_READY.1);
+                word = elapsed + between;
+            }
+            if elapsed >= self.settings.ready {
                 let seconds = self.settings.ready.as_secs_f64();
                 let message = format!("the server was not ready after {seconds} s: {said}");
                 if let Some(child) = self.child.take() {
                     child.kill().await;
                 }
-                return Err(Failure { retryable: true, ..Failure::load_failed(message) });
+                return Err(passing(message));
             }
             alive();
             sleep(pause).await;
@@ -331,8 +360,7 @@ impl Loaded {
             let alive = || {
                 job.progress("start", 0, 1);
             };
-            let ready = self.ready(alive).await;
-            ready.map_err(|failure| Failure { retryable: true, ..failure })?;
+            self.ready(alive).await?;
         }
         if let Some(handle) = self.left.clone() {
             self.wait_for(job, &handle).await?;

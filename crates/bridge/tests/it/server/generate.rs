@@ -145,6 +145,8 @@ fn tasks_follow_each_other_at_one_server_whose_files_do_not_pile_up() {
     assert_eq!((engine.submits().len(), engine.pids().len(), engine.overlaps()), (3, 2, 0));
     // The stand-in writes a copy of each into its working directory, as SGLang does.
     let cwd = fs::read_link(format!("/proc/{}/cwd", engine.pids()[0])).unwrap();
+    // The worker removes this, should the engine be killed.
+    assert!(cwd.starts_with(engine.state.path().canonicalize().unwrap().join("scratch")));
     assert_eq!(fs::read_dir(cwd.join("outputs")).unwrap().count(), 0);
     engine.leave();
     assert!(!cwd.exists(), "the scratch directory goes with the engine");

@@ -64,9 +64,13 @@ impl Act {
 impl Engine {
     /// The engine, that has not loaded yet.
     fn start(adapter: &'static str) -> Engine {
+        let state = tempfile::tempdir().unwrap();
+        let scratch = state.path().join("scratch");
+        fs::create_dir(&scratch).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_rayreel-bridge"))
             .arg("server")
             .env("RAYREEL_ENGINE_KEY", "Bearer secret")
+            .env("RAYREEL_SCRATCH", &scratch)
             // A proxy that would break everything.
             .env("http_proxy", "http://127.0.0.1:9")
             .env("HTTP_PROXY", "http://127.0.0.1:9")
@@ -97,7 +101,6 @@ impl Engine {
             }
         });
         let stdin = process.stdin.take();
-        let state = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         Engine { process, stdin, messages, log, state, output, adapter }
     }
@@ -120,9 +123,13 @@ impl Engine {
         let mut settings = json!({"adapter": adapter, "url": standin.url()});
         merge(&mut settings, more);
         engine.load(&settings);
-        let ready = engine.hear();
-        assert!(matches!(ready, FromEngine::Ready { .. }), "{ready:?}");
+        engine.expect_ready();
         (engine, standin)
+    }
+
+    fn expect_ready(&self) {
+        let ready = self.hear();
+        assert!(matches!(ready, FromEngine::Ready { .. }), "{ready:?}\n{}", self.log());
     }
 
     /// Settings that start a stand-in.
@@ -265,8 +272,7 @@ struct Standin {
 
 impl Standin {
     fn start(adapter: &str, act: Act, state: &Path) -> Standin {
-        let port =
-            std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let environment = environment(act, state);
         let environment: BTreeMap<String, String> = serde_json::from_value(environment).unwrap();
         let process = Command::new("python3")
@@ -293,6 +299,10 @@ impl Drop for Standin {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn standin_in(state: &Path) -> PathBuf {
