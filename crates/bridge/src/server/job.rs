@@ -84,7 +84,12 @@ impl Loaded {
                 Err(broken @ Broken::TooLong(_)) => {
                     let message = broken.text();
                     let failure = Failure { retryable: false, ..Failure::failed(message) };
-                    return Err(Ended::Job(failure));
+                    // Only the file of a job that is done can be so long.
+                    return Err(if file > 0 {
+                        Ended::Job(failure)
+                    } else {
+                        Ended::Server(failure)
+                    });
                 }
                 Err(broken) => broken.text(),
             };

@@ -3,6 +3,7 @@
 //! ```text
 //!  talk ──▶ Server ──▶ adapter: what is said     http: how it is said
 //!                 ├──▶ job: followed to its end, and its file copied out
+//!                 ├──▶ left: what is inside the server, and how that ends
 //!                 └──▶ child: the server's process, if it is ours
 //! ```
 //! These servers keep their jobs in memory and most can't stop one. So there is never more than one
@@ -15,6 +16,7 @@ mod avi;
 mod child;
 mod http;
 mod job;
+mod left;
 mod result;
 mod settings;
 
@@ -26,15 +28,16 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::settings::Wrong;
 use crate::talk::{Engine, Failure, Job, Made, Ready};
-use adapter::{Adapter, Answer, Call, Fault};
+use adapter::{Adapter, Call, Fault};
 use child::{Child, Places};
 use http::{Broken, Client};
 use job::Ended;
-use settings::{At, Cancel, Settings};
+use left::Inside;
+use settings::{At, Settings};
 
 /// Our servers listen here.
 const HOST: &str = "127.0.0.1";
@@ -52,10 +55,6 @@ const LATE: Duration = Duration::from_secs(3);
 const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Between two tries of what may be tried again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How long a server that is asked to stop a job may take; the worker's grace is 10 s.
-const ASK: Duration = Duration::from_secs(8);
-/// How long the server is given to remove an ended job.
-const FORGET: Duration = Duration::from_secs(5);
 /// How often a server is started on another port if somebody has taken the one that was free.
 const PORTS: u32 = 3;
 /// Between two words in the log that a server is not ready yet: the first, and the longest. The worker
@@ -130,8 +129,7 @@ struct Loaded {
     child: Option<Child>,
     /// The server has answered since it was started.
     is_ready: bool,
-    /// A job that was left at somebody else's server and has not ended yet.
-    left: Option<String>,
+    inside: Inside,
 }
 
 impl Loaded {
@@ -155,6 +153,7 @@ impl Loaded {
         })?;
         Ok(Loaded {
             load,
+            inside: Inside::recall(&settings),
             settings,
             adapter,
             headers,
@@ -162,7 +161,6 @@ impl Loaded {
             client: None,
             child: None,
             is_ready: false,
-            left: None,
         })
     }
 
@@ -200,7 +198,7 @@ impl Loaded {
         };
         eprintln!("rayreel: {why}; the server is killed and started again");
         child.kill().await;
-        self.left = None;
+        self.inside.ended();
         if let Err(failure) = self.start() {
             // The next task tries again, and tells.
             eprintln!("rayreel: {}", failure.message);
@@ -211,12 +209,26 @@ impl Loaded {
         self.client.as_ref().ok_or_else(|| Failure::failed("the server is not started"))
     }
 
+    /// How the server is asked whether it can take work.
+    fn health(&self) -> Call {
+        let path = self.settings.health.clone();
+        let path = path.unwrap_or_else(|| self.adapter.health().to_owned());
+        Call { method: adapter::Method::Get, path, body: adapter::Body::Nothing }
+    }
+
+    /// Whether the server could take work just now.
+    async fn answers(&self) -> bool {
+        let Ok(client) = self.client() else {
+            return false;
+        };
+        let answer = client.call(&self.health(), MAX_ANSWER, ANSWER).await;
+        answer.is_ok_and(|answer| answer.is_success())
+    }
+
     /// Waits until the server can take work. Calls `alive` whenever there is hope. A server that ends or
     /// takes too long may do better another time.
     async fn ready(&mut self, mut alive: impl FnMut()) -> Result<(), Failure> {
-        let path = self.settings.health.clone();
-        let path = path.unwrap_or_else(|| self.adapter.health().to_owned());
-        let call = Call { method: adapter::Method::Get, path, body: adapter::Body::Nothing };
+        let call = self.health();
         let begun = Instant::now();
         let mut ports = 1;
         let mut pause = POLL.0;
@@ -284,12 +296,12 @@ impl Loaded {
         let name = format!("rayreel-{}", uuid::Uuid::new_v4().simple());
         let call = self.adapter.submit(&name, wish)?;
         self.prepare_unless_stopped(job).await?;
-        let mut submitted = self.submit(job, &call).await;
+        let mut submitted = self.submit(job, &name, &call).await;
         if submitted.is_err() && self.is_gone() && !job.is_stopped() {
             // It had ended before, or just then: whatever it has heard is gone with it.
             eprintln!("rayreel: the server has ended; it is started again for the same task");
             self.prepare_unless_stopped(job).await?;
-            submitted = self.submit(job, &call).await;
+            submitted = self.submit(job, &name, &call).await;
         }
         let handle = submitted?;
         let prepared = Instant::now();
@@ -300,7 +312,7 @@ impl Loaded {
             ended = self.follow(job, &handle) => Some(ended),
         };
         let Some(ended) = followed else {
-            self.cancel(handle).await;
+            self.cancel(&handle).await;
             return Err(Failure::cancelled());
         };
         let completed = match ended {
@@ -311,7 +323,6 @@ impl Loaded {
             }
             Err(Ended::Server(failure)) => {
                 // Whatever it still does, it shall not do it beside the next task.
-                self.left = Some(handle);
                 self.restart("the server is in doubt").await;
                 return Err(failure);
             }
@@ -353,37 +364,35 @@ impl Loaded {
             eprintln!("rayreel: the server {how} while nobody had asked for anything");
             self.child = None;
         }
-        if self.is_gone() {
-            self.start()?;
-        }
-        if !self.is_ready {
-            let alive = || {
-                job.progress("start", 0, 1);
+        loop {
+            if self.is_gone() {
+                self.start()?;
+            }
+            if !self.is_ready {
+                let alive = || {
+                    job.progress("start", 0, 1);
+                };
+                self.ready(alive).await?;
+            }
+            let Some(handle) = self.inside.handle().map(str::to_owned) else {
+                return Ok(());
             };
-            self.ready(alive).await?;
+            // It may have had to start the server anew.
+            self.outwait(job, &handle).await?;
         }
-        if let Some(handle) = self.left.clone() {
-            self.wait_for(job, &handle).await?;
-            self.left = None;
-            self.forget(&handle).await;
-        }
-        Ok(())
     }
 
-    /// Waits until a job that nobody wants any more has ended.
-    async fn wait_for(&self, job: &Job<'_>, handle: &str) -> Result<(), Failure> {
-        eprintln!("rayreel: waiting for the server to end an earlier job");
-        let waits = |_| {
-            job.progress("wait", 0, 1);
-        };
-        match self.watch(handle, waits).await {
-            Ok(_) | Err(Ended::Job(_)) => Ok(()),
-            Err(Ended::Server(failure)) => Err(failure),
+    /// The server may have taken a job, or not.
+    async fn in_doubt(&mut self) {
+        self.restart("it is not known whether the server has taken a job").await;
+        if self.child.is_none() {
+            self.inside.lost();
         }
     }
 
     /// Hands the job in, once.
-    async fn submit(&mut self, job: &Job<'_>, call: &Call) -> Result<String, Failure> {
+    async fn submit(&mut self, job: &Job<'_>, name: &str, call: &Call) -> Result<String, Failure> {
+        self.inside.enters(name, &*self.adapter)?;
         let begun = Instant::now();
         let late = async {
             job.stopped().await;
@@ -399,79 +408,43 @@ impl Loaded {
             };
             let why = match asked {
                 Ok(Ok(answer)) => match self.adapter.submitted(&answer) {
-                    Ok(handle) => return Ok(handle),
-                    Err(Fault::Failure(failure)) => return Err(failure),
+                    Ok(handle) => {
+                        self.inside.taken(&handle);
+                        return Ok(handle);
+                    }
+                    Err(Fault::Failure(failure)) => {
+                        match answer.status {
+                            // Perhaps there is a job now.
+                            200..300 => self.in_doubt().await,
+                            500.. => self.inside.lost(),
+                            _ => self.inside.ended(),
+                        }
+                        return Err(failure);
+                    }
                     Err(Fault::Busy(why)) => why,
                 },
                 // Nobody has heard it: it may be said again.
                 Ok(Err(broken @ Broken::Unheard(_))) => broken.text(),
                 Ok(Err(broken)) => {
-                    // Perhaps there is a job now, whose name nobody knows.
-                    self.restart("it is not known whether the server has taken a job").await;
+                    self.in_doubt().await;
                     return Err(Failure::failed(broken.text()));
                 }
                 Err(crash) => {
                     self.child = None;
+                    self.inside.ended();
                     return Err(crash);
                 }
             };
             if job.is_stopped() {
+                self.inside.ended();
                 return Err(Failure::cancelled());
             }
             if begun.elapsed() >= self.settings.hung {
+                self.inside.ended();
                 return Err(Failure::failed(why));
             }
             job.progress("wait", 0, 1);
             sleep(AGAIN).await;
         }
-    }
-
-    /// Has a job ended that nobody wants any more, or remembers it.
-    async fn cancel(&mut self, handle: String) {
-        match (self.settings.cancel, self.adapter.cancel(&handle)) {
-            (Cancel::Restart, _) => self.restart("the job was cancelled").await,
-            (Cancel::Ask, Some(call)) => {
-                if !self.ask(&call).await {
-                    self.left = Some(handle);
-                    self.restart("the server does not stop a cancelled job").await;
-                }
-            }
-            (Cancel::Wait | Cancel::Ask, _) => {
-                eprintln!("rayreel: the job was cancelled; the server runs it to its end");
-                self.left = Some(handle);
-            }
-        }
-    }
-
-    /// Asks the server to stop a job; says whether it has.
-    async fn ask(&self, call: &Call) -> bool {
-        let Ok(client) = self.client() else {
-            return false;
-        };
-        let asking = async {
-            loop {
-                match client.call(call, MAX_ANSWER, ANSWER).await {
-                    Ok(answer) if answer.is_success() || answer.status == 404 => return true,
-                    // It is at it.
-                    Ok(Answer { status: 409, .. }) => {}
-                    Ok(answer) => {
-                        eprintln!("rayreel: asked to stop: {:?}", answer.fault());
-                        return false;
-                    }
-                    Err(broken) => eprintln!("rayreel: asked to stop: {}", broken.text()),
-                }
-                sleep(AGAIN).await;
-            }
-        };
-        timeout(ASK, asking).await.unwrap_or(false)
-    }
-
-    /// Removes an ended job from the server, and what it has left in the server's directory.
-    async fn forget(&self, handle: &str) {
-        if let (Some(call), Ok(client)) = (self.adapter.forget(handle), self.client()) {
-            // It is gone, or goes when the server does.
-            let _ = client.call(&call, MAX_ANSWER, FORGET).await;
-        }
-        result::remove_named_after(handle, self.scratch.path());
     }
 }

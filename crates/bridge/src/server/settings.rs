@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "directory",
     "ready_seconds",
     "hung_seconds",
+    "wait_seconds",
     "health",
     "headers",
     "max_bytes",
@@ -42,6 +43,8 @@ pub(super) struct Settings {
     pub(super) ready: Duration,
     /// A server that gives no answer for so long is taken for hung.
     pub(super) hung: Duration,
+    /// How long a task waits for an earlier job inside the server.
+    pub(super) wait: Duration,
     pub(super) health: Option<String>,
     /// Header, and the variable that has its value.
     pub(super) headers: Vec<(HeaderName, String)>,
@@ -114,6 +117,7 @@ impl Settings {
             adapter: adapter.to_owned(),
             ready: seconds("ready_seconds", 1800.0)?,
             hung: seconds("hung_seconds", 60.0)?,
+            wait: seconds("wait_seconds", 1800.0)?,
             health: health(&table)?,
             headers,
             max_bytes: max_bytes as u64,
@@ -228,7 +232,6 @@ fn cancel(table: &Table<'_>, adapter: &str, at: &At) -> Result<Cancel, Wrong> {
             wrong("a server that rayreel has not started (`url`) can't be restarted".to_owned())
         }
         (Some("ask"), _) if asks => Ok(Cancel::Ask),
-        (None, At::Url(_)) if asks => Ok(Cancel::Ask),
         (Some("ask"), _) => wrong(format!("{adapter} can't stop a job that runs")),
         (Some("wait") | None, _) => Ok(Cancel::Wait),
         (Some(other), _) => {
@@ -325,7 +328,8 @@ mod tests {
         assert_eq!(read(child).unwrap().cancel, Cancel::Restart);
         let foreign = |adapter| json!({"adapter": adapter, "url": "http://127.0.0.1:1"});
         assert_eq!(read(foreign("sglang")).unwrap().cancel, Cancel::Wait);
-        assert_eq!(read(foreign("vllm-omni")).unwrap().cancel, Cancel::Ask);
+        // It says that a job has stopped, and can't be asked whether it has.
+        assert_eq!(read(foreign("vllm-omni")).unwrap().cancel, Cancel::Wait);
     }
 
     #[test]

@@ -58,6 +58,10 @@ impl Adapter for LightX2v {
         handle(&answer.expected()?, "task_id")
     }
 
+    fn handle_of(&self, id: &str) -> Option<String> {
+        Some(id.to_owned())
+    }
+
     fn poll(&self, handle: &str) -> Call {
         Call::new(Method::Get, format!("/v1/tasks/{handle}/status"))
     }

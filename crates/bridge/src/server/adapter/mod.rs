@@ -31,6 +31,12 @@ pub(super) trait Adapter {
     /// The job's handle, from the answer to [`Self::submit`].
     fn submitted(&self, answer: &Answer) -> Result<String, Fault>;
 
+    /// The handle of a job that was handed in as `id`, where it is known before the answer.
+    fn handle_of(&self, id: &str) -> Option<String> {
+        let _ = id;
+        None
+    }
+
     /// How the job is asked after.
     fn poll(&self, handle: &str) -> Call;
 
@@ -237,11 +243,16 @@ fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, Fault>
     })
 }
 
+/// May it stand in a path as it is?
+pub(super) fn is_plain(handle: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=200).contains(&handle.len()) && handle.chars().all(plain) && !handle.starts_with('.')
+}
+
 /// A handle that may stand in a path.
 fn handle(object: &Map<String, Value>, key: &str) -> Result<String, Fault> {
     let handle = text(object, key)?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if handle.len() <= 200 && handle.chars().all(plain) && !handle.starts_with('.') {
+    if is_plain(handle) {
         return Ok(handle.to_owned());
     }
     let message = format!("the server gave its job the odd name `{}`", words(handle));

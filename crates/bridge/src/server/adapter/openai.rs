@@ -6,9 +6,11 @@
 //!
 //! - SGLang tells the per cent of steps done; vLLM-Omni tells 0 until it is 100.
 //! - A failed job of vLLM-Omni is an HTTP error, 4xx or 5xx, whose body is the job.
-//! - DELETE of a job that runs: SGLang forgets its record and computes on; vLLM-Omni asks its engine
-//!   to abort, for 2 s, and answers 409 if that lasts longer. Models that do not look for an abort,
-//!   Wan2.2 among them, compute to their end.
+//! - DELETE of a job that runs: SGLang forgets its record and computes on. vLLM-Omni asks its engine
+//!   to abort, waits 2 s, ends its own waiting (409 if that lasts longer), and forgets the record, too.
+//!   Models that do not look for an abort compute to their end: all but MiniMax H3, the only one that
+//!   has `supports_request_cancellation`. Nothing that the server tells afterwards shows it: the job is
+//!   unknown, and no longer counted in its metrics.
 //! - SGLang answers 400 for the content of a job whose file it has put into cloud storage.
 //!
 //! Both count the second scale of guidance, `guidance_scale_2`, as that of low noise; vLLM-Omni's own

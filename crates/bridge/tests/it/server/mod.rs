@@ -5,6 +5,7 @@
 mod cancel;
 mod faults;
 mod generate;
+mod left;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,9 +37,11 @@ struct Engine {
     stdin: Option<ChildStdin>,
     messages: Receiver<FromEngine>,
     log: Arc<Mutex<String>>,
-    state: TempDir,
+    state: Arc<TempDir>,
     output: TempDir,
     adapter: &'static str,
+    /// What it was loaded with.
+    loaded: Value,
 }
 
 /// How a stand-in behaves.
@@ -64,13 +67,20 @@ impl Act {
 impl Engine {
     /// The engine, that has not loaded yet.
     fn start(adapter: &'static str) -> Engine {
-        let state = tempfile::tempdir().unwrap();
+        Engine::start_in(adapter, Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    /// The same where another one has been.
+    fn start_in(adapter: &'static str, state: Arc<TempDir>) -> Engine {
+        // The worker's part.
         let scratch = state.path().join("scratch");
+        let _ = fs::remove_dir_all(&scratch);
         fs::create_dir(&scratch).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_rayreel-bridge"))
             .arg("server")
             .env("RAYREEL_ENGINE_KEY", "Bearer secret")
             .env("RAYREEL_SCRATCH", &scratch)
+            .env("RAYREEL_KEEP", state.path().join("keep"))
             // A proxy that would break everything.
             .env("http_proxy", "http://127.0.0.1:9")
             .env("HTTP_PROXY", "http://127.0.0.1:9")
@@ -102,7 +112,8 @@ impl Engine {
         });
         let stdin = process.stdin.take();
         let output = tempfile::tempdir().unwrap();
-        Engine { process, stdin, messages, log, state, output, adapter }
+        let loaded = Value::Null;
+        Engine { process, stdin, messages, log, state, output, adapter, loaded }
     }
 
     /// The engine with a stand-in of its own, ready.
@@ -125,6 +136,26 @@ impl Engine {
         engine.load(&settings);
         engine.expect_ready();
         (engine, standin)
+    }
+
+    /// Has it leave, as a worker does whose next task is for another model.
+    fn leaves(mut self) -> Engine {
+        self.say(&ToEngine::Exit);
+        self.succeeded()
+    }
+
+    fn killed(mut self) -> Engine {
+        self.process.kill().unwrap();
+        self.succeeded()
+    }
+
+    /// The next engine of the same model, ready.
+    fn succeeded(mut self) -> Engine {
+        until(|| self.process.try_wait().unwrap().is_some());
+        let mut next = Engine::start_in(self.adapter, Arc::clone(&self.state));
+        next.load(&self.loaded);
+        next.expect_ready();
+        next
     }
 
     fn expect_ready(&self) {
@@ -152,6 +183,7 @@ impl Engine {
     }
 
     fn load(&mut self, settings: &Value) {
+        self.loaded = settings.clone();
         self.say(&load(settings));
     }
 
@@ -272,7 +304,10 @@ struct Standin {
 
 impl Standin {
     fn start(adapter: &str, act: Act, state: &Path) -> Standin {
-        let port = free_port();
+        Standin::start_at(free_port(), adapter, act, state)
+    }
+
+    fn start_at(port: u16, adapter: &str, act: Act, state: &Path) -> Standin {
         let environment = environment(act, state);
         let environment: BTreeMap<String, String> = serde_json::from_value(environment).unwrap();
         let process = Command::new("python3")

@@ -7,7 +7,8 @@ What each dialect does is written after the sources of the real servers, which a
 class. FAULT names what goes wrong (see `faults`), WORK how many seconds a job takes, RESULT the file
 that every job makes. Into the directory STATE goes what a test wants to know: `pids` of this process
 and of the worker that it starts in a session of its own, as these servers do; `submits`, one JSON
-object a line; `overlaps`, one line for each job that came while another one was at work.
+object a line; `overlaps`, one line for each job that came while another one was at work. A file `odd`
+there says what the server answers when it is asked after its first job: a status and a body, or `hang`.
 """
 
 import base64
@@ -93,7 +94,13 @@ class Server(BaseHTTPRequestHandler):
         for header in headers:
             self.send_header(*header)
         self.end_headers()
-        self.wfile.write(body)
+        if "drip" in faults and len(body) > 10_000:
+            for start in range(0, len(body), len(body) // 8):
+                self.wfile.write(body[start : start + len(body) // 8])
+                self.wfile.flush()
+                time.sleep(0.25)
+        else:
+            self.wfile.write(body)
 
     def body(self):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -126,6 +133,8 @@ class Server(BaseHTTPRequestHandler):
             return None
         note("submits", json.dumps(wish))
         jobs[id] = job = Job(id, wish)
+        if "hang-submit-once" in faults and once("hung"):
+            time.sleep(60)
         if "drop-submit-once" in faults and once("dropped"):
             self.connection.close()
             self.close_connection = True
@@ -139,6 +148,13 @@ class Server(BaseHTTPRequestHandler):
         """The job, if a poll is to be answered at all."""
         if "hang" in faults:
             time.sleep(60)
+        odd = state / "odd"
+        if odd.exists() and id == next(iter(jobs), None):
+            status, _, body = odd.read_text().partition(" ")
+            if status == "hang":
+                time.sleep(60)
+            self.say(int(status), body.encode())
+            return None
         if "not-json" in faults:
             self.say(200, b"<html>the proxy is sorry</html>", "text/html")
             return None
@@ -293,6 +309,9 @@ class VllmOmni(Server):
             self.say(404, self.error("Video not found"))
             return
         job.deletes += 1
+        if "undead" in faults and not job.ended:
+            self.say(200, {"id": id, "deleted": True, "object": "video.deleted"})
+            return
         if not job.ended and "cancelling" in faults and job.deletes < 3:
             message = "Cancellation in progress. Please try again later."
             self.say(409, self.error(message))
