@@ -28,7 +28,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::Wrong;
 use crate::talk::{Engine, Failure, Job, Made, Ready};
@@ -382,6 +382,14 @@ impl Loaded {
         }
     }
 
+    /// Whether a server of ours has ended, of which its broken connections tell first.
+    async fn ends_now(&self) -> bool {
+        match &self.child {
+            Some(child) => timeout(AGAIN, child.end()).await.is_ok(),
+            None => false,
+        }
+    }
+
     /// The server may have taken a job, or not.
     async fn in_doubt(&mut self) {
         self.restart("it is not known whether the server has taken a job").await;
@@ -425,6 +433,11 @@ impl Loaded {
                 },
                 // Nobody has heard it: it may be said again.
                 Ok(Err(broken @ Broken::Unheard(_))) => broken.text(),
+                Ok(Err(broken)) if self.ends_now().await => {
+                    self.child = None;
+                    self.inside.ended();
+                    return Err(Failure::failed(broken.text()));
+                }
                 Ok(Err(broken)) => {
                     self.in_doubt().await;
                     return Err(Failure::failed(broken.text()));

@@ -57,14 +57,14 @@ fn a_server_that_can_is_asked_and_lives_on() {
 #[test]
 fn at_a_server_that_cannot_be_killed_the_next_task_waits_for_the_job_before() {
     for adapter in ["sglang", "lightx2v"] {
-        let act = Act { work: Some("1.5"), ..Act::default() };
-        let (mut engine, _standin) = Engine::at_url(adapter, act, json!({}));
+        let (mut engine, _standin) = Engine::at_url(adapter, Act::gate(), json!({}));
         engine.generate("a", request());
         engine.hear_progress("denoise");
         engine.cancel("a");
         engine.cancelled("a");
         engine.generate("b", request());
         engine.hear_progress("wait");
+        engine.go();
         engine.done("b");
         assert_eq!((engine.submits().len(), engine.overlaps()), (2, 0), "{adapter}");
     }

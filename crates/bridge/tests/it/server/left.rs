@@ -23,28 +23,25 @@ fn with_a_job_inside(adapter: &'static str, act: Act, more: Value) -> (Engine, S
 fn expect_a_wait(mut engine: Engine) {
     engine.generate("b", request());
     engine.hear_progress("wait");
+    engine.go();
     engine.done("b");
     assert_eq!((engine.submits().len(), engine.overlaps()), (2, 0), "{}", engine.log());
     assert!(notes(&engine).is_empty(), "what has ended is not remembered");
 }
 
-fn two_seconds() -> Act {
-    Act { work: Some("2"), ..Act::default() }
-}
-
 #[test]
 fn the_next_engine_knows_of_it() {
     for adapter in ["sglang", "vllm-omni", "lightx2v"] {
-        let (engine, _standin) = with_a_job_inside(adapter, two_seconds(), json!({}));
+        let (engine, _standin) = with_a_job_inside(adapter, Act::gate(), json!({}));
         expect_a_wait(engine.leaves());
     }
-    let (engine, _standin) = with_a_job_inside("sglang", two_seconds(), json!({}));
+    let (engine, _standin) = with_a_job_inside("sglang", Act::gate(), json!({}));
     expect_a_wait(engine.killed());
 }
 
 #[test]
 fn an_engine_that_is_killed_in_mid_task_leaves_word() {
-    let (mut engine, _standin) = Engine::at_url("sglang", two_seconds(), json!({}));
+    let (mut engine, _standin) = Engine::at_url("sglang", Act::gate(), json!({}));
     engine.generate("a", request());
     engine.hear_progress("denoise");
     expect_a_wait(engine.killed());
@@ -52,7 +49,7 @@ fn an_engine_that_is_killed_in_mid_task_leaves_word() {
 
 #[test]
 fn a_job_with_a_name_of_ours_is_known_before_it_is_handed_in() {
-    let act = Act { work: Some("2"), ..Act::faults("hang-submit-once") };
+    let act = Act { faults: "hang-submit-once", ..Act::gate() };
     let (mut engine, _standin) = Engine::at_url("lightx2v", act, json!({}));
     engine.generate("a", request());
     until(|| engine.submits().len() == 1);
@@ -61,7 +58,7 @@ fn a_job_with_a_name_of_ours_is_known_before_it_is_handed_in() {
 
 #[test]
 fn a_job_whose_name_was_never_told_is_at_least_owned_up_to() {
-    let act = Act { work: Some("2"), ..Act::faults("hang-submit-once") };
+    let act = Act { faults: "hang-submit-once", ..Act::gate() };
     let (mut engine, _standin) = Engine::at_url("sglang", act, json!({}));
     engine.generate("a", request());
     until(|| engine.submits().len() == 1);
@@ -69,12 +66,12 @@ fn a_job_whose_name_was_never_told_is_at_least_owned_up_to() {
     let log = engine.log();
     assert!(log.contains("nobody knows its name"), "{log}");
     engine.generate("b", request());
-    engine.done("b");
+    engine.hear_progress("denoise");
 }
 
 #[test]
 fn a_submit_whose_answer_is_lost_may_have_left_a_job() {
-    let act = Act { work: Some("2"), ..Act::faults("drop-submit-once") };
+    let act = Act { faults: "drop-submit-once", ..Act::gate() };
     let (mut engine, _standin) = Engine::at_url("lightx2v", act, json!({}));
     engine.generate("a", request());
     let error = engine.error("a");
@@ -85,17 +82,17 @@ fn a_submit_whose_answer_is_lost_may_have_left_a_job() {
 #[test]
 fn a_note_that_makes_no_sense_is_thrown_away() {
     for nonsense in ["", "{}", "[1", &"x".repeat(1 << 20)] {
-        let (engine, _standin) = with_a_job_inside("sglang", Act::default(), json!({}));
+        let (engine, _standin) = with_a_job_inside("sglang", Act::gate(), json!({}));
         let note = &notes(&engine)[0];
         fs::write(note, nonsense).unwrap();
         let mut engine = engine.killed();
         assert!(engine.log().contains("makes no sense"), "{}", engine.log());
         assert!(notes(&engine).is_empty());
         engine.generate("b", request());
-        engine.done("b");
+        engine.hear_progress("denoise");
     }
     // Nor one that leads elsewhere.
-    let (engine, _standin) = with_a_job_inside("sglang", Act::default(), json!({}));
+    let (engine, _standin) = with_a_job_inside("sglang", Act::gate(), json!({}));
     let note = &notes(&engine)[0];
     let bent = fs::read_to_string(note).unwrap().replace("-0000-4000-", "/../../");
     fs::write(note, bent).unwrap();
@@ -115,10 +112,12 @@ fn a_job_that_the_server_does_not_know_has_ended() {
 fn a_job_of_which_only_nonsense_is_told_is_given_up() {
     for odd in ["200 {\"status\": \"exploded\"}", "200 <html>", "401 {}", "302 ", "500 ", "hang"] {
         let more = json!({"hung_seconds": 1});
-        let (mut engine, _standin) = with_a_job_inside("sglang", Act::default(), more);
+        let (mut engine, _standin) = with_a_job_inside("sglang", Act::gate(), more);
         fs::write(engine.state.path().join("odd"), odd).unwrap();
         engine.generate("b", request());
         engine.hear_progress("wait");
+        engine.hear_progress("denoise");
+        engine.go();
         engine.done("b");
         let log = engine.log();
         assert!(log.contains("the earlier job is given up"), "{odd}: {log}");
@@ -157,7 +156,7 @@ fn a_job_that_does_not_end_is_given_up() {
 
 #[test]
 fn a_server_that_only_says_that_it_has_stopped_a_job_is_not_believed() {
-    let act = Act { work: Some("6"), ..Act::faults("undead") };
+    let act = Act { faults: "undead", ..Act::gate() };
     let (engine, _standin) = with_a_job_inside("vllm-omni", act, json!({"cancel": "ask"}));
     expect_a_wait(engine);
 }

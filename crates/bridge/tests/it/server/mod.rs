@@ -62,6 +62,11 @@ impl Act {
     fn endless() -> Act {
         Act { work: Some("1000"), ..Act::default() }
     }
+
+    /// Jobs end when a test says so: [`Engine::go`].
+    fn gate() -> Act {
+        Act { work: Some("gate"), ..Act::default() }
+    }
 }
 
 impl Engine {
@@ -265,6 +270,10 @@ impl Engine {
     fn submits(&self) -> Vec<Map<String, Value>> {
         let submits = lines(self.state.path(), "submits");
         submits.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn go(&self) {
+        fs::write(self.state.path().join("go"), "").unwrap();
     }
 
     fn overlaps(&self) -> usize {

@@ -4,8 +4,8 @@ and makes its video by copying a file.
     standin.py DIALECT PORT STATE
 
 What each dialect does is written after the sources of the real servers, which are named at each
-class. FAULT names what goes wrong (see `faults`), WORK how many seconds a job takes, RESULT the file
-that every job makes. Into the directory STATE goes what a test wants to know: `pids` of this process
+class. FAULT names what goes wrong (see `faults`), WORK how many seconds a job takes, or `gate` if it ends
+when there is a file `go` in STATE, RESULT the file that every job makes. Into the directory STATE goes what a test wants to know: `pids` of this process
 and of the worker that it starts in a session of its own, as these servers do; `submits`, one JSON
 object a line; `overlaps`, one line for each job that came while another one was at work. A file `odd`
 there says what the server answers when it is asked after its first job: a status and a body, or `hang`.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 dialect, port, state = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 faults = set(filter(None, os.environ.get("FAULT", "").split(",")))
-work = float(os.environ.get("WORK", "0.2"))
+work = os.environ.get("WORK", "0.2")
 result = Path(os.environ["RESULT"]) if "RESULT" in os.environ else None
 started = time.monotonic()
 
@@ -57,7 +57,9 @@ class Job:
 
     @property
     def share(self):
-        return min((time.monotonic() - self.begun) / work, 1.0)
+        if work == "gate":
+            return 1.0 if (state / "go").exists() else 0.5
+        return min((time.monotonic() - self.begun) / float(work), 1.0)
 
     @property
     def ended(self):
