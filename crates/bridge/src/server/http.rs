@@ -18,7 +18,10 @@ use super::adapter::{Answer, Body, Call, Field, Method};
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// Largest answer that is kept of an error, in bytes.
-const MAX_ERROR: usize = 64 << 10;
+const MAX_ERROR: u64 = 64 << 10;
+
+/// An answer is long when more of it than this has come, in bytes.
+const LONG: usize = 1 << 20;
 
 /// One server's address, and how it is spoken to.
 #[derive(Debug, Clone)]
@@ -80,26 +83,39 @@ impl Client {
     ) -> Result<Answer, Broken> {
         let answer = async {
             let response = self.request(call).send().await.map_err(broken)?;
-            answer(response, limit).await
+            answer(response, limit, time, || {}).await
         };
-        timeout(time, answer)
-            .await
-            .unwrap_or_else(|_| Err(Broken::Lost(format!("nothing for {} s", time.as_secs_f64()))))
+        timeout(time, answer).await.unwrap_or_else(|_| Err(nothing_for(time)))
     }
 
-    /// Writes what the server sends into a new file.
+    /// The same for an answer that may bring a file along, and so may take its time, as long as no pause
+    /// in it is longer than `pause`. Calls `arrives` while a long one does.
+    pub(super) async fn call_slowly(
+        &self,
+        call: &Call,
+        limit: u64,
+        pause: Duration,
+        arrives: impl FnMut(),
+    ) -> Result<Answer, Broken> {
+        let asked = timeout(pause, self.request(call).send()).await;
+        let response = asked.map_err(|_| nothing_for(pause))?.map_err(broken)?;
+        answer(response, limit, pause, arrives).await
+    }
+
+    /// Writes what the server sends into a new file. Calls `arrives` while it comes.
     pub(super) async fn download(
         &self,
         call: &Call,
         to: &Path,
         limit: u64,
         time: Duration,
+        mut arrives: impl FnMut(),
     ) -> Result<(), NoFile> {
         let silent = || NoFile::Broken(Broken::Lost("it stopped in the middle".to_owned()));
         let asked = timeout(time, self.request(call).send()).await.map_err(|_| silent())?;
         let mut response = asked.map_err(|error| NoFile::Broken(broken(error)))?;
         if !response.status().is_success() {
-            let answer = answer(response, MAX_ERROR as u64).await;
+            let answer = answer(response, MAX_ERROR, PAUSE, || {}).await;
             return Err(answer.map_or_else(NoFile::Broken, NoFile::Answer));
         }
         let options = tokio::fs::OpenOptions::new().write(true).create_new(true).open(to).await;
@@ -110,6 +126,7 @@ impl Client {
             let Some(chunk) = chunk.map_err(|error| NoFile::Broken(broken(error)))? else {
                 break;
             };
+            arrives();
             length += chunk.len() as u64;
             if length > limit {
                 return Err(NoFile::Broken(Broken::TooLong(limit)));
@@ -151,16 +168,36 @@ fn form(fields: &[Field]) -> Form {
     })
 }
 
-async fn answer(mut response: Response, limit: u64) -> Result<Answer, Broken> {
+async fn answer(
+    mut response: Response,
+    limit: u64,
+    pause: Duration,
+    mut arrives: impl FnMut(),
+) -> Result<Answer, Broken> {
     let status = response.status().as_u16();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+    let length = response.content_length().unwrap_or_default();
+    if length > limit {
+        return Err(Broken::TooLong(limit));
+    }
+    // Grown bit by bit, a long one would take up to twice its room.
+    let mut body = Vec::with_capacity(length as usize);
+    loop {
+        let chunk = timeout(pause, response.chunk()).await.map_err(|_| nothing_for(pause))?;
+        let Some(chunk) = chunk.map_err(broken)? else {
+            return Ok(Answer { status, body });
+        };
         if (body.len() + chunk.len()) as u64 > limit {
             return Err(Broken::TooLong(limit));
         }
         body.extend_from_slice(&chunk);
+        if body.len() > LONG {
+            arrives();
+        }
     }
-    Ok(Answer { status, body })
+}
+
+fn nothing_for(time: Duration) -> Broken {
+    Broken::Lost(format!("nothing for {} s", time.as_secs_f64()))
 }
 
 fn broken(error: reqwest::Error) -> Broken {

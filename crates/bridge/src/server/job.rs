@@ -26,6 +26,7 @@ pub(super) enum Ended {
 impl Loaded {
     /// Watches the job to its end, and passes on how far it is.
     pub(super) async fn follow(&self, job: &Job<'_>, handle: &str) -> Result<Completed, Ended> {
+        job.progress("denoise", 0, 100);
         let mut most = 0.0;
         let passed_on = self.watch(handle, |percent| {
             most = f64::max(most, percent.unwrap_or(0.0));
@@ -52,9 +53,9 @@ impl Loaded {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(POLL.1);
             let time = ANSWER.min(self.settings.hung);
-            let asked = self.unless_ended(client.call(&call, limit, time)).await;
-            let asked = asked.map_err(Ended::Server)?;
-            let why = match asked.map(|answer| self.adapter.polled(&answer)) {
+            let asked = client.call_slowly(&call, limit, time, || runs(None));
+            let asked = self.unless_ended(asked).await.map_err(Ended::Server)?;
+            let why = match asked.map(|answer| self.adapter.polled(answer)) {
                 Ok(Ok(state)) => {
                     (heard, odd) = (Instant::now(), 0);
                     match state {
@@ -82,13 +83,13 @@ impl Loaded {
                 }
                 Ok(Err(Fault::Busy(why))) => why,
                 Err(broken @ Broken::TooLong(_)) => {
-                    let message = broken.text();
-                    let failure = Failure { retryable: false, ..Failure::failed(message) };
+                    let failure =
+                        |message| Failure { retryable: false, ..Failure::failed(message) };
                     // Only the file of a job that is done can be so long.
                     return Err(if file > 0 {
-                        Ended::Job(failure)
+                        Ended::Job(failure(format!("{} (`max_bytes`)", broken.text())))
                     } else {
-                        Ended::Server(failure)
+                        Ended::Server(failure(broken.text()))
                     });
                 }
                 Err(broken) => broken.text(),
@@ -120,7 +121,7 @@ impl Loaded {
             (Completed { file: Some(file), .. }, _) => {
                 tokio::fs::write(&path, file).await.map_err(disk)?;
             }
-            (Completed { file: None, .. }, Some(call)) => self.download(&call, &path).await?,
+            (Completed { file: None, .. }, Some(call)) => self.download(job, &call, &path).await?,
             (Completed { file: None, .. }, None) => {
                 return Err(Failure::failed("the server's completed job has no file"));
             }
@@ -133,14 +134,16 @@ impl Loaded {
     }
 
     /// Fetches a file, again if that breaks off.
-    async fn download(&self, call: &Call, path: &Path) -> Result<(), Failure> {
+    async fn download(&self, job: &Job<'_>, call: &Call, path: &Path) -> Result<(), Failure> {
         let disk = |error| Failure::failed(format!("the result can't be written: {error}"));
         let mut tries = 1;
         loop {
             let limit = self.settings.max_bytes;
-            let fetched =
-                self.unless_ended(self.client()?.download(call, path, limit, ANSWER)).await;
-            let broken = match fetched {
+            let arrives = || {
+                job.progress("encode", 0, 1);
+            };
+            let fetched = self.client()?.download(call, path, limit, ANSWER, arrives);
+            let broken = match self.unless_ended(fetched).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(NoFile::Disk(error))) => return Err(disk(error)),
                 Ok(Err(NoFile::Answer(answer))) => return Err(no_file(&answer)),

@@ -262,7 +262,7 @@ impl Loaded {
         let looking = async {
             loop {
                 let answer = client.call(&call, MAX_ANSWER, ANSWER).await;
-                match answer.map(|answer| self.adapter.polled(&answer)) {
+                match answer.map(|answer| self.adapter.polled(answer)) {
                     Ok(Ok(State::Running(_)) | Err(_)) | Err(_) => sleep(AGAIN).await,
                     Ok(Ok(_)) => return,
                 }

@@ -7,7 +7,7 @@ use reqwest::Url;
 use reqwest::header::HeaderName;
 use serde_json::{Map, Value};
 
-use super::adapter::{ADAPTERS, CANCELLING};
+use super::adapter::{ADAPTERS, CANCELLING, INLINE};
 use crate::settings::{NO_VARIABLE, Table, Wrong, is_variable, text};
 
 /// The names of all settings.
@@ -112,7 +112,9 @@ impl Settings {
             let given = table.number(key, 1.0..=86_400.0)?;
             Ok(Duration::from_secs_f64(given.unwrap_or(default)))
         };
-        let max_bytes = table.number("max_bytes", 1.0..=MAX_BYTES)?.unwrap_or((1u64 << 31) as f64);
+        // What comes inside an answer lies in memory.
+        let usual = if INLINE.contains(&adapter) { 512u64 << 20 } else { 2 << 30 };
+        let max_bytes = table.number("max_bytes", 1.0..=MAX_BYTES)?.unwrap_or(usual as f64);
         Ok(Settings {
             adapter: adapter.to_owned(),
             ready: seconds("ready_seconds", 1800.0)?,
@@ -330,6 +332,13 @@ mod tests {
         assert_eq!(read(foreign("sglang")).unwrap().cancel, Cancel::Wait);
         // It says that a job has stopped, and can't be asked whether it has.
         assert_eq!(read(foreign("vllm-omni")).unwrap().cancel, Cancel::Wait);
+    }
+
+    #[test]
+    fn a_file_that_lies_in_memory_may_be_less_large() {
+        let at = |adapter| read(json!({"adapter": adapter, "url": "http://127.0.0.1:1"})).unwrap();
+        assert_eq!(at("sglang").max_bytes, 2 << 30);
+        assert_eq!(at("sd-server").max_bytes, 512 << 20);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Adapter for LightX2v {
         Call::new(Method::Get, format!("/v1/tasks/{handle}/status"))
     }
 
-    fn polled(&self, answer: &Answer) -> Result<State, Fault> {
+    fn polled(&self, answer: Answer) -> Result<State, Fault> {
         if answer.status == 404 {
             return Ok(State::Unknown);
         }

@@ -10,6 +10,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rayreel_domain::wire::engine::{EngineRequest, Format};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::talk::Failure;
@@ -40,7 +41,8 @@ pub(super) trait Adapter {
     /// How the job is asked after.
     fn poll(&self, handle: &str) -> Call;
 
-    fn polled(&self, answer: &Answer) -> Result<State, Fault>;
+    /// May use the answer's own room for the file that it brings.
+    fn polled(&self, answer: Answer) -> Result<State, Fault>;
 
     /// Where the file of a completed job is; none if it came with the poll.
     fn content(&self, handle: &str) -> Option<Call>;
@@ -54,6 +56,9 @@ pub(super) trait Adapter {
 
 /// The servers there are, by the name of the setting.
 pub(super) const ADAPTERS: &[&str] = &["sglang", "vllm-omni", "lightx2v", "sd-server"];
+
+/// Those whose files come inside an answer, and so lie in memory as a whole.
+pub(super) const INLINE: &[&str] = &["sd-server"];
 
 /// Those that can stop a job that runs.
 pub(super) const CANCELLING: &[&str] = &["vllm-omni"];
@@ -152,6 +157,11 @@ impl Answer {
 
     /// The body, which must be a JSON object.
     fn object(&self) -> Result<Map<String, Value>, Fault> {
+        self.read()
+    }
+
+    /// The same, without what `T` does not ask for.
+    fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Fault> {
         serde_json::from_slice(&self.body).map_err(|_| {
             let status = self.status;
             let message = format!(
@@ -237,10 +247,13 @@ pub(super) fn words(text: &str) -> String {
 
 /// The text of a key that has to be there.
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, Fault> {
-    object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).ok_or_else(|| {
-        let message = format!("the server's answer has no `{key}`: is `adapter` right?");
-        Fault::Failure(Failure { retryable: false, ..Failure::failed(message) })
-    })
+    let text = object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    text.ok_or_else(|| missing(key))
+}
+
+fn missing(key: &str) -> Fault {
+    let message = format!("the server's answer has no `{key}`: is `adapter` right?");
+    Fault::Failure(Failure { retryable: false, ..Failure::failed(message) })
 }
 
 /// May it stand in a path as it is?

@@ -85,7 +85,7 @@ impl Adapter for OpenAi {
         Call::new(Method::Get, format!("/v1/videos/{handle}"))
     }
 
-    fn polled(&self, answer: &Answer) -> Result<State, Fault> {
+    fn polled(&self, answer: Answer) -> Result<State, Fault> {
         // vLLM-Omni's failed job first: its status may be any error's, 404 as well.
         let job = match answer.object() {
             Ok(job) if answer.is_success() || job.get("status").is_some() => job,
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn polled(status: u16, body: Value) -> Result<State, Fault> {
-        OpenAi(Dialect::VllmOmni).polled(&Answer { status, body: body.to_string().into_bytes() })
+        OpenAi(Dialect::VllmOmni).polled(Answer { status, body: body.to_string().into_bytes() })
     }
 
     #[test]
@@ -189,7 +189,7 @@ mod tests {
         };
         assert!(failure.message.contains("`exploded`"), "{failure:?}");
         let html = Answer { status: 200, body: b"<html>proxy</html>".to_vec() };
-        let Err(Fault::Failure(failure)) = OpenAi(Dialect::Sglang).polled(&html) else { panic!() };
+        let Err(Fault::Failure(failure)) = OpenAi(Dialect::Sglang).polled(html) else { panic!() };
         assert!(failure.message.contains("<html>proxy</html>"), "{failure:?}");
         assert!(matches!(polled(503, json!({"detail": "warming up"})), Err(Fault::Busy(_))));
     }

@@ -7,16 +7,43 @@
 //!
 //! So a video is asked for as AVI, with JPEG at its best, and made into MP4 here.
 
+use std::ops::Range;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rayreel_domain::wire::engine::{EngineRequest, Format};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Adapter, Answer, Body, Call, Completed, Fault, Method, Picture, State, failed, handle,
-    no_loras, odd_state, text, unable,
+    Adapter, Answer, Body, Call, Completed, Fault, Method, Picture, State, failed, handle, missing,
+    no_loras, odd_state, unable,
 };
 use crate::talk::Failure;
+
+/// What is said of a job. The file is not copied out of the answer: its base64 has no letter that JSON
+/// must escape, and the server escapes no other.
+#[derive(Deserialize)]
+struct Told<'a> {
+    status: Option<String>,
+    #[serde(borrow)]
+    result: Option<Made<'a>>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Made<'a> {
+    #[serde(borrow)]
+    b64_json: Option<&'a str>,
+    #[serde(borrow)]
+    images: Option<Vec<Image<'a>>>,
+    output_format: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Image<'a> {
+    b64_json: &'a str,
+}
 
 pub(super) struct SdServer;
 
@@ -75,33 +102,23 @@ impl Adapter for SdServer {
         Call::new(Method::Get, format!("/sdcpp/v1/jobs/{handle}"))
     }
 
-    fn polled(&self, answer: &Answer) -> Result<State, Fault> {
+    fn polled(&self, answer: Answer) -> Result<State, Fault> {
         if matches!(answer.status, 404 | 410) {
             return Ok(State::Unknown);
         }
-        let job = answer.expected()?;
-        match text(&job, "status")? {
+        if !answer.is_success() {
+            return Err(answer.fault());
+        }
+        let Told { status, result, error } = answer.read()?;
+        match status.as_deref().ok_or_else(|| missing("status"))? {
             "queued" | "generating" => Ok(State::Running(None)),
             "completed" => {
-                let result = job.get("result").unwrap_or(&Value::Null);
-                let encoded = match &result["images"] {
-                    Value::Array(images) => images.first().map(|image| &image["b64_json"]),
-                    _ => Some(&result["b64_json"]),
-                };
-                let file = encoded.and_then(Value::as_str).ok_or("has no file");
-                let file = file.and_then(|file| {
-                    BASE64_STANDARD.decode(file).map_err(|_| "has a file that is no base64")
-                });
-                let file = file.map_err(|what| {
-                    Fault::Failure(Failure::failed(format!("the server's completed job {what}")))
-                })?;
-                let avi = result["output_format"].as_str() == Some("avi");
+                let (place, avi) = place(result.as_ref(), &answer.body)?;
+                let file = decoded_in_place(answer.body, place);
+                let file = file.ok_or_else(|| broken("has a file that is no base64"))?;
                 Ok(State::Completed(Completed { file: Some(file), avi }))
             }
-            "failed" => {
-                let error = job.get("error").unwrap_or(&Value::Null);
-                Ok(State::Failed(failed(error["message"].as_str())))
-            }
+            "failed" => Ok(State::Failed(failed(error.unwrap_or_default()["message"].as_str()))),
             "cancelled" => Ok(State::Cancelled),
             other => Err(odd_state(other)),
         }
@@ -118,5 +135,81 @@ impl Adapter for SdServer {
     /// Ended jobs go by themselves.
     fn forget(&self, _: &str) -> Option<Call> {
         None
+    }
+}
+
+/// Where in the answer the file is, as base64, and whether it is an AVI.
+fn place(made: Option<&Made<'_>>, body: &[u8]) -> Result<(Range<usize>, bool), Fault> {
+    let image = made.and_then(|made| made.images.as_ref()?.first()).map(|image| image.b64_json);
+    let file =
+        image.or(made.and_then(|made| made.b64_json)).ok_or_else(|| broken("has no file"))?;
+    let start = file.as_ptr().addr() - body.as_ptr().addr();
+    let avi = made.and_then(|made| made.output_format.as_deref()) == Some("avi");
+    Ok((start..start + file.len(), avi))
+}
+
+fn broken(what: &str) -> Fault {
+    Fault::Failure(Failure::failed(format!("the server's completed job {what}")))
+}
+
+/// The file whose base64 is at `range`. It takes the room of the text: a long one is hundreds of MiB.
+fn decoded_in_place(mut body: Vec<u8>, range: Range<usize>) -> Option<Vec<u8>> {
+    let mut piece = [0; 3 << 10];
+    let mut length = 0;
+    for start in range.clone().step_by(4 << 10) {
+        let end = range.end.min(start + (4 << 10));
+        let count = BASE64_STANDARD.decode_slice(&body[start..end], &mut piece).ok()?;
+        if end < range.end && count < piece.len() {
+            return None;
+        }
+        // Always behind what is still to be read.
+        body[length..length + count].copy_from_slice(&piece[..count]);
+        length += count;
+    }
+    body.truncate(length);
+    Some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn polled(body: String) -> Result<State, Fault> {
+        SdServer.polled(Answer { status: 200, body: body.into_bytes() })
+    }
+
+    fn file(body: String) -> Vec<u8> {
+        match polled(body) {
+            Ok(State::Completed(Completed { file: Some(file), avi: true })) => file,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn completed(encoded: &str) -> String {
+        format!(
+            r#"{{"status": "completed", "result": {{"output_format": "avi", "b64_json": "{encoded}"}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_file_of_any_length_is_decoded_where_it_lies() {
+        for length in [0, 1, 2, 3, 3071, 3072, 3073, 6144, 100_001] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i * 31 % 251) as u8).collect();
+            let encoded = BASE64_STANDARD.encode(&bytes);
+            assert!(file(completed(&encoded)) == bytes, "{length}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_base64_is_an_error() {
+        let padded_too_early = BASE64_STANDARD.encode([7; 3071]) + "AAAA";
+        for encoded in ["A", "%%%%", &padded_too_early] {
+            let Err(Fault::Failure(failure)) = polled(completed(encoded)) else { panic!() };
+            assert!(failure.message.contains("no base64"), "{failure:?}");
+        }
+        let Err(Fault::Failure(failure)) = polled(r#"{"status": "completed"}"#.into()) else {
+            panic!()
+        };
+        assert!(failure.message.contains("has no file"), "{failure:?}");
     }
 }

@@ -188,6 +188,24 @@ fn a_result_larger_than_allowed_is_not_kept() {
     let (error, engine) = failure("sglang", Act::default(), json!({"max_bytes": 100}));
     assert!(error.message.contains("100 bytes") && !error.retryable, "{error:?}");
     assert!(fs::metadata(engine.file("a", "video.mp4")).map_or(0, |file| file.len()) <= 100);
+
+    // Nor one that comes inside an answer, which is longer by a third.
+    let (error, _) = failure("sd-server", large(), json!({"max_bytes": 1_000_000}));
+    assert!(error.message.contains("`max_bytes`") && !error.retryable, "{error:?}");
+}
+
+/// A result of 3 MB.
+fn large() -> Act {
+    static LARGE: [u8; 3_000_000] = [7; 3_000_000];
+    Act { result: Some(&LARGE), ..Act::default() }
+}
+
+#[test]
+fn a_file_inside_an_answer_may_take_its_time() {
+    // Longer than a server may be silent.
+    let act = Act { faults: "drip", ..large() };
+    let (error, _) = failure("sd-server", act, json!({"hung_seconds": 1}));
+    assert!(error.message.contains("is no AVI file"), "it has arrived: {error:?}");
 }
 
 #[test]
