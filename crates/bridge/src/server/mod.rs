@@ -6,10 +6,11 @@
 //!                 ├──▶ left: what is inside the server, and how that ends
 //!                 └──▶ child: the server's process, if it is ours
 //! ```
-//! These servers keep their jobs in memory and most can't stop one. So there is never more than one
-//! job inside, its file is copied out as soon as it is done, and its name there means nothing beyond
-//! this attempt. What happens to a job that nobody wants any more is the setting `cancel`; a server
-//! that is ours and in doubt is killed and started again.
+//! These servers keep their jobs in memory and most can't stop one. So none is handed in while another
+//! one is known to be inside, its file is copied out as soon as it is done, and its name there means
+//! nothing beyond this attempt, but for waiting until it is gone. What happens to a job that nobody
+//! wants any more is the setting `cancel`; a server that is ours and in doubt is killed and started
+//! again.
 
 mod adapter;
 mod avi;
