@@ -284,6 +284,10 @@ class Sglang(Server):
 class VllmOmni(Server):
     """vllm-omni 0.30.0, entrypoints/openai/api_server.py and …/video/generation/helpers.py."""
 
+    def error(self, message):
+        # All of vLLM's HTTP errors are of this form.
+        return {"error": {"message": message, "type": "Error", "param": None, "code": 400}}
+
     def create(self):
         wish = self.form()
         if job := self.submit(wish, f"video_gen_{os.getpid():032x}{len(jobs)}"):
@@ -347,10 +351,10 @@ class LightX2v(Server):
         if job := self.submit(wish, wish["task_id"]):
             self.say(200, {"task_id": job.id, "task_status": "pending", "save_result_path": job.id})
 
-    def redirect(self):
-        # What the framework does for an address without its last slash.
+    def slashless(self):
+        # Another route has this address, for DELETE: the framework does not redirect to ours.
         self.body()
-        self.say(307, b"", headers=[("Location", self.path + "/")])
+        self.say(405, {"detail": "Method Not Allowed"})
 
     def status(self, id):
         if job := self.found(id):
@@ -369,7 +373,7 @@ class LightX2v(Server):
 
     routes = [
         ("GET", "/health", Server.ready),
-        ("POST", "/v1/tasks/video", redirect),
+        ("POST", "/v1/tasks/video", slashless),
         ("POST", "/v1/tasks/video/", create),
         ("GET", "/v1/tasks/{id}/status", status),
         ("GET", "/v1/tasks/{id}/result", content),
