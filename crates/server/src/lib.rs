@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use artifacts::Artifacts;
+use artifacts::{Artifacts, Variables};
 use clock::{Clock, Random, SystemClock};
 use config::{Settings, StoreAt};
 use estimate::Estimates;
@@ -161,10 +161,13 @@ impl Components {
         ));
         Ok(Self {
             clock,
+            artifacts: match settings.artifacts.bucket(Variables::of_process()) {
+                Some(bucket) => Artifacts::in_bucket(&bucket, Arc::clone(&random))?,
+                None => Artifacts::open(home.artifacts())?,
+            },
             random,
             store,
             feed,
-            artifacts: Artifacts::open(home.artifacts())?,
             outbound: Arc::new(outbound::Client::new(
                 settings.outbound.options(),
                 Arc::new(outbound::SystemResolver),
@@ -225,6 +228,7 @@ pub async fn run(
     let broken = |error| Error::Store { path: "the store".to_owned(), error };
     app.keyring.load(&app.components).await.map_err(broken)?;
     app.components.may_listen(listener.local_addr()?).await?;
+    app.components.artifacts.start().await?;
     let mut fleet = Fleet::new(Arc::clone(&app), address);
     // Before the first claim: leases of workers that died with the machine are free at once.
     fleet.look().await.map_err(broken)?;

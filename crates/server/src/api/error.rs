@@ -258,6 +258,11 @@ impl From<artifacts::Error> for Error {
             artifacts::Error::Full => {
                 Self::new(Code::StorageFull, "the artifact store has no space left")
             }
+            artifacts::Error::Unavailable(cause) => Self::new(
+                Code::StoreUnavailable,
+                "the artifact store is not available just now; nothing is lost",
+            )
+            .because(cause),
             artifacts::Error::Mismatch(message) => Self::new(Code::UploadMismatch, message),
             artifacts::Error::Interrupted(cause) => {
                 Self::new(Code::UploadMismatch, "the upload stopped in the middle").because(cause)

@@ -167,7 +167,8 @@ impl Api {
         let key = Key::content(tenant, &input)
             .ok_or_else(|| Error::internal("the store has given an input no place"))?;
         // The same bytes may be there already.
-        if components.artifacts.head(&key).await.ok() != Some(input.bytes) {
+        let there = components.artifacts.head(&key).await;
+        if !there.is_ok_and(|found| found.bytes == input.bytes) {
             components.artifacts.put(&key, png).await?;
         }
         Ok(Taken { input, hold: Some(hold) })

@@ -46,6 +46,9 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Erro
         components.artifacts.probe().await.map_err(|fault| {
             let message = match fault {
                 artifacts::Error::Full => "the disk of the data directory is full; free some space",
+                artifacts::Error::Unavailable(_) => {
+                    "the artifact store is not available; the log says why"
+                }
                 _ => "the data directory can't be written to; the log says why",
             };
             Error::new(Code::StoreUnavailable, message).because(fault)

@@ -124,23 +124,28 @@ pub(super) async fn commit(
     let (artifacts, store) = (&components.artifacts, &components.store);
     let mut keys = Vec::with_capacity(call.manifest.len());
     for output in &call.manifest {
-        // The checksum is part of the name, and was right when the file got it.
+        // The checksum is part of the name, and was right when the file got it; a store that has
+        // computed one as well is asked what it is.
         let key = Key::output(&call.fence, output.index, &output.sha256)
             .ok_or_else(|| Error::internal("the manifest was checked"))?;
         let found = match artifacts.head(&key).await {
-            Ok(bytes) => Some(bytes),
+            Ok(found) => Some(found),
             Err(artifacts::Error::NotFound) => None,
             Err(error) => return Err(error.into()),
         };
-        if found != Some(output.bytes) {
+        let wrong = match &found {
+            None => Some(format!("output {} has not been uploaded", output.index)),
+            Some(found) if found.bytes != output.bytes => Some(format!(
+                "output {} has {} bytes, not {}",
+                output.index, found.bytes, output.bytes
+            )),
+            Some(found) => found.sha256.as_ref().filter(|it| **it != output.sha256).map(|it| {
+                format!("output {} has the checksum {it}, not {}", output.index, output.sha256)
+            }),
+        };
+        if let Some(message) = wrong {
             // If the lease is lost, so are the files; then that is the answer.
             store.leased(call.fence).await?;
-            let message = match found {
-                None => format!("output {} has not been uploaded", output.index),
-                Some(bytes) => {
-                    format!("output {} has {bytes} bytes, not {}", output.index, output.bytes)
-                }
-            };
             return Err(Error::new(Code::UploadMismatch, message).param("manifest"));
         }
         keys.push(key);

@@ -13,7 +13,8 @@ use axum::body::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Error, blocking, hex, joined, sync_folder};
+use super::directory::{blocking, joined, sync_folder};
+use super::{Error, hex};
 
 /// Bytes that are written at a time.
 const BATCH: usize = 1 << 19;

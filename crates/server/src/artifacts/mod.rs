@@ -4,13 +4,18 @@
 //! anywhere else, two attempts never share a file, and what lies at a place is what its name says:
 //! a file appears there only after its length and checksum were found right.
 //!
+//! They lie in a directory of this machine ([`directory`]), which is the default, or below a prefix of
+//! a bucket ([`s3`]), under the same names: any number of servers can share one.
+//!
 //! ```text
 //! tenant-{name}/{sha256}-{place}/0             what a tenant has sent
 //! task_…/{hash of the fence}/{index}-{sha256}  an output of an attempt
 //! task_…/input/0                               the image of a request, as the first versions had it
 //! ```
 
+mod directory;
 mod draft;
+mod s3;
 
 use std::io;
 use std::ops::Range;
@@ -18,21 +23,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use futures_util::stream::{BoxStream, Stream, StreamExt, TryStreamExt};
-use object_store::local::LocalFileSystem;
+use futures_util::stream::{BoxStream, Stream};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
 use rayreel_domain::task::Task;
 use sha2::{Digest, Sha256};
-use tokio::task::JoinHandle;
 
-use draft::Draft;
-
-/// What must fit for the store to be called writable: more than one change of a task writes.
-const PROBE_BYTES: usize = 64 << 10;
+use crate::clock::Random;
+use directory::Directory;
+use s3::S3;
+pub use s3::{Bucket, Variables};
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +49,26 @@ pub enum Error {
     /// The sender stopped in the middle; nothing was kept.
     #[error("the sender stopped: {0}")]
     Interrupted(String),
+    /// The store does not do it now, and may do it later.
+    #[error("{0}")]
+    Unavailable(String),
     #[error("{0}")]
     Other(String),
+}
+
+impl Error {
+    fn too_long(announced: u64) -> Self {
+        Self::Mismatch(format!("more than the announced {announced} bytes"))
+    }
+
+    fn too_short(came: u64, announced: u64) -> Self {
+        Self::Mismatch(format!("{came} bytes came, {announced} were announced"))
+    }
+
+    fn other_bytes(found: &str, announced: &str) -> Self {
+        let what = format!("the bytes have the checksum {found}, announced was {announced}");
+        Self::Mismatch(what)
+    }
 }
 
 impl From<object_store::Error> for Error {
@@ -123,69 +143,103 @@ fn hex(digest: &[u8]) -> String {
     })
 }
 
-/// The files of all tasks, in one directory.
+/// A folder that may be deleted: `task_…`, `task_…/name` or `tenant-…/name`.
+#[derive(Debug, Clone, Copy)]
+struct Folder<'a> {
+    path: &'a str,
+    owner: &'a str,
+    /// None if all of the owner's goes.
+    inner: Option<&'a str>,
+}
+
+impl<'a> Folder<'a> {
+    fn named(path: &'a str) -> Option<Self> {
+        let (owner, inner) = match path.split_once('/') {
+            Some((owner, inner)) => (owner, Some(inner)),
+            None => (path, None),
+        };
+        let plain = |name: &str| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let tenant = owner.strip_prefix("tenant-").filter(|_| inner.is_some());
+        let owned = owner.parse::<TaskId>().is_ok()
+            || tenant.is_some_and(|name| name.parse::<TenantName>().is_ok());
+        (owned && inner.is_none_or(plain)).then_some(Self { path, owner, inner })
+    }
+}
+
+/// The files of all tasks: in one directory, or below one prefix of a bucket.
 #[derive(Debug, Clone)]
-pub struct Artifacts {
-    files: Arc<LocalFileSystem>,
-    root: PathBuf,
+pub struct Artifacts(Backend);
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Directory(Directory),
+    S3(Arc<S3>),
+}
+
+/// What is there under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub bytes: u64,
+    /// Its SHA-256 in lower-case hexadecimal, if the store itself has computed one.
+    pub sha256: Option<String>,
 }
 
 impl Artifacts {
     /// Keeps files under `root`, which is made if it is missing.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
-        let root = root.into();
-        std::fs::create_dir_all(&root)?;
-        // An acknowledged upload must survive a power cut: the file, its name, and its folders.
-        let files = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
-        Ok(Self { files: Arc::new(files), root })
+        Directory::open(root).map(Backend::Directory).map(Self)
     }
 
-    /// Is there room, and may it be written to? Finds out by writing, and leaves nothing.
+    /// Keeps files in a bucket. Asks nothing of it yet.
+    pub fn in_bucket(bucket: &Bucket, random: Arc<Random>) -> Result<Self, Error> {
+        S3::open(bucket, random).map(|s3| Self(Backend::S3(Arc::new(s3))))
+    }
+
+    /// Finds out what the store can do, and says so in the log. An error is for the operator: the
+    /// store can't be used as it is configured. That it does not answer just now is none.
+    pub async fn start(&self) -> Result<(), Error> {
+        match &self.0 {
+            Backend::Directory(_) => Ok(()),
+            Backend::S3(s3) => match s3.abilities().await {
+                Err(error @ Error::Unavailable(_)) => {
+                    tracing::warn!(%error, "the artifact store does not answer; going on without");
+                    Ok(())
+                }
+                looked => looked.map(drop),
+            },
+        }
+    }
+
+    /// Is there room, and may it be written to? A directory is asked by writing, and nothing stays.
     pub async fn probe(&self) -> Result<(), Error> {
-        let file = self.root.join(".probe");
-        blocking(move || {
-            let written = std::fs::write(&file, [0; PROBE_BYTES]);
-            match std::fs::remove_file(&file) {
-                // Another probe was quicker.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => written,
-                removed => written.and(removed),
-            }
-        })
-        .await
+        match &self.0 {
+            Backend::Directory(directory) => directory.probe().await,
+            Backend::S3(s3) => s3.probe().await,
+        }
     }
 
     /// Writes a small file at once, durably.
     pub async fn put(&self, key: &Key, bytes: Bytes) -> Result<(), Error> {
-        self.files.put(&key.0, bytes.into()).await?;
-        Ok(())
+        match &self.0 {
+            Backend::Directory(directory) => directory.put(key, bytes).await,
+            Backend::S3(s3) => s3.put(key, bytes).await,
+        }
     }
 
     /// Writes a stream, durably, if it turns out to have this length and checksum.
     pub async fn put_stream<E: std::fmt::Display>(
         &self,
         key: &Key,
-        mut stream: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        stream: impl Stream<Item = Result<Bytes, E>> + Unpin,
         bytes: u64,
         sha256: &str,
     ) -> Result<(), Error> {
-        // Dropped before it is published, for whatever reason, it removes what it has written.
-        let mut draft = Draft::begin(&self.root, self.root.join(key.0.as_ref())).await?;
-        let mut length = 0u64;
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| Error::Interrupted(error.to_string()))?;
-            length += chunk.len() as u64;
-            if length > bytes {
-                return Err(Error::Mismatch(format!("more than the announced {bytes} bytes")));
-            }
-            draft.write(chunk).await?;
+        match &self.0 {
+            Backend::Directory(directory) => directory.put_stream(key, stream, bytes, sha256).await,
+            Backend::S3(s3) => s3.put_stream(key, stream, bytes, sha256).await,
         }
-        if length < bytes {
-            return Err(Error::Mismatch(format!("{length} bytes came, {bytes} were announced")));
-        }
-        draft.publish(sha256).await?.map_err(|found| {
-            let what = format!("the bytes have the checksum {found}, announced was {sha256}");
-            Error::Mismatch(what)
-        })
     }
 
     /// Reads a range of a file.
@@ -194,108 +248,56 @@ impl Artifacts {
         key: &Key,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let found = self.files.get_opts(&key.0, options).await?;
-        Ok(found.into_stream().map_err(Error::from).boxed())
+        match &self.0 {
+            Backend::Directory(directory) => directory.get(key, range).await,
+            Backend::S3(s3) => s3.get(key, range).await,
+        }
     }
 
-    /// Length of a file.
-    pub async fn head(&self, key: &Key) -> Result<u64, Error> {
-        Ok(self.files.head(&key.0).await?.size)
+    /// Looks at a file.
+    pub async fn head(&self, key: &Key) -> Result<Found, Error> {
+        match &self.0 {
+            Backend::Directory(directory) => directory.head(key).await,
+            Backend::S3(s3) => s3.head(key).await,
+        }
     }
 
     /// Deletes a file, and its folders if it was the last in them. That it is not there is no
     /// error.
     pub async fn delete(&self, key: &Key) -> Result<(), Error> {
-        let (root, file) = (self.root.clone(), self.root.join(key.0.as_ref()));
-        blocking(move || {
-            match std::fs::remove_file(&file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut folder = file.parent();
-            while let Some(at) = folder.filter(|at| *at != root) {
-                if std::fs::remove_dir(at).is_err() {
-                    return sync_folder(at);
-                }
-                folder = at.parent();
-            }
-            sync_folder(&root)
-        })
-        .await
+        match &self.0 {
+            Backend::Directory(directory) => directory.delete(key).await,
+            Backend::S3(s3) => s3.delete(key).await,
+        }
     }
 
-    /// Deletes every other file of the attempt: what uploads that broke off have left.
+    #[cfg(test)]
+    fn root(&self) -> &std::path::Path {
+        match &self.0 {
+            Backend::Directory(directory) => directory.root(),
+            Backend::S3(_) => panic!("a bucket is no directory"),
+        }
+    }
+
+    /// Deletes what uploads of the attempt that broke off have left beside these files.
     pub async fn keep_only(&self, fence: &Fence, keys: &[Key]) -> Result<(), Error> {
-        let folder = self.root.join(fence.folder());
-        let kept: Vec<_> = keys.iter().map(|key| self.root.join(key.0.as_ref())).collect();
-        blocking(move || {
-            for entry in std::fs::read_dir(folder)? {
-                let path = entry?.path();
-                if !kept.contains(&path) {
-                    std::fs::remove_file(path)?;
-                }
-            }
-            Ok(())
-        })
-        .await
+        match &self.0 {
+            Backend::Directory(directory) => directory.keep_only(fence, keys).await,
+            // A bucket shows nothing of an upload that broke off; what it keeps of it goes with the
+            // task's folder.
+            Backend::S3(_) => Ok(()),
+        }
     }
 
     /// Deletes a folder with all that lies in it, unfinished files too: `task_…`, `task_…/name` or
     /// `tenant-…/name`. That it is not there is no error.
     pub async fn delete_folder(&self, folder: &str) -> Result<(), Error> {
-        let (owner, inner) = match folder.split_once('/') {
-            Some((owner, inner)) => (owner, Some(inner)),
-            None => (folder, None),
-        };
-        let plain = |name: &str| {
-            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        };
-        let tenant = owner.strip_prefix("tenant-").filter(|_| inner.is_some());
-        if !(owner.parse::<TaskId>().is_ok()
-            || tenant.is_some_and(|name| name.parse::<TenantName>().is_ok()))
-            || inner.is_some_and(|name| !plain(name))
-        {
-            return Err(Error::Other(format!("`{folder}` is not a folder to delete")));
+        let folder = Folder::named(folder)
+            .ok_or_else(|| Error::Other(format!("`{folder}` is not a folder to delete")))?;
+        match &self.0 {
+            Backend::Directory(directory) => directory.delete_folder(folder).await,
+            Backend::S3(s3) => s3.delete_folder(folder.path).await,
         }
-        let root = self.root.clone();
-        let owner = root.join(owner);
-        let folder = root.join(folder);
-        let inner = inner.is_some();
-        blocking(move || {
-            match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            // The owner's folder goes with the last one in it; it stays while there are others.
-            if inner && std::fs::remove_dir(&owner).is_err() {
-                return sync_folder(&owner);
-            }
-            sync_folder(&root)
-        })
-        .await
-    }
-}
-
-/// What was deleted must not come back with a power cut: nobody would know of it any more.
-fn sync_folder(path: &std::path::Path) -> io::Result<()> {
-    match std::fs::File::open(path) {
-        Ok(folder) => folder.sync_all(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Error> {
-    joined(tokio::task::spawn_blocking(work)).await
-}
-
-async fn joined<T>(work: JoinHandle<io::Result<T>>) -> Result<T, Error> {
-    match work.await {
-        Ok(done) => Ok(done?),
-        Err(error) => Err(Error::Other(error.to_string())),
     }
 }
 

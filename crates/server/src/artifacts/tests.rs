@@ -1,4 +1,5 @@
 use super::*;
+use futures_util::TryStreamExt;
 use futures_util::stream;
 use rayreel_domain::id::Nonce;
 
@@ -30,7 +31,7 @@ fn tree(artifacts: &Artifacts) -> Vec<String> {
         }
     }
     let mut found = Vec::new();
-    walk(&artifacts.root, &artifacts.root, &mut found);
+    walk(artifacts.root(), artifacts.root(), &mut found);
     found.sort();
     found
 }
@@ -50,7 +51,7 @@ async fn a_stream_is_read_back_whole_and_in_ranges() {
     for _ in 0..2 {
         artifacts.put_stream(&key, chunks(&["hello", ", ", "world"]), 12, &sum).await.expect("put");
     }
-    assert_eq!(artifacts.head(&key).await.expect("there"), 12);
+    assert_eq!(artifacts.head(&key).await.expect("there").bytes, 12);
     assert_eq!(text(&artifacts, &key, 0..12).await, "hello, world");
     assert_eq!(text(&artifacts, &key, 7..10).await, "wor");
 }
@@ -106,12 +107,12 @@ async fn a_deleted_folder_leaves_nothing_and_may_be_deleted_again() {
         artifacts.put_stream(&key, chunks(&["x"]), 1, &sum).await.expect("put");
     }
     // As left behind by a server that was killed in the middle of an upload.
-    let stray = artifacts.root.join(fence(1).folder()).join(format!("0-{sum}#1"));
+    let stray = artifacts.root().join(fence(1).folder()).join(format!("0-{sum}#1"));
     std::fs::write(stray, "partial").expect("written");
 
     artifacts.delete_folder(&fence(1).folder()).await.expect("deleted");
     let key = Key::output(&fence(2), 0, &sum).expect("a key");
-    assert_eq!(artifacts.head(&key).await.expect("the other attempt's stays"), 1);
+    assert_eq!(artifacts.head(&key).await.expect("the other attempt's stays").bytes, 1);
     for _ in 0..2 {
         artifacts.delete_folder(&fence(2).folder()).await.expect("deleted");
         assert_eq!(tree(&artifacts), [""; 0], "the task's folder went with its last attempt");
@@ -133,11 +134,11 @@ async fn what_broken_uploads_left_goes_with_the_commit() {
     let sum = sha256(b"x");
     let key = Key::output(&fence(1), 0, &sum).expect("a key");
     artifacts.put_stream(&key, chunks(&["x"]), 1, &sum).await.expect("put");
-    let folder = artifacts.root.join(fence(1).folder());
+    let folder = artifacts.root().join(fence(1).folder());
     std::fs::write(folder.join(format!("0-{sum}#1")), "partial").expect("written");
     artifacts.keep_only(&fence(1), std::slice::from_ref(&key)).await.expect("cleaned");
     assert_eq!(std::fs::read_dir(folder).expect("a folder").count(), 1);
-    assert_eq!(artifacts.head(&key).await.expect("there"), 1);
+    assert_eq!(artifacts.head(&key).await.expect("there").bytes, 1);
 }
 
 #[tokio::test]

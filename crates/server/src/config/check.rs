@@ -74,6 +74,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     at_inputs.key("file_seconds").within(inputs.file_seconds.0, 1.0..=3650.0 * DAY)?;
     at_inputs.key("max_tenant_bytes").within(inputs.max_tenant_bytes, 0..=1 << 50)?;
     check_outbound(&settings.outbound, &at.key("outbound"))?;
+    settings.artifacts.check(&at.key("artifacts"))?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
     }
@@ -436,7 +437,7 @@ impl<'a> Place<'a> {
         unknown(&path, origin, allowed, None)
     }
 
-    fn within<T: PartialOrd + Display>(
+    pub(super) fn within<T: PartialOrd + Display>(
         &self,
         value: T,
         allowed: RangeInclusive<T>,

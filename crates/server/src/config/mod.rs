@@ -5,6 +5,7 @@
 //! origin until it has been checked, so that each error names where the fault stands and what is
 //! right: [`Error`].
 
+mod artifacts;
 mod check;
 mod lora;
 mod models;
@@ -40,6 +41,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::outbound::{self, Allowed};
+pub use artifacts::Artifacts;
 pub use lora::Lora;
 pub use models::{Examined, PYTHON_ENGINES};
 pub use tenant::Tenant;
@@ -103,6 +105,7 @@ pub struct Settings {
     pub schedule: Schedule,
     pub inputs: Inputs,
     pub outbound: Outbound,
+    pub artifacts: Artifacts,
     pub log: Log,
     pub tenants: BTreeMap<TenantName, Tenant>,
     pub pools: BTreeMap<PoolName, Pool>,

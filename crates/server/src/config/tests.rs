@@ -1,3 +1,4 @@
+mod artifacts;
 mod loras;
 
 use std::fs;

@@ -22,7 +22,13 @@ use crate::store::Launch;
 const KEPT_LOGS: usize = 20;
 
 /// Variables that open doors, and are none of a worker's business.
-const SECRETS: [&str; 2] = ["RAYREEL_ADMIN_KEY", "RAYREEL_TOKEN"];
+const SECRETS: [&str; 5] = [
+    "RAYREEL_ADMIN_KEY",
+    "RAYREEL_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+];
 /// The variable by which everything that a worker has started is known. A worker that is killed can
 /// end only its engine; what the engine had started would stay, and keep the GPU's memory.
 const MARK: &str = "RAYREEL_LAUNCH";

@@ -4,8 +4,10 @@
 #![expect(unreachable_pub, reason = "a test binary has no callers outside")]
 
 mod api;
+mod artifacts;
 mod conformance;
 mod fleet;
+mod gateway;
 mod outbound;
 mod receiver;
 mod redis;
