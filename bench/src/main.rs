@@ -45,6 +45,9 @@ struct Arguments {
     /// Where servers keep their data meanwhile [default: the directory of this program]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Keep tasks in this Redis instead of a file; each server gets a prefix of its own there
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
     /// Before each row, wait up to so many seconds until nobody else uses the machine
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     patience: u64,
@@ -92,7 +95,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         data.display()
     );
     let patience = Duration::from_secs(arguments.patience);
-    let bench = Bench { binary, data, quick: arguments.quick, patience };
+    let bench = Bench { binary, data, store: arguments.store, quick: arguments.quick, patience };
     let mut report = Report::new(machine, arguments.quick);
     let mut terminate = signal(SignalKind::terminate())?;
     // Dropped when it is interrupted, it ends the processes that it has started.

@@ -66,15 +66,20 @@ pub(crate) struct Memory {
 }
 
 impl Site {
-    /// `engine` is the Unix socket on which the engine tells when it starts.
-    pub(crate) fn new(binary: &Path, parent: &Path) -> anyhow::Result<Self> {
+    /// Tasks are kept in the Redis at `store`, under a prefix of the site's own, or in a file.
+    pub(crate) fn new(binary: &Path, parent: &Path, store: Option<&str>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("rayreel-bench-").tempdir_in(parent)?;
         let bench = std::env::current_exe()?;
         let witness = directory.path().join("witness");
         let setting = |path: &Path| toml_string(&path.to_string_lossy());
         let engine = format!("[{}, \"engine\", {}]", setting(&bench), setting(&witness));
+        let prefix = directory.path().file_name().unwrap_or_default().to_string_lossy();
+        let store = store.map_or_else(
+            || "sqlite".to_owned(),
+            |address| format!("{}?prefix={prefix}", address.trim_end_matches('/')),
+        );
         let settings = format!(
-            "[pools.local]\nmax = 0\n[log]\nlevel = \"warn\"\n\
+            "store = {store:?}\n[pools.local]\nmax = 0\n[log]\nlevel = \"warn\"\n\
              [tenants.limited]\ntasks_per_minute = 4_000_000_000\nmax_queued = 1_000_000_000\n\
              max_running = 1_000_000\ngpu_seconds_per_day = 1_000_000_000_000\n\
              [models.instant]\ncommand = {engine}\n\

@@ -42,13 +42,15 @@ pub(crate) enum Measure {
 pub(crate) struct Bench {
     pub(crate) binary: PathBuf,
     pub(crate) data: PathBuf,
+    /// Address of a Redis, if not SQLite.
+    pub(crate) store: Option<String>,
     pub(crate) quick: bool,
     pub(crate) patience: Duration,
 }
 
 impl Bench {
     fn site(&self) -> anyhow::Result<Site> {
-        Site::new(&self.binary, &self.data)
+        Site::new(&self.binary, &self.data, self.store.as_deref())
     }
 
     /// Waits until nobody else uses the machine, or patience is over.

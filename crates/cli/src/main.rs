@@ -5,6 +5,7 @@
 
 mod admin;
 mod args;
+mod doctor;
 mod failure;
 mod follow;
 mod generate;
@@ -57,6 +58,7 @@ fn run(cli: Cli, out: Out) -> Result<(), Exit> {
         Command::Serve(arguments) => on_runtime(serve::run(global, arguments, out)),
         Command::Worker(arguments) => on_runtime(worker::run(global, arguments)),
         Command::Models { command } => models::run(global, command, out),
+        Command::Doctor(arguments) => on_runtime(doctor::run(global, arguments, out)),
         Command::Keys { command } => on_runtime(keys::run(global, command, out)),
         Command::Tenants { command } => on_runtime(admin::tenants(global, command, out)),
         Command::Workers { command } => on_runtime(admin::workers(global, command, out)),

@@ -85,6 +85,8 @@ impl App {
 pub enum Error {
     #[error("{path}: {error}")]
     Store { path: String, error: store::Error },
+    #[error("a store in a file is in a data directory, and none is open")]
+    NoDirectory,
     #[error(transparent)]
     Artifacts(#[from] artifacts::Error),
     #[error("the server's socket failed: {0}")]
@@ -102,7 +104,7 @@ impl Error {
             Self::Store { error: store::Error::TooNew { .. }, .. } => Code::StoreTooNew,
             Self::Store { error: store::Error::Corrupt(_), .. } => Code::StoreCorrupt,
             Self::Store { .. } | Self::Artifacts(_) => Code::StoreUnavailable,
-            Self::Io(_) => Code::Internal,
+            Self::Io(_) | Self::NoDirectory => Code::Internal,
             Self::NoKeys(_) => Code::InvalidConfig,
         }
     }
@@ -128,27 +130,10 @@ impl Components {
         home: &Home,
         worker_command: Vec<String>,
     ) -> Result<Self, Error> {
-        let local: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let clock = match &settings.store {
-            StoreAt::Sqlite => local,
-            StoreAt::Redis(address) => SharedClock::of(address, local)
-                .await
-                .map_err(|error| Error::Store { path: address.to_string(), error })?,
-        };
+        let clock = clock_of(settings).await?;
         let random = Arc::new(Random::from_system());
         let feed = Arc::new(Feed::default());
-        let options = Options {
-            clock: Arc::clone(&clock),
-            random: Arc::clone(&random),
-            feed: Arc::clone(&feed),
-            rules: settings.rules(),
-            locality: settings.locality(),
-            max_queued: settings.max_queued,
-            tenancy: Arc::new(settings.tenancy()),
-            garbage_after_ms: settings.garbage_after_seconds.ms(),
-            worker_silence_ms: fleet::SILENT_MS,
-        };
-        let store = open_store(settings, home, options).await?;
+        let store = open_store(settings, Some(home), &clock, &random, &feed).await?;
         let credentials = Credentials {
             worker_token: home.worker_token().to_owned(),
             client_token: home.client_token().to_owned(),
@@ -178,15 +163,45 @@ impl Components {
     }
 }
 
+/// Checks the invariants of the store that the settings name, and says what breaks them. One in a data
+/// directory must be this process's.
+pub async fn check_store(settings: &Settings, home: Option<&Home>) -> Result<Vec<String>, Error> {
+    let clock = clock_of(settings).await?;
+    let random = Arc::new(Random::from_system());
+    let store = open_store(settings, home, &clock, &random, &Arc::default()).await?;
+    store.check().await.map_err(|error| Error::Store { path: "the store".to_owned(), error })
+}
+
+async fn clock_of(settings: &Settings) -> Result<Arc<dyn Clock>, Error> {
+    let local: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let StoreAt::Redis(address) = &settings.store else { return Ok(local) };
+    let broken = |error| Error::Store { path: address.to_string(), error };
+    Ok(SharedClock::of(address, local).await.map_err(broken)?)
+}
+
 async fn open_store(
     settings: &Settings,
-    home: &Home,
-    options: Options,
+    home: Option<&Home>,
+    clock: &Arc<dyn Clock>,
+    random: &Arc<Random>,
+    feed: &Arc<Feed>,
 ) -> Result<Arc<dyn Store>, Error> {
+    let options = Options {
+        clock: Arc::clone(clock),
+        random: Arc::clone(random),
+        feed: Arc::clone(feed),
+        rules: settings.rules(),
+        locality: settings.locality(),
+        max_queued: settings.max_queued,
+        tenancy: Arc::new(settings.tenancy()),
+        garbage_after_ms: settings.garbage_after_seconds.ms(),
+        worker_silence_ms: fleet::SILENT_MS,
+    };
     if let StoreAt::Redis(address) = &settings.store {
         let broken = |error| Error::Store { path: address.to_string(), error };
         return Ok(Arc::new(RedisStore::open(address, options).await.map_err(broken)?));
     }
+    let home = home.ok_or(Error::NoDirectory)?;
     let path = home.database();
     let broken = |error| Error::Store { path: path.display().to_string(), error };
     if let Some(missing) = home.missing() {

@@ -16,6 +16,7 @@ mod fleet;
 mod garbage;
 mod generate;
 mod leases;
+mod many_servers;
 mod outage;
 mod programs;
 mod quarantine;

@@ -165,6 +165,13 @@ pub(crate) struct Worker {
     pub home: Option<PathBuf>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// Another store than the configured one: `sqlite`, or the address of a Redis
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Keys {
     /// Make a key, and print it this once

@@ -71,6 +71,10 @@ needs one, as `Authorization: Bearer rr_…`; commands of this user on this mach
 Environment:
   RAYREEL_TOKEN  sent to the server that --server names; a server of this user needs none";
 
+pub(super) const DOCTOR_HELP: &str = "\
+Prints what is wrong, a line each, and exits with 8; with 0 if all is well. A store in a data directory
+must not be in use by a server; one in Redis may be, and is checked while it works.";
+
 pub(super) const ADMIN_HELP: &str = "\
 For operators: where keys are needed, one with the scope admin; on this machine the user of the data
 directory needs none.

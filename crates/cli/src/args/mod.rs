@@ -12,12 +12,12 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use clap_complete::Shell;
 
 pub(crate) use commands::{
-    AddModel, CheckModels, Config, CreateKey, Download, Engine, Generate, Keys, List, Models,
-    Pools, Request, Serve, Task, Tenants, Worker, Workers,
+    AddModel, CheckModels, Config, CreateKey, Doctor, Download, Engine, Generate, Keys, List,
+    Models, Pools, Request, Serve, Task, Tenants, Worker, Workers,
 };
 use help::{
-    ADMIN_HELP, AFTER_HELP, CLIENT_HELP, COMPLETIONS_HELP, CONFIG_HELP, GENERATE_HELP, KEYS_HELP,
-    MODELS_HELP, REQUEST_HELP, SERVE_HELP, WORKER_HELP,
+    ADMIN_HELP, AFTER_HELP, CLIENT_HELP, COMPLETIONS_HELP, CONFIG_HELP, DOCTOR_HELP, GENERATE_HELP,
+    KEYS_HELP, MODELS_HELP, REQUEST_HELP, SERVE_HELP, WORKER_HELP,
 };
 
 #[derive(Debug, Parser)]
@@ -177,6 +177,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<Models>,
     },
+    /// Check that the task store is sound
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
     /// Make, list and revoke API keys
     #[command(after_help = KEYS_HELP)]
     Keys {

@@ -6,6 +6,7 @@ mod engine;
 mod process;
 mod proxy;
 mod raw_worker;
+mod redis;
 mod server;
 mod wait;
 
@@ -15,6 +16,7 @@ pub(crate) use engine::Faults;
 pub(crate) use process::Process;
 pub(crate) use proxy::Proxy;
 pub(crate) use raw_worker::RawWorker;
+pub(crate) use redis::Redis;
 pub(crate) use server::Server;
 pub(crate) use wait::{LONG, found_within, only, until, within};
 
