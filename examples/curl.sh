@@ -14,9 +14,10 @@ answer=$(mktemp)
 trap 'rm -f "$answer" "$file.part"' EXIT
 credentials=(${RAYREEL_TOKEN:+--header "Authorization: Bearer $RAYREEL_TOKEN"})
 
-# call FILE …: writes the answer there. A refusal ends the script, with the server's message.
+# call FILE …: writes the answer there; a server with a bucket sends us to the file, where curl does not
+# send the key. A refusal ends the script, with the server's message.
 call() {
-  curl --silent --show-error --output "$1" --fail-with-body \
+  curl --silent --show-error --location --output "$1" --fail-with-body \
     --retry 3 --retry-connrefused --retry-max-time 60 "${credentials[@]}" "${@:2}" && return
   jq -r '.error | "\(.code): \(.message)"' "$1" >&2 || true
   exit 1

@@ -12,10 +12,10 @@ use rayreel_domain::wire::files::{FILES_PATH, FileBody, FileDeleted, FileList};
 use rayreel_domain::wire::models::ModelList;
 use rayreel_domain::{Code, TaskId};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
 };
 use reqwest::multipart::{Form, Part};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWrite;
@@ -458,9 +458,54 @@ impl Client {
         answer.map_err(|_| self.mute())?
     }
 
+    /// A stream, from wherever the server sends its callers; with the tag that the server itself gives.
+    /// These headers go there as well, and no key.
+    pub(crate) async fn open_anywhere(
+        &self,
+        call: RequestBuilder,
+        headers: HeaderMap,
+    ) -> Result<(Response, Option<HeaderValue>), Error> {
+        let open = async {
+            let sent = call.headers(headers.clone()).send().await;
+            let response = sent.map_err(|error| self.unreachable(&error))?;
+            let tag = response.headers().get(ETAG).cloned();
+            let Some(place) = self.moved(&response)? else {
+                return Ok((self.answered(response).await?, tag));
+            };
+            let broken = |why: String| {
+                let message = format!("the files of {} can't be read: {why}", self.address());
+                Error::transport(TransportKind::Broken, message)
+            };
+            // What the address contains is a secret for as long as it is good.
+            let failed = |error: reqwest::Error| broken(cause(&error.without_url()));
+            let elsewhere = http::client(&place).read_timeout(self.limits.silence);
+            let elsewhere = elsewhere.build().map_err(failed)?;
+            let response = elsewhere.get(place).headers(headers).send().await.map_err(failed)?;
+            // One that has expired meanwhile is replaced when the server is asked again.
+            match response.status() {
+                status if status.is_success() => Ok((response, tag)),
+                status => Err(broken(format!("their place answers {status}"))),
+            }
+        };
+        tokio::time::timeout(self.limits.answer, open).await.map_err(|_| self.mute())?
+    }
+
+    /// Where the server sends the caller, if it does.
+    fn moved(&self, response: &Response) -> Result<Option<Url>, Error> {
+        if response.status() != StatusCode::TEMPORARY_REDIRECT {
+            return Ok(None);
+        }
+        let place = response.headers().get(LOCATION).and_then(|place| place.to_str().ok());
+        let url = place.and_then(|place| self.base.join(place).ok());
+        url.map(Some).ok_or_else(|| self.foreign(307, "it sends to a place that is none"))
+    }
+
     /// Sends; an answer that is an error is one.
     async fn send(&self, call: RequestBuilder) -> Result<Response, Error> {
-        let response = call.send().await.map_err(|error| self.unreachable(&error))?;
+        self.answered(call.send().await.map_err(|error| self.unreachable(&error))?).await
+    }
+
+    async fn answered(&self, response: Response) -> Result<Response, Error> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use rayreel_domain::TaskId;
 use rayreel_domain::wire::api::TASKS_PATH;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue, IF_RANGE, RANGE};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -67,7 +67,7 @@ impl Content {
             received: 0,
             tries: 0,
         };
-        let response = loop {
+        let (response, tag) = loop {
             match content.ask().await {
                 Ok(response) => break response,
                 Err(error) => content.pause(error).await?,
@@ -75,7 +75,8 @@ impl Content {
         };
         let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         content.media_type = text(CONTENT_TYPE).unwrap_or_default().to_owned();
-        let sha256 = text(ETAG).and_then(|etag| etag.strip_prefix('"')?.strip_suffix('"'));
+        let tag = tag.as_ref().and_then(|tag| tag.to_str().ok());
+        let sha256 = tag.and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
         content.expected = sha256.filter(|it| is_sha256(it)).map(str::to_owned);
         content.etag = response.headers().get(ETAG).cloned();
         content.response = Some(response);
@@ -113,7 +114,7 @@ impl Content {
                     }
                 },
                 None => match self.ask().await {
-                    Ok(response) => {
+                    Ok((response, _)) => {
                         self.response = Some(response);
                         continue;
                     }
@@ -137,23 +138,31 @@ impl Content {
         Ok(Downloaded { bytes: self.received, media_type: self.media_type, sha256 })
     }
 
-    /// Asks for the file, or for what is left of it.
-    async fn ask(&self) -> Result<Response, Error> {
+    /// Asks for the file, or for what is left of it; with the tag that the server gives it. That of a
+    /// store to which the server sends us is the store's own: it is what the store knows the file by.
+    async fn ask(&self) -> Result<(Response, Option<HeaderValue>), Error> {
         let mut path = format!("{TASKS_PATH}/{}/content", self.id);
         if self.variant == Variant::Thumbnail {
             path.push_str("?variant=thumbnail");
         }
         let call = self.client.call(Method::GET, &path)?;
+        let mut headers = HeaderMap::new();
         let Some(etag) = self.etag.as_ref().filter(|_| self.received > 0) else {
-            return self.client.open(call).await;
+            return self.client.open_anywhere(call, headers).await;
         };
-        let call = call.header(RANGE, format!("bytes={}-", self.received)).header(IF_RANGE, etag);
-        let response = self.client.open(call).await?;
+        let from = HeaderValue::try_from(format!("bytes={}-", self.received));
+        headers.insert(RANGE, from.map_err(|error| self.broken(&error.to_string()))?);
+        headers.insert(IF_RANGE, etag.clone());
+        let (response, tag) = self.client.open_anywhere(call, headers).await?;
         let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let from_there = format!("bytes {}-", self.received);
         let goes_on = response.status() == StatusCode::PARTIAL_CONTENT
             && range.is_some_and(|range| range.starts_with(&from_there));
-        if goes_on { Ok(response) } else { Err(self.broken("the file has changed meanwhile")) }
+        if goes_on {
+            Ok((response, tag))
+        } else {
+            Err(self.broken("the file has changed meanwhile"))
+        }
     }
 
     /// Waits until the next try, if there is to be one.

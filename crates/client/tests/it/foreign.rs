@@ -145,6 +145,46 @@ async fn a_broken_download_goes_on_where_it_broke() {
 }
 
 #[tokio::test]
+async fn a_file_is_got_from_where_the_server_sends_us_without_the_key() {
+    // A store has tags of its own.
+    let tag = "etag: \"store\"";
+    let rest = answer(206, &format!("{tag}\ncontent-range: bytes 4-9/10"), "456789");
+    let store = Scripted::new([cut(tag), answer(403, "x: y", "expired"), rest]).await;
+    let sent = format!("etag: \"{DIGITS}\"\nlocation: {}/a?signature=b", store.address);
+    let server = Scripted::new([(); 3].map(|()| answer(307, &sent, ""))).await;
+    let client = server.builder().key("secret").build().unwrap();
+    let mut file = Vec::new();
+    let downloaded = client.download(id(), Variant::Main, &mut file).await.unwrap();
+    assert_eq!((&*file, &*downloaded.media_type), (&b"0123456789"[..], "video/mp4"));
+    assert_eq!(store.headers("range"), [None, Some("bytes=4-".into()), Some("bytes=4-".into())]);
+    assert_eq!(store.headers("if-range")[2].as_deref(), Some("\"store\""));
+    assert_eq!(store.headers("authorization"), [None, None, None]);
+    assert!(store.requests()[0].starts_with("GET /a?signature=b "));
+    assert_eq!(server.headers("authorization")[2].as_deref(), Some("Bearer secret"));
+}
+
+#[tokio::test]
+async fn another_file_where_the_server_sends_us_is_an_error() {
+    let store = Scripted::new([answer(200, "etag: \"store\"", "012345678x")]).await;
+    let sent = format!("etag: \"{DIGITS}\"\nlocation: {}/a", store.address);
+    let server = Scripted::new([answer(307, &sent, "")]).await;
+    let client = server.builder().build().unwrap();
+    let error = client.download(id(), Variant::Main, &mut Vec::new()).await.unwrap_err();
+    assert!(matches!(&error, Error::Checksum { expected, .. } if expected == DIGITS), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_place_that_is_gone_is_told_without_its_address() {
+    let sent = "location: http://127.0.0.1:1/a?signature=b";
+    let server = Scripted::new([answer(307, sent, "")]).await;
+    let client = server.builder().retries(0).build().unwrap();
+    let error = client.download(id(), Variant::Main, &mut Vec::new()).await.unwrap_err();
+    let told = format!("the files of {} can't be read: ", server.address);
+    assert!(error.to_string().starts_with(&told), "{error}");
+    assert!(!error.to_string().contains("signature"), "{error}");
+}
+
+#[tokio::test]
 async fn a_truncated_download_is_an_error() {
     let etag = format!("etag: \"{DIGITS}\"");
     let other = answer(200, "etag: \"other\"", "another file");
