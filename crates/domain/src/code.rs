@@ -175,8 +175,8 @@ codes! {
         "Your tenant has reached one of its limits; `param` names it: `tasks_per_minute`, `max_queued` or `gpu_seconds_per_day`, or `inputs.max_tenant_bytes` if its files take as much room as they may."
         "Wait as long as Retry-After says, delete files that you do not need, or ask the operator for more.";
     StoreUnavailable "store_unavailable" Capacity 503 7 true
-        "The task store can't be written or read just now (the disk is full, read-only or failing); nothing was stored."
-        "Free space or mend the disk; the server goes on by itself.";
+        "The task store or the artifact store can't be written or read just now (a disk is full, read-only or failing; a bucket does not answer, or refuses the server); nothing was stored."
+        "Free space, mend the disk, or see to the bucket; the server goes on by itself.";
     ServerBusy "server_busy" Capacity 503 7 true
         "The server reads as many long bodies as fit into `max_bodies_bytes`, or as many as your tenant may send at once; or as many of your tenant's images as may wait to be taken in."
         "Wait as long as Retry-After says; send fewer at once, or ask the operator to raise the setting.";

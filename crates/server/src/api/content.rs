@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -9,7 +10,7 @@ use axum::response::Response;
 use futures_util::TryStreamExt;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    ETAG, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
+    ETAG, HeaderName, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use rayreel_domain::Code;
@@ -22,7 +23,7 @@ use super::error::Error;
 use super::links::Viewer;
 use super::openapi::{File, Variant};
 use super::{Api, Id, query};
-use crate::artifacts::Key;
+use crate::artifacts::{Key, Shown};
 
 /// Downloads the result.
 ///
@@ -41,6 +42,7 @@ use crate::artifacts::Key;
         (status = 200, description = "The file.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 206, description = "The range that was asked for.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 304, description = "Unchanged."),
+        (status = 307, description = "The file is at the address in `Location`, for a short time: ask for it there, without your key. Only of servers that keep files in a bucket."),
         (status = 400, description = "`invalid_value`: there is no such variant.", body = ErrorBody),
         (status = 403, description = "`link_invalid`: the link was changed, or has expired. `scope_missing`: the key is not good for this. `forbidden`: the Host header is foreign.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
@@ -61,29 +63,33 @@ pub(super) async fn content(
     query::number("expires", expires, 0..=i64::MAX.unsigned_abs())?;
     let thumbnail = is_thumbnail(variant.as_deref())?;
     let view = api.app.components.store.get(&tenant, id).await?.ok_or_else(Error::no_task)?;
-    let mut response = send(&api, &view.task, thumbnail, &method, &headers).await?;
-    if let Some(left) = left {
-        // Whoever goes on showing it after that has not got it from here.
-        put(response.headers_mut(), CACHE_CONTROL, format!("private, max-age={left}"))?;
+    let mut response = send(&api, &view.task, thumbnail, &method, &headers, left).await?;
+    if left.is_some() {
         // For the access log: nobody has said it before.
         response.extensions_mut().insert(tenant);
     }
     Ok(response)
 }
 
-/// Sends a file of a task: its thumbnail, or the result.
+/// Sends a file of a task: its thumbnail, or the result; or sends the caller where it is. Of a link,
+/// `left` is how many seconds it is still good.
 pub(super) async fn send(
     api: &Api,
     task: &Task,
     thumbnail: bool,
     method: &Method,
     headers: &HeaderMap,
+    left: Option<u64>,
 ) -> Result<Response, Error> {
     let components = &api.app.components;
     let output = output(task, thumbnail)?;
     let etag = format!("\"{}\"", output.sha256);
     let mut response = Response::new(Body::empty());
     describe(response.headers_mut(), task, output, thumbnail, &etag)?;
+    if let Some(left) = left {
+        // Whoever goes on showing it after that has not got it from here.
+        put(response.headers_mut(), CACHE_CONTROL, format!("private, max-age={left}"))?;
+    }
     if headers.get_all(IF_NONE_MATCH).iter().any(|given| names(given, &etag)) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         if *method == Method::HEAD {
@@ -119,11 +125,42 @@ pub(super) async fn send(
         components.artifacts.head(&key).await?;
         return Ok(response);
     }
+    if let Some(address) = address(api, &key, response.headers(), left).await? {
+        return moved(&address, &etag);
+    }
     let stream = components.artifacts.get(&key, range).await?;
     let served = api.app.metrics.served_bytes.clone();
     *response.body_mut() = Body::from_stream(stream.inspect_ok(move |bytes| {
         served.inc_by(bytes.len() as u64);
     }));
+    Ok(response)
+}
+
+/// Where the caller gets the file itself, with these headers.
+async fn address(
+    api: &Api,
+    key: &Key,
+    headers: &HeaderMap,
+    left: Option<u64>,
+) -> Result<Option<String>, Error> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let shown = Shown {
+        media_type: text(CONTENT_TYPE),
+        disposition: text(CONTENT_DISPOSITION),
+        cache_control: text(CACHE_CONTROL),
+        life: left.map(Duration::from_secs),
+    };
+    Ok(api.app.components.artifacts.address(key, shown).await?)
+}
+
+/// Sends the caller to the file. The tag tells its checksum, which the store's own does not.
+fn moved(address: &str, etag: &str) -> Result<Response, Error> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    put(response.headers_mut(), LOCATION, address.to_owned())?;
+    put(response.headers_mut(), ETAG, etag.to_owned())?;
+    // It is good for a short time, and for whoever has it.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 

@@ -1,5 +1,6 @@
 //! Files of workers: inputs out, outputs in, and the commit that makes them a result.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
@@ -45,15 +46,36 @@ pub(super) async fn announce(
     check(&call.manifest)?;
     let fence = call.fence;
     bound.admits(&api.app.components.store.leased(fence).await?.pool)?;
-    let targets = call.manifest.iter().map(|output| UploadTarget {
-        index: output.index,
-        url: format!(
-            "/v1/worker/uploads/{}/{}/{}/{}?sha256={}&bytes={}",
-            fence.task, fence.attempt, fence.nonce, output.index, output.sha256, output.bytes
-        ),
-        headers: Default::default(),
+    let mut targets = Vec::with_capacity(call.manifest.len());
+    for output in &call.manifest {
+        targets.push(target(&api, fence, output).await?);
+    }
+    json(StatusCode::OK, &UploadTargets { targets })
+}
+
+/// Where a file goes: to the store of files itself, if that checks what it is given, or to us.
+async fn target(api: &Api, fence: Fence, output: &Output) -> Result<UploadTarget, Error> {
+    let Output { index, bytes, sha256, media_type, .. } = output;
+    let artifacts = &api.app.components.artifacts;
+    let place = artifacts.place(&key(fence, output)?, *bytes, sha256, media_type).await?;
+    let Some(put) = place else {
+        let Fence { task, attempt, nonce } = fence;
+        let url = format!(
+            "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}?sha256={sha256}&bytes={bytes}"
+        );
+        return Ok(UploadTarget { index: *index, url, headers: BTreeMap::new() });
+    };
+    let headers = put.headers.iter().map(|(name, value)| {
+        let value = value.to_str().map_err(Error::internal)?;
+        Ok((name.to_string(), value.to_owned()))
     });
-    json(StatusCode::OK, &UploadTargets { targets: targets.collect() })
+    let headers = headers.collect::<Result<_, Error>>()?;
+    Ok(UploadTarget { index: *index, url: put.url, headers })
+}
+
+fn key(fence: Fence, output: &Output) -> Result<Key, Error> {
+    Key::output(&fence, output.index, &output.sha256)
+        .ok_or_else(|| Error::internal("the manifest was checked"))
 }
 
 /// Takes one file. Repeating it is harmless: the same bytes go to the same place.
@@ -126,8 +148,7 @@ pub(super) async fn commit(
     for output in &call.manifest {
         // The checksum is part of the name, and was right when the file got it; a store that has
         // computed one as well is asked what it is.
-        let key = Key::output(&call.fence, output.index, &output.sha256)
-            .ok_or_else(|| Error::internal("the manifest was checked"))?;
+        let key = key(call.fence, output)?;
         let found = match artifacts.head(&key).await {
             Ok(found) => Some(found),
             Err(artifacts::Error::NotFound) => None,

@@ -21,9 +21,11 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::stream::{BoxStream, Stream};
+use http::HeaderMap;
 use object_store::path::Path;
 use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::lease::Fence;
@@ -186,6 +188,24 @@ pub struct Found {
     pub sha256: Option<String>,
 }
 
+/// A PUT that a worker may send.
+#[derive(Debug)]
+pub struct Put {
+    pub url: String,
+    /// It must send these, as they are.
+    pub headers: HeaderMap,
+}
+
+/// How a file is shown to who downloads it.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    pub media_type: &'a str,
+    pub disposition: &'a str,
+    pub cache_control: &'a str,
+    /// Longest time for which the address may be good.
+    pub life: Option<Duration>,
+}
+
 impl Artifacts {
     /// Keeps files under `root`, which is made if it is missing.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
@@ -239,6 +259,29 @@ impl Artifacts {
         match &self.0 {
             Backend::Directory(directory) => directory.put_stream(key, stream, bytes, sha256).await,
             Backend::S3(s3) => s3.put_stream(key, stream, bytes, sha256).await,
+        }
+    }
+
+    /// Where a worker puts a file of this length and checksum itself: an address for this key, these
+    /// bytes and a short time. None if the server takes it.
+    pub async fn place(
+        &self,
+        key: &Key,
+        bytes: u64,
+        sha256: &str,
+        media_type: &str,
+    ) -> Result<Option<Put>, Error> {
+        match &self.0 {
+            Backend::Directory(_) => Ok(None),
+            Backend::S3(s3) => s3.place(key, bytes, sha256, media_type).await,
+        }
+    }
+
+    /// Where a client gets a file itself, for a short time. None if the server gives it.
+    pub async fn address(&self, key: &Key, shown: Shown<'_>) -> Result<Option<String>, Error> {
+        match &self.0 {
+            Backend::Directory(_) => Ok(None),
+            Backend::S3(s3) => s3.address(key, shown).await,
         }
     }
 

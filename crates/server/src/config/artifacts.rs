@@ -6,8 +6,8 @@ use std::str::FromStr;
 use http::Uri;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Error;
 use super::check::Place;
+use super::{Error, Seconds};
 use crate::artifacts::{Bucket, Variables};
 
 /// The store of files; a bucket if `url` is there.
@@ -24,16 +24,32 @@ pub struct Artifacts {
     pub region: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path_style: Option<bool>,
+    pub redirect: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_endpoint: Option<Endpoint>,
+    pub signed_seconds: Seconds,
 }
 
 impl Artifacts {
-    pub(super) fn check(&self, at: &Place<'_>) -> Result<(), Error> {
-        let encrypted = |endpoint: &Endpoint| endpoint.0.starts_with("https://");
-        if !self.allow_http && !self.endpoint.as_ref().is_none_or(encrypted) {
-            return Err(at.key("endpoint").wrong(
-                "begins with `http://`: files and signed addresses would go over the network for \
-                 everybody to read; set `artifacts.allow_http = true` if they may",
-            ));
+    /// `garbage_after`: how long files that nobody wants are kept.
+    pub(super) fn check(&self, garbage_after: Seconds, at: &Place<'_>) -> Result<(), Error> {
+        let endpoints = [("endpoint", &self.endpoint), ("public_endpoint", &self.public_endpoint)];
+        for (key, endpoint) in endpoints {
+            let encrypted = |endpoint: &Endpoint| endpoint.0.starts_with("https://");
+            if !self.allow_http && !endpoint.as_ref().is_none_or(encrypted) {
+                return Err(at.key(key).wrong(
+                    "begins with `http://`: files and signed addresses would go over the network \
+                     for everybody to read; set `artifacts.allow_http = true` if they may",
+                ));
+            }
+        }
+        at.key("signed_seconds").within(self.signed_seconds.0, 1.0..=86_400.0)?;
+        // What a worker puts there after the garbage has been collected would stay for ever.
+        if self.url.is_some() && self.signed_seconds > garbage_after {
+            return Err(at.key("signed_seconds").wrong(format_args!(
+                "{} is above `garbage_after_seconds`, {garbage_after}",
+                self.signed_seconds
+            )));
         }
         Ok(())
     }
@@ -48,6 +64,9 @@ impl Artifacts {
             endpoint: self.endpoint.as_ref().map(|endpoint| endpoint.0.clone()),
             region: self.region.clone(),
             allow_http: self.allow_http,
+            redirect: self.redirect,
+            public_endpoint: self.public_endpoint.as_ref().map(|endpoint| endpoint.0.clone()),
+            signed_life: self.signed_seconds.duration(),
             variables,
         })
     }

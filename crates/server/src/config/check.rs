@@ -74,7 +74,7 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
     at_inputs.key("file_seconds").within(inputs.file_seconds.0, 1.0..=3650.0 * DAY)?;
     at_inputs.key("max_tenant_bytes").within(inputs.max_tenant_bytes, 0..=1 << 50)?;
     check_outbound(&settings.outbound, &at.key("outbound"))?;
-    settings.artifacts.check(&at.key("artifacts"))?;
+    settings.artifacts.check(settings.garbage_after_seconds, &at.key("artifacts"))?;
     for (name, pool) in &settings.pools {
         check_pool(pool, &at.key("pools").key(name.as_str()))?;
     }

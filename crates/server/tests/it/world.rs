@@ -50,6 +50,19 @@ impl World {
     }
 
     pub(crate) fn with_provider(settings: &[(&str, &str)], provider: Arc<dyn Provider>) -> Self {
+        Self::build(settings, provider, None)
+    }
+
+    /// One whose files are elsewhere.
+    pub(crate) fn with_artifacts(settings: &[(&str, &str)], artifacts: Artifacts) -> Self {
+        Self::build(settings, Arc::new(Nobody), Some(artifacts))
+    }
+
+    fn build(
+        settings: &[(&str, &str)],
+        provider: Arc<dyn Provider>,
+        artifacts: Option<Artifacts>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources {
             data: Some(folder.path().to_owned()),
@@ -78,7 +91,8 @@ impl World {
             random,
             store: Arc::new(store),
             feed,
-            artifacts: Artifacts::open(folder.path().join("artifacts")).unwrap(),
+            artifacts: artifacts
+                .unwrap_or_else(|| Artifacts::open(folder.path().join("artifacts")).unwrap()),
             outbound: Arc::new(outbound::Client::new(
                 settings.outbound.options(),
                 Arc::new(outbound::SystemResolver),

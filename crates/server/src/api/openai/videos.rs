@@ -259,6 +259,7 @@ pub(in crate::api) async fn delete(
         (status = 200, description = "The file.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 206, description = "The range that was asked for.", content((File = "video/mp4"), (File = "video/webm"), (File = "image/png"), (File = "image/jpeg"), (File = "image/webp"))),
         (status = 304, description = "Unchanged."),
+        (status = 307, description = "The file is at the address in `Location`, for a short time: ask for it there, without your key. Only of servers that keep files in a bucket."),
         (status = 400, description = "`invalid_value`: there is no such variant.", body = ErrorBody),
         (status = 404, description = "`task_not_found`", body = ErrorBody),
         (status = 409, description = "`not_finished`: the video is queued or in progress.", body = ErrorBody),
@@ -286,7 +287,7 @@ pub(in crate::api) async fn content(
         }
     };
     let view = find(&api, &tenant, id).await?;
-    content::send(&api, &view.task, thumbnail, &method, &headers).await
+    content::send(&api, &view.task, thumbnail, &method, &headers, None).await
 }
 
 /// Makes a completed video again, with another prompt.

@@ -8,6 +8,7 @@
 //! it may be mended at any time, and a task that is given up is lost.
 
 mod abilities;
+mod direct;
 mod request;
 mod upload;
 
@@ -50,6 +51,12 @@ pub struct Bucket {
     pub path_style: bool,
     pub region: Option<String>,
     pub allow_http: bool,
+    /// Who downloads is sent to the store.
+    pub redirect: bool,
+    /// Its address for them, if it is another.
+    pub public_endpoint: Option<String>,
+    /// How long signed addresses are good.
+    pub signed_life: Duration,
     /// Variables `AWS_…`: where credentials come from, above all.
     pub variables: Variables,
 }
@@ -80,6 +87,8 @@ pub(super) struct S3 {
     bucket: Bucket,
     prefix: Path,
     store: AmazonS3,
+    /// The same as those know it who download.
+    public: AmazonS3,
     http: reqwest::Client,
     random: Arc<Random>,
     /// Empty until the store has been asked, and has answered.
@@ -97,9 +106,14 @@ impl S3 {
             .timeout(request::LIMIT)
             .build()
             .map_err(|error| Error::Other(told(&error)))?;
+        let store = bucket.connect(bucket.endpoint.as_deref())?;
         Ok(Self {
             prefix: Path::from(bucket.prefix.as_str()),
-            store: bucket.connect(bucket.endpoint.as_deref())?,
+            public: match &bucket.public_endpoint {
+                Some(endpoint) => bucket.connect(Some(endpoint))?,
+                None => store.clone(),
+            },
+            store,
             http,
             random,
             abilities: OnceCell::new(),

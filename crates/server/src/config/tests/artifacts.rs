@@ -36,6 +36,12 @@ fn what_is_wrong_with_a_bucket_is_told_with_its_place() {
         ("endpoint = \"minio:9000\"", "`minio:9000` is not the address of a service"),
         ("endpoint = \"https://a:b@minio\"", "is not the address of a service"),
         ("endpoint = \"http://minio:9000\"", "set `artifacts.allow_http = true` if they may"),
+        ("public_endpoint = \"http://minio\"", "set `artifacts.allow_http = true` if they may"),
+        ("signed_seconds = 0", "artifacts.signed_seconds: "),
+        (
+            "url = \"s3://videos\"\nsigned_seconds = 3601",
+            "artifacts.signed_seconds: 3601 is above `garbage_after_seconds`, 3600",
+        ),
         ("pathstyle = true", "did you mean `artifacts.path_style`?"),
     ] {
         let error = file_error(&format!("[artifacts]\n{text}"));

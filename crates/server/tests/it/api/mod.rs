@@ -3,6 +3,7 @@
 mod access;
 mod admin;
 mod bodies;
+mod bucket;
 mod client;
 mod content;
 mod cors;

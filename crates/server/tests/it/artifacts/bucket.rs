@@ -1,6 +1,7 @@
 //! What is special to a bucket.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::stream;
@@ -21,11 +22,14 @@ pub(crate) fn bucket(gateway: &Gateway) -> Bucket {
         path_style: true,
         region: None,
         allow_http: true,
+        redirect: true,
+        public_endpoint: None,
+        signed_life: Duration::from_secs(60),
         variables: Variables(variables.to_vec()),
     }
 }
 
-fn open(bucket: &Bucket) -> Artifacts {
+pub(crate) fn open(bucket: &Bucket) -> Artifacts {
     Artifacts::in_bucket(bucket, Arc::new(Random::from_seed(1))).unwrap()
 }
 
@@ -116,5 +120,5 @@ async fn an_upload_that_is_dropped_in_the_middle_leaves_nothing() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.expect("in time");
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("in time");
 }

@@ -1,6 +1,6 @@
 //! What every store of files must do, done with each of them; and what is special to a bucket.
 
-mod bucket;
+pub(crate) mod bucket;
 
 use axum::body::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
