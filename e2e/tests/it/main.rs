@@ -6,6 +6,13 @@
 
 mod rig;
 
+#[path = "../../../crates/server/tests/it/gateway.rs"]
+#[expect(clippy::unwrap_used, reason = "the panic is the failed assertion")]
+#[expect(dead_code, reason = "tests of the server use more of it")]
+#[expect(unreachable_pub, reason = "a test binary has no callers outside")]
+mod gateway;
+
+mod bucket;
 mod cancel;
 mod chaos;
 mod commands;

@@ -88,7 +88,7 @@ fn program() -> PathBuf {
     String::from_utf8(built.stdout).unwrap().trim().into()
 }
 
-#[expect(clippy::disallowed_methods, reason = "it is a process: it starts by the world's clock")]
+#[allow(clippy::disallowed_methods, reason = "it is a process: it starts by the world's clock")]
 fn serve(folder: &Path, address: SocketAddr) -> Option<Child> {
     let mut server = Command::new(program())
         .args(["--port", &address.to_string(), "--health", "/health", "--quiet", "posix"])

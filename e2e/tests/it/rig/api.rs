@@ -116,6 +116,14 @@ impl Api {
         self.bytes(&format!("{TASKS_PATH}/{id}/content")).expect("the task has content")
     }
 
+    /// Where the server sends whoever asks for this URL.
+    pub(crate) fn moved(&self, url: &str) -> String {
+        let request = self.agent.get(url).config().max_redirects(0).build();
+        let answer = request.call().expect("answered");
+        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
+        answer.headers()["location"].to_str().expect("text").to_owned()
+    }
+
     pub(crate) fn thumbnail(&self, id: &str) -> Vec<u8> {
         self.bytes(&format!("{TASKS_PATH}/{id}/content?variant=thumbnail"))
             .expect("the task has a thumbnail")

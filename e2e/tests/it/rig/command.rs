@@ -45,7 +45,7 @@ pub(super) fn plain(server: &Server, words: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new(rayreel());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if ["RAYREEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix))
+        if ["RAYREEL_", "XDG_", "AWS_"].iter().any(|prefix| text.starts_with(prefix))
             || text.to_ascii_lowercase().ends_with("_proxy")
         {
             command.env_remove(&name);
@@ -55,6 +55,7 @@ pub(super) fn plain(server: &Server, words: &[&str]) -> std::process::Command {
         .env("HOME", server.directory())
         .env("RAYREEL_CONFIG", server.config())
         .env("RAYREEL_DATA", server.home())
+        .envs(server.variables.iter().map(|(name, value)| (name, value)))
         .current_dir(server.directory())
         .args(words);
     command

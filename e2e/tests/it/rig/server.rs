@@ -23,6 +23,8 @@ pub(crate) struct Server {
     listen: String,
     /// Its soft limit of open files at its start, if not this process's.
     pub(crate) files: Option<u32>,
+    /// More variables of its environment.
+    pub(crate) variables: Vec<(&'static str, String)>,
     process: Option<(Child, Process)>,
 }
 
@@ -52,7 +54,8 @@ impl Server {
     /// On a data directory somewhere within the test's own.
     pub(crate) fn at(directory: TempDir, home: PathBuf, config: &str) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
-        let server = Self { directory, home, listen, files: None, process: None };
+        let (files, variables) = (None, Vec::new());
+        let server = Self { directory, home, listen, files, variables, process: None };
         server.configure(config);
         server
     }
