@@ -220,7 +220,9 @@ fn collect_all(apis: &[Api], books: &Books, mut random: fastrand::Rng) {
 fn follow(apis: &[Api], books: &Books, number: usize, mut random: fastrand::Rng) {
     // Spread over the run.
     let wanted = number * books.tasks / FOLLOWED;
-    let id = until("the task is submitted", || {
+    // A long run submits the last of them after minutes.
+    let id = within(LONG * 60, "the task is submitted", || {
+        assert!(!books.is_over(), "the test is over");
         let acknowledged = books.acknowledged.lock().expect("no panic holds it");
         acknowledged.get(wanted).map(|(_, id)| id.clone())
     });
