@@ -28,7 +28,9 @@ struct Survey {
 #[derive(Serialize)]
 struct ListCall<'a> {
     tenant: &'a str,
-    states: Vec<u8>,
+    lines: Vec<Line>,
+    /// The script has answered before that there is more.
+    resumed: bool,
     newest_first: bool,
     limit: u32,
     after_seq: Option<u64>,
@@ -37,6 +39,30 @@ struct ListCall<'a> {
     format: Option<&'static str>,
     created_from: Option<u64>,
     created_before: Option<u64>,
+}
+
+/// Tasks of one state: how many have been found, and where to go on.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    state: u8,
+    taken: u32,
+    last: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ListReply {
+    found: Vec<FoundTask>,
+    more: Option<Vec<Line>>,
+    after: Option<u64>,
+    #[serde(flatten)]
+    page: Views,
+}
+
+#[derive(Deserialize)]
+struct FoundTask {
+    seq: u64,
+    id: String,
 }
 
 /// Queued tasks of one tenant and model in a pool.
@@ -139,9 +165,11 @@ impl RedisStore {
             Some(After::Position(seq)) => (Some(seq), None),
             Some(After::Task(id)) => (None, Some(id.to_string())),
         };
-        let call = ListCall {
+        let line = |state: &State| Line { state: *state as u8, taken: 0, last: None };
+        let mut call = ListCall {
             tenant: query.tenant.as_str(),
-            states: states.iter().map(|state| *state as u8).collect(),
+            lines: states.iter().map(line).collect(),
+            resumed: false,
             newest_first: query.order == Order::NewestFirst,
             limit: query.limit,
             after_seq,
@@ -151,11 +179,36 @@ impl RedisStore {
             created_from: query.created_from.map(|at| at.0),
             created_before: query.created_before.map(|at| at.0),
         };
-        let found: Views = self.scripts.run(Name::list, &call).await?;
-        if found.missing {
-            return Err(Error::NotFound);
+        let tenancy = &self.options.tenancy;
+        let mut found = Vec::new();
+        loop {
+            let reply: ListReply = self.scripts.run(Name::list, &call).await?;
+            if reply.page.missing {
+                return Err(Error::NotFound);
+            }
+            found.extend(reply.found);
+            match reply.more {
+                Some(lines) => {
+                    (call.lines, call.resumed) = (lines, true);
+                    (call.after_seq, call.after_task) = (reply.after, None);
+                }
+                None if call.resumed => break,
+                None => {
+                    return Ok(Page { tasks: reply.page.shown(tenancy)?, next: reply.page.next });
+                }
+            }
         }
-        Ok(Page { tasks: found.shown(&self.options.tenancy)?, next: found.next })
+        // A task that has changed its state meanwhile may have been found twice.
+        found.sort_by(|a, b| a.seq.cmp(&b.seq));
+        found.dedup_by(|a, b| a.seq == b.seq);
+        if call.newest_first {
+            found.reverse();
+        }
+        let more = found.len() > query.limit as usize;
+        found.truncate(query.limit as usize);
+        let next = found.last().filter(|_| more).map(|task| task.seq);
+        let ids = found.into_iter().map(|task| task.id).collect();
+        Ok(Page { tasks: self.views(ids).await?, next })
     }
 
     pub(super) async fn worker_views(&self) -> Result<Vec<WorkerView>, Error> {

@@ -89,6 +89,11 @@ pub trait Stores {
         true
     }
 
+    /// How many sequences are played, unless the environment says otherwise.
+    fn cases(&self) -> u64 {
+        256
+    }
+
     /// Starts a store on the data that is there. No other store has it open.
     async fn open(&self, home: &Self::Home, setup: &Setup) -> Arc<dyn Store>;
 }
@@ -100,7 +105,7 @@ pub fn conforms(stores: &impl Stores) {
         Err(_) => default,
     };
     let config = Config {
-        cases: u32::try_from(number("CONFORMANCE_CASES", 256)).expect("fits"),
+        cases: u32::try_from(number("CONFORMANCE_CASES", stores.cases())).expect("fits"),
         rng_seed: RngSeed::Fixed(number("CONFORMANCE_SEED", 1)),
         failure_persistence: None,
         max_shrink_iters: u32::try_from(number("CONFORMANCE_SHRINK", 20_000)).expect("fits"),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use rayreel_server::feed::Feed;
 use rayreel_server::store::redis::RedisStore;
-use rayreel_server::store::{Options, Store};
+use rayreel_server::store::{After, ListQuery, Options, Order, Store};
 
 use crate::conformance::{self, Setup, Stores};
 use server::Server;
@@ -28,6 +28,11 @@ impl Stores for Redis {
 
     fn forgets(&self) -> bool {
         false
+    }
+
+    /// Each call goes to another process and back.
+    fn cases(&self) -> u64 {
+        64
     }
 
     async fn open(&self, home: &String, setup: &Setup) -> Arc<dyn Store> {
@@ -104,4 +109,43 @@ fn redis_quarantines() {
 #[test]
 fn redis_drains() {
     conformance::runtime().block_on(conformance::drains(&Redis));
+}
+
+/// A script looks at so many tasks at most, and is then called again.
+#[test]
+fn a_list_that_has_to_look_far_finds_what_it_should() {
+    conformance::runtime().block_on(async {
+        let (home, setup) = (Redis.home(), Setup::new());
+        let store = Redis.open(&home, &setup).await;
+        let mut rare = Vec::new();
+        for _ in 0..3 {
+            let task = conformance::task(&setup, |record| {
+                record.model = conformance::model("rare");
+            });
+            rare.push(store.submit(task).await.expect("accepted").task.id);
+            for _ in 0..25 {
+                let many = (0..100).map(|_| conformance::task(&setup, |_| {})).collect();
+                store.submit_all(many).await.expect("accepted");
+            }
+        }
+        let pages = async |order: Order| {
+            let mut query = ListQuery {
+                order,
+                model: Some(conformance::model("rare")),
+                ..ListQuery::of(conformance::tenant("anna"), 2)
+            };
+            let mut found = Vec::new();
+            loop {
+                let page = store.list(&query).await.expect("listed");
+                found.extend(page.tasks.iter().map(|view| view.task.id));
+                match page.next {
+                    Some(next) => query.after = Some(After::Position(next)),
+                    None => return found,
+                }
+            }
+        };
+        assert_eq!(pages(Order::OldestFirst).await, rare);
+        rare.reverse();
+        assert_eq!(pages(Order::NewestFirst).await, rare);
+    });
 }
