@@ -416,7 +416,7 @@ impl Loaded {
                 () = &mut late => Ok(Err(Broken::Lost("it was cancelled".to_owned()))),
             };
             let why = match asked {
-                Ok(Ok(answer)) => match self.adapter.submitted(&answer) {
+                Ok(Ok(answer)) => match self.adapter.submitted(name, &answer) {
                     Ok(handle) => {
                         self.inside.taken(&handle);
                         return Ok(handle);

@@ -1,9 +1,9 @@
 //! LightX2V's `POST /v1/tasks/video/` and kin.
 //!
 //! From its sources of August 2026 (`lightx2v/server/api`, `task_manager.py`): the address ends with a
-//! slash, without which the answer is a redirect; the caller may name the task; there is no progress;
-//! DELETE marks a running task as cancelled, while its GPU computes on; a full queue is 503; the video
-//! stays in the server's cache directory for ever.
+//! slash, without which the answer is 405; the caller may name the task, once; there is no progress; a
+//! full queue is 503, and so is a name that it has heard before; the video stays in the server's cache
+//! directory for ever.
 //!
 //! A request can't set the scale of guidance nor the frame rate, which are the server's own
 //! (`--config_json`): a request that asks for a scale is refused, and the rate of the video is read
@@ -54,7 +54,12 @@ impl Adapter for LightX2v {
         Ok(Call::post("/v1/tasks/video/", Body::Json(task)))
     }
 
-    fn submitted(&self, answer: &Answer) -> Result<String, Fault> {
+    fn submitted(&self, id: &str, answer: &Answer) -> Result<String, Fault> {
+        let said = if answer.status == 503 { answer.said() } else { None };
+        // Nobody else has this name: the answer to an earlier try has been lost.
+        if said.is_some_and(|said| said.contains(&format!("{id} already exists"))) {
+            return Ok(id.to_owned());
+        }
         handle(&answer.expected()?, "task_id")
     }
 

@@ -29,8 +29,8 @@ pub(super) trait Adapter {
     /// How this server is asked for a job. `id` is new and names the job where the caller may do so.
     fn submit(&self, id: &str, wish: &EngineRequest) -> Result<Call, Failure>;
 
-    /// The job's handle, from the answer to [`Self::submit`].
-    fn submitted(&self, answer: &Answer) -> Result<String, Fault>;
+    /// The handle of the job `id`, from the answer to [`Self::submit`], which may have been sent before.
+    fn submitted(&self, id: &str, answer: &Answer) -> Result<String, Fault>;
 
     /// The handle of a job that was handed in as `id`, where it is known before the answer.
     fn handle_of(&self, id: &str) -> Option<String> {

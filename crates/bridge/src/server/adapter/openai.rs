@@ -77,7 +77,7 @@ impl Adapter for OpenAi {
         Ok(Call::post("/v1/videos", Body::Form(fields)))
     }
 
-    fn submitted(&self, answer: &Answer) -> Result<String, Fault> {
+    fn submitted(&self, _: &str, answer: &Answer) -> Result<String, Fault> {
         handle(&answer.expected()?, "id")
     }
 

@@ -94,7 +94,7 @@ impl Adapter for SdServer {
         Ok(Call::post(path, Body::Json(job)))
     }
 
-    fn submitted(&self, answer: &Answer) -> Result<String, Fault> {
+    fn submitted(&self, _: &str, answer: &Answer) -> Result<String, Fault> {
         handle(&answer.expected()?, "id")
     }
 

@@ -153,6 +153,16 @@ fn a_full_queue_is_waited_for() {
 }
 
 #[test]
+fn a_job_that_is_already_inside_under_its_name_has_been_taken() {
+    let act = Act::faults("taken-as-busy-once");
+    let mut engine = Engine::loaded("lightx2v", act, json!({"hung_seconds": 5}));
+    engine.generate("a", request());
+    engine.done("a");
+    assert_eq!((engine.submits().len(), engine.pids().len()), (1, 2), "{}", engine.log());
+    engine.leave();
+}
+
+#[test]
 fn a_submit_that_may_have_been_heard_is_never_said_twice_to_the_same_server() {
     let act = Act::faults("drop-submit-once");
     let (error, mut engine) = failure("sglang", act, json!({}));

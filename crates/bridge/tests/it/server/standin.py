@@ -141,6 +141,10 @@ class Server(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return None
+        if "taken-as-busy-once" in faults and once("as-busy"):
+            # A proxy has run out of patience.
+            self.say(503, b"no server is available", "text/plain")
+            return None
         return job
 
     def error(self, message):
@@ -348,7 +352,9 @@ class LightX2v(Server):
 
     def create(self):
         wish = json.loads(self.body())
-        if job := self.submit(wish, wish["task_id"]):
+        if wish["task_id"] in jobs:
+            self.say(503, self.error(f"Task ID {wish['task_id']} already exists"))
+        elif job := self.submit(wish, wish["task_id"]):
             self.say(200, {"task_id": job.id, "task_status": "pending", "save_result_path": job.id})
 
     def slashless(self):
