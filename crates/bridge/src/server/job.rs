@@ -62,6 +62,7 @@ impl Loaded {
                         State::Running(percent) => runs(percent),
                         State::Completed(completed) => return Ok(completed),
                         State::Failed(failure) => return Err(Ended::Job(failure)),
+                        State::Cancelled if self.is_still_at(handle).await => runs(None),
                         State::Cancelled => {
                             let message = "somebody has stopped the job at the server";
                             return Err(Ended::Job(Failure::failed(message)));
@@ -99,6 +100,19 @@ impl Loaded {
                 let message = format!("the server told nothing of the job for {seconds} s: {why}");
                 return Err(Ended::Server(Failure::failed(message)));
             }
+        }
+    }
+
+    /// Whether the server computes a job that it calls cancelled. Where it gives no answer, it may.
+    async fn is_still_at(&self, handle: &str) -> bool {
+        let (Some(call), Ok(client)) = (self.adapter.at_work(), self.client()) else {
+            return false;
+        };
+        let time = ANSWER.min(self.settings.hung);
+        match self.unless_ended(client.call(&call, MAX_ANSWER, time)).await {
+            Ok(Ok(answer)) => self.adapter.is_at(handle, &answer),
+            // The next poll tells what has become of the server.
+            _ => true,
         }
     }
 

@@ -3,7 +3,8 @@
 //! From its sources of August 2026 (`lightx2v/server/api`, `task_manager.py`): the address ends with a
 //! slash, without which the answer is 405; the caller may name the task, once; there is no progress; a
 //! full queue is 503, and so is a name that it has heard before; the video stays in the server's cache
-//! directory for ever.
+//! directory for ever. DELETE marks a running task as cancelled; its GPU computes on, and in the end the
+//! task is completed. What is computed tells the state of the queue.
 //!
 //! A request can't set the scale of guidance nor the frame rate, which are the server's own
 //! (`--config_json`): a request that asks for a scale is refused, and the rate of the video is read
@@ -91,6 +92,15 @@ impl Adapter for LightX2v {
             "cancelled" => Ok(State::Cancelled),
             other => Err(odd_state(other)),
         }
+    }
+
+    fn at_work(&self) -> Option<Call> {
+        Some(Call::new(Method::Get, "/v1/tasks/queue/status"))
+    }
+
+    fn is_at(&self, handle: &str, answer: &Answer) -> bool {
+        let queue = answer.expected().unwrap_or_default();
+        queue.get("current_task").and_then(Value::as_str) == Some(handle)
     }
 
     fn content(&self, handle: &str) -> Option<Call> {

@@ -44,6 +44,17 @@ pub(super) trait Adapter {
     /// May use the answer's own room for the file that it brings.
     fn polled(&self, answer: Answer) -> Result<State, Fault>;
 
+    /// How the server is asked what it computes, where that may be a job that it calls cancelled.
+    fn at_work(&self) -> Option<Call> {
+        None
+    }
+
+    /// Is it this job?
+    fn is_at(&self, handle: &str, answer: &Answer) -> bool {
+        let _ = (handle, answer);
+        false
+    }
+
     /// Where the file of a completed job is; none if it came with the poll.
     fn content(&self, handle: &str) -> Option<Call>;
 

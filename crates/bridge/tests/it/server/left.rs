@@ -1,6 +1,8 @@
 //! A job that is left inside a server that nobody can kill: the next task, of whichever engine, comes
 //! after it, and is not stopped by it for ever.
 
+use std::net::TcpStream;
+
 use super::*;
 
 /// What an engine has written down for the next one.
@@ -159,4 +161,45 @@ fn a_server_that_only_says_that_it_has_stopped_a_job_is_not_believed() {
     let act = Act { faults: "undead", ..Act::gate() };
     let (engine, _standin) = with_a_job_inside("vllm-omni", act, json!({"cancel": "ask"}));
     expect_a_wait(engine);
+}
+
+/// Has somebody else stop the newest job at LightX2V.
+fn stopped_by_another(engine: &Engine, standin: &Standin) {
+    let submits = engine.submits();
+    let job = submits.last().unwrap()["task_id"].as_str().unwrap();
+    let mut server = TcpStream::connect(("127.0.0.1", standin.port)).unwrap();
+    write!(server, "DELETE /v1/tasks/{job} HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    server.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("success"), "{answer}");
+}
+
+#[test]
+fn a_job_that_is_called_cancelled_while_the_server_is_at_it_has_not_ended() {
+    let (mut engine, standin) = with_a_job_inside("lightx2v", Act::gate(), json!({}));
+    stopped_by_another(&engine, &standin);
+    engine.generate("b", request());
+    until(|| !lines(engine.state.path(), "queue-asked").is_empty());
+    engine.go();
+    engine.done("b");
+    assert_eq!((engine.submits().len(), engine.overlaps()), (2, 0), "{}", engine.log());
+
+    // Nor has the task's own, which is completed at its end like any other.
+    let (mut engine, standin) = Engine::at_url("lightx2v", Act::gate(), json!({}));
+    engine.generate("a", request());
+    engine.hear_progress("denoise");
+    stopped_by_another(&engine, &standin);
+    until(|| !lines(engine.state.path(), "queue-asked").is_empty());
+    engine.go();
+    engine.done("a");
+}
+
+#[test]
+fn a_cancelled_job_that_the_server_is_not_at_has_ended() {
+    let act = Act { faults: "never-begun", ..Act::gate() };
+    let (mut engine, standin) = with_a_job_inside("lightx2v", act, json!({}));
+    stopped_by_another(&engine, &standin);
+    engine.generate("b", request());
+    engine.hear_progress("denoise");
+    assert_eq!(engine.submits().len(), 2);
 }

@@ -50,7 +50,7 @@ class Job:
         if any(not job.ended for job in jobs.values()):
             note("overlaps", id)
         self.id, self.wish, self.begun = id, wish, time.monotonic()
-        self.cancelled = False
+        self.cancelled = self.stopped = False
         self.deletes = 0
         if "die-once" in faults and once("died"):
             threading.Timer(0.2, lambda: os.kill(os.getpid(), 9)).start()
@@ -364,11 +364,21 @@ class LightX2v(Server):
 
     def status(self, id):
         if job := self.found(id):
-            status = "completed" if job.ended else "processing"
+            status = "completed" if job.ended else "cancelled" if job.stopped else "processing"
             status = "failed" if job.failure else status
             kind = "OutOfMemoryError" if job.failure and "memory" in job.failure else ""
             shown = {"task_id": id, "status": status, "error": job.failure, "error_type": kind}
             self.say(200, shown | {"save_result_path": f"{id}.mp4"})
+
+    def queue(self):
+        note("queue-asked", "")
+        at = [job.id for job in jobs.values() if not job.ended and "never-begun" not in faults]
+        self.say(200, {"is_processing": bool(at), "current_task": at[0] if at else None})
+
+    def stop(self, id):
+        # The work goes on, and the job is completed at its end after all.
+        jobs[id].stopped = True
+        self.say(200, {"stop_status": "success", "reason": "Task stopped successfully."})
 
     def content(self, id):
         job = jobs.get(id)
@@ -381,7 +391,9 @@ class LightX2v(Server):
         ("GET", "/health", Server.ready),
         ("POST", "/v1/tasks/video", slashless),
         ("POST", "/v1/tasks/video/", create),
+        ("GET", "/v1/tasks/queue/status", queue),
         ("GET", "/v1/tasks/{id}/status", status),
+        ("DELETE", "/v1/tasks/{id}", stop),
         ("GET", "/v1/tasks/{id}/result", content),
     ]
 
@@ -445,6 +457,14 @@ if __name__ == "__main__":
         sys.exit(3)
     # Their workers are processes of their own, and outlive a parent that is killed.
     forever = "import time; time.sleep(60)"
+    if "headless" in faults:
+        # A process whose first thread has ended looks dead, and is not.
+        rest = "threading.Thread(target=time.sleep, args=(60,)).start()"
+        end = "ctypes.CDLL(None).pthread_exit(None)"
+        forever = f"import ctypes, threading, time; {rest}; {end}"
+    if "orphan" in faults:
+        # Ends after its parent, when there is nobody who waits for it but who adopts.
+        subprocess.run(["sh", "-c", f"(sleep 0.2; echo $$) & echo $! >> {state}/orphans"])
     worker = subprocess.Popen([sys.executable, "-c", forever], start_new_session=True)
     note("pids", worker.pid)
     servers = {"sglang": Sglang, "vllm-omni": VllmOmni, "lightx2v": LightX2v, "sd-server": SdServer}
