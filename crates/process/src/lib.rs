@@ -7,7 +7,7 @@
 use std::io;
 use std::process::Command;
 
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
 
 /// A process, as it was when it was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,8 @@ pub struct Process {
     /// None for those that have none here: the first, the kernel's, and who comes from outside of a
     /// container.
     pub parent: Option<Pid>,
-    /// It has ended, and nobody has waited for it.
+    /// It has ended, with all of its threads, and nobody has waited for it. Who ends by a signal looks
+    /// dead while threads of his still hold memory, and can't be waited for.
     pub dead: bool,
     /// Processor time used, by it and by those of its children that have been waited for, in ticks of
     /// the clock.
@@ -34,6 +35,12 @@ pub fn bury(all: &[Process], spared: &[Pid]) {
             let _ = rustix::process::waitpid(Some(process.pid), WaitOptions::NOHANG);
         }
     }
+}
+
+/// Is a child of this process dead? Cheaper than to look at all processes.
+pub fn has_dead_child() -> bool {
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(rustix::process::waitid(WaitId::All, peek), Ok(Some(_)))
 }
 
 #[cfg(target_os = "linux")]
@@ -61,7 +68,7 @@ mod linux {
             let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
             let parent = Pid::from_raw(i32::try_from(number(4)?).ok()?);
             let ticks = [14, 15, 16, 17].map(number).iter().flatten().sum();
-            let dead = matches!(*fields.first()?, "Z" | "X");
+            let dead = matches!(*fields.first()?, "Z" | "X") && number(20)? <= 1;
             Some(Process { pid, parent, dead, ticks, started: number(22)? })
         }
 
@@ -146,6 +153,15 @@ mod linux {
             let process = Process::parse(pid, stat).unwrap();
             let parent = Pid::from_raw(5);
             assert_eq!(process, Process { pid, parent, dead: false, ticks: 110, started: 987 });
+        }
+
+        #[test]
+        fn who_has_threads_left_is_not_dead() {
+            let dead = |threads| {
+                let stat = format!("7 (a) Z 5 7 7 0 -1 4 1 0 0 0 1 2 3 4 20 0 {threads} 0 987 0 0");
+                Process::parse(Pid::from_raw(7).unwrap(), &stat).unwrap().dead
+            };
+            assert!(dead(1) && !dead(2));
         }
 
         #[test]

@@ -80,6 +80,12 @@ impl Program {
         tree::processor_time(&self.child)
     }
 
+    /// Buries those that the program has started and left, and that have ended since: nobody else waits
+    /// for them.
+    pub(crate) fn bury(&self) {
+        tree::bury(&self.child);
+    }
+
     /// Asks the program and all that it has started to end, kills after `grace` what still runs, and
     /// waits until all are gone.
     pub(crate) async fn stop(&mut self, grace: Duration) {

@@ -5,9 +5,9 @@
 //! the program gets a process group, and what stays in that group is its tree.
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{is_empty, prepare, processor_time, signal};
+pub(crate) use linux::{bury, is_empty, prepare, processor_time, signal};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::{is_empty, prepare, processor_time, signal};
+pub(crate) use other::{bury, is_empty, prepare, processor_time, signal};
 pub(crate) use rayreel_process::adopt;
 
 #[cfg(target_os = "linux")]
@@ -32,15 +32,23 @@ mod linux {
         }
     }
 
-    /// Does nothing run any more that the program has started?
+    /// Is nothing there any more that the program has started? Who is dead is buried first, and is not
+    /// there the next time.
     pub(crate) fn is_empty(child: &Child) -> bool {
-        living(child).is_empty()
+        found(child).is_empty()
     }
 
     pub(crate) fn processor_time(child: &Child) -> Option<Duration> {
         let ticks: u64 = found(child).iter().map(|process| process.ticks).sum();
         let a_second = rustix::param::clock_ticks_per_second().max(1);
         Some(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
+    }
+
+    /// Buries those of what the program has started that are dead and that this process has adopted.
+    pub(crate) fn bury(child: &Child) {
+        if rayreel_process::has_dead_child() {
+            found(child);
+        }
     }
 
     fn living(child: &Child) -> Vec<Process> {
@@ -83,6 +91,8 @@ mod other {
             let _ = rustix::process::kill_process_group(pid, signal);
         }
     }
+
+    pub(crate) fn bury(_: &Child) {}
 
     pub(crate) fn is_empty(_: &Child) -> bool {
         true

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::settings::Launch;
 use crate::program::{Event, Line, Program};
@@ -20,6 +21,8 @@ use crate::talk::Failure;
 const LINES: usize = 5;
 /// How long a server has to end by itself. The worker waits a second for an engine to leave.
 const GRACE: Duration = Duration::from_millis(500);
+/// How often the dead are looked for whom the server has left to this process.
+const BURY: Duration = Duration::from_secs(1);
 
 /// A server that runs, or has ended. Dropping it kills it with all that it has started.
 #[derive(Debug)]
@@ -118,8 +121,11 @@ async fn follow(
             lines.pop_front();
         }
     };
+    let mut burials = tokio::time::interval(BURY);
+    burials.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let how = loop {
         tokio::select! {
+            _ = burials.tick() => program.bury(),
             next = program.next() => match next {
                 Event::Line(line) => keep(line),
                 Event::Ended(status) => break format!("ended ({status})"),

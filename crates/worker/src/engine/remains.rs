@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rayreel_process::Process;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal};
 
 /// Name of the mark.
 const MARK: &str = "RAYREEL_ENGINE";
@@ -121,8 +121,7 @@ impl Remains {
 /// Buries the dead whom a process that is alone has adopted: nobody else waits for them. Before each
 /// task, so it looks at all processes only if a child is dead.
 pub(crate) fn bury_orphans() {
-    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    if let Ok(Some(_)) = rustix::process::waitid(WaitId::All, peek) {
+    if rayreel_process::has_dead_child() {
         rayreel_process::bury(&rayreel_process::all(), &engines());
     }
 }

@@ -36,6 +36,29 @@ fn a_server_of_ours_is_killed_with_its_workers_and_started_again() {
 }
 
 #[test]
+fn a_worker_that_only_looks_dead_is_killed_as_well() {
+    let act = Act { faults: "headless", ..Act::endless() };
+    let mut engine = Engine::loaded("sglang", act, json!({}));
+    engine.generate("a", request());
+    engine.hear_progress("denoise");
+    let worker = engine.pids()[1];
+    until(|| !is_alive(worker));
+    engine.cancel("a");
+    engine.cancelled("a");
+    assert!(!is_there(worker), "it is neither running nor unburied");
+    engine.leave();
+}
+
+#[test]
+fn whoever_ends_while_the_server_lives_is_buried() {
+    let engine = Engine::loaded("sglang", Act::faults("orphan"), json!({}));
+    let orphans = lines(engine.state.path(), "orphans");
+    assert_eq!(orphans.len(), 1);
+    until(|| !is_there(orphans[0].parse().unwrap()));
+    engine.leave();
+}
+
+#[test]
 fn a_server_that_can_is_asked_and_lives_on() {
     for faults in ["", "cancelling"] {
         let act = Act { faults, ..Act::endless() };

@@ -376,6 +376,11 @@ fn is_alive(pid: u32) -> bool {
     runs(&pid.to_string())
 }
 
+/// Is there such a process, be it a dead one?
+fn is_there(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
 fn request() -> EngineRequest {
     let request = json!({
         "prompt": "a cat, it's \"fine\"\n--help", "negative_prompt": "blurry", "width": 64,
