@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rayreel_domain::wire::worker::{
     Beat, BeatAnswer, Claim, Claimed, Commit, Control, Controlled, Deregister, Done, Fail,
-    Register, Registered, Release, UploadTargets, Uploads,
+    PartTargets, Parts, Register, Registered, Release, UploadTargets, Uploads,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,6 +53,9 @@ fn every_message_is_as_in_its_file() {
     check::<BeatAnswer>("beat_answer");
     check::<Uploads>("uploads");
     check::<UploadTargets>("upload_targets");
+    check::<UploadTargets>("upload_targets_in_parts");
+    check::<Parts>("parts");
+    check::<PartTargets>("part_targets");
     check::<Commit>("commit");
     check::<Fail>("fail");
     check::<Release>("release");
@@ -76,6 +79,9 @@ fn no_file_is_left_over() {
         "beat_answer",
         "uploads",
         "upload_targets",
+        "upload_targets_in_parts",
+        "parts",
+        "part_targets",
         "commit",
         "fail",
         "release",

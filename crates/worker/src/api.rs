@@ -4,6 +4,7 @@
 //! address is looked up again in the data directory of a local server, which may have come back
 //! elsewhere.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,7 +13,6 @@ use std::time::Duration;
 
 use rayreel_client::http;
 use rayreel_domain::wire::api::ErrorBody;
-use rayreel_domain::wire::worker::UploadTarget;
 use rayreel_domain::{Code, Fence};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Body, Client, RequestBuilder, Response, Url};
@@ -221,9 +221,20 @@ impl Server {
         question: &Q,
         patience: Duration,
     ) -> Result<A, Error> {
+        self.insist_slowly(call, question, CALL, patience).await
+    }
+
+    /// The same for a call that takes its time, up to `limit`.
+    pub(crate) async fn insist_slowly<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        question: &Q,
+        limit: Duration,
+        patience: Duration,
+    ) -> Result<A, Error> {
         let mut outage = Outage::new(call);
         loop {
-            match self.call(call, question, CALL).await {
+            match self.call(call, question, limit).await {
                 Err(error) if error.is_passing() => {
                     let wait = outage.failed(&error);
                     if outage.lasts() + wait > patience {
@@ -260,21 +271,22 @@ impl Server {
     /// Puts a file where the server said.
     pub(crate) async fn put(
         &self,
-        target: &UploadTarget,
+        url: &str,
+        given: &BTreeMap<String, String>,
         bytes: u64,
         body: Body,
         limit: Duration,
     ) -> Result<(), Error> {
         let endpoint = self.link.endpoint();
-        let on_server = target.url.starts_with('/') && !target.url.starts_with("//");
+        let on_server = url.starts_with('/') && !url.starts_with("//");
         let request = if on_server {
-            self.http.put(format!("{}{}", endpoint.base, target.url))
+            self.http.put(format!("{}{url}", endpoint.base))
         } else {
-            let url: Url = target.url.parse().map_err(|_| bad_target("its URL is none"))?;
+            let url: Url = url.parse().map_err(|_| bad_target("its URL is none"))?;
             self.storage()?.put(url)
         };
         let request = request
-            .headers(headers(target)?)
+            .headers(headers(given)?)
             .header(CONTENT_LENGTH, HeaderValue::from(bytes))
             .timeout(limit)
             .body(body);
@@ -307,13 +319,13 @@ impl Server {
     }
 }
 
-fn bad_target(why: &str) -> Error {
+pub(crate) fn bad_target(why: &str) -> Error {
     let message = format!("the server named an upload target that can't be used: {why}");
     Error::Refused { status: 200, code: None, message }
 }
 
-fn headers(target: &UploadTarget) -> Result<HeaderMap, Error> {
-    let pairs = target.headers.iter().map(|(name, value)| {
+fn headers(given: &BTreeMap<String, String>) -> Result<HeaderMap, Error> {
+    let pairs = given.iter().map(|(name, value)| {
         let name = HeaderName::try_from(name).map_err(|_| bad_target("a header's name is none"))?;
         let value =
             HeaderValue::try_from(value).map_err(|_| bad_target("a header's value is none"))?;

@@ -4,7 +4,7 @@
 //! Settings of its model: `journal`, the file of the journal; `step_ms`, the length of a step;
 //! `gate`, a file for which `hold` waits; `broken`, a file that makes every engine of one worker
 //! fail, whatever the prompt; `load`, how to misbehave before any prompt; `deaf`, to go on after the
-//! end of the input.
+//! end of the input; `bytes`, about how long the file is.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Write};
@@ -156,11 +156,12 @@ impl Engine {
             self.progress(asked, steps, steps);
         }
         let seed = asked.request.seed;
-        fs::write(
-            Path::new(&asked.output_dir).join("video.mp4"),
-            format!("not a video; the seed was {seed}"),
-        )
-        .expect("the output directory can be written");
+        let text = format!("not a video; the seed was {seed}\n");
+        let long = self.load.settings.get("bytes").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let bytes =
+            if long == 0 { text.trim_end().to_owned() } else { text.repeat(long / text.len()) };
+        fs::write(Path::new(&asked.output_dir).join("video.mp4"), bytes)
+            .expect("the output directory can be written");
         self.note(json!({"event": "done"}));
         self.done(asked, "video.mp4");
     }

@@ -14,12 +14,16 @@ struct Far {
 }
 
 fn far(config: &str) -> Far {
+    far_with(config, "")
+}
+
+fn far_with(config: &str, settings: &str) -> Far {
     let gateway = Gateway::start();
     let link = Proxy::start(gateway.endpoint().trim_start_matches("http://"));
     let bucket = gateway::BUCKET;
     let mut server = Server::prepare(&format!(
         "{config}\n[artifacts]\nurl = \"s3://{bucket}/a\"\nendpoint = \"{}\"\n\
-         allow_http = true\nsigned_seconds = 1\n",
+         allow_http = true\nsigned_seconds = 1\n{settings}\n",
         link.url
     ));
     server.variables = vec![
@@ -90,4 +94,24 @@ fn a_worker_that_reaches_only_the_bucket_delivers_when_it_is_back() {
     let task = server.api().wait_for_success(&id);
     assert_eq!(only(task.attempts).outcome, Some(Outcome::Succeeded));
     assert_eq!(gateway.files().len(), 1, "nothing twice");
+}
+
+#[test]
+#[ignore = "needs an S3 server: scripts/test s3"]
+fn a_long_file_goes_on_at_the_part_at_which_the_bucket_went_away() {
+    let faults = Faults::new();
+    let model = faults.model_with("fault", "", "bytes = 40_000_000");
+    let Far { server, link, gateway } = far_with(&model, "part_bytes = 5_242_880");
+    let id = server.api().submit(&json!({"model": "fault", "prompt": "p"})).id;
+    until("a part is there", || (!gateway.files().is_empty()).then_some(()));
+    link.cut();
+    until("puts have failed", || (link.refused() >= 6).then_some(()));
+    link.mend();
+    let task = server.api().wait_for_success(&id);
+    assert_eq!(only(task.attempts).outcome, Some(Outcome::Succeeded));
+    let [file] = &gateway.files()[..] else { panic!("{:?}", gateway.files()) };
+    let video = server.api().content(&id);
+    assert!(video.len() > 39_000_000 && video == gateway.read(file));
+    assert_eq!(task.result.expect("it has succeeded").sha256, sha256(&video));
+    assert_eq!(faults.noted("generate").len(), 1, "the work was done once");
 }

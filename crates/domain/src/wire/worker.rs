@@ -225,6 +225,46 @@ pub struct UploadTarget {
     pub url: String,
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// A worker that knows [`Parts`] may put the file in parts instead, each of so many bytes but for
+    /// the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_bytes: Option<u64>,
+}
+
+/// `POST /v1/worker/parts`: asks where to put those parts of a file that are not there yet, and so until
+/// none is named: then the file is put together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parts {
+    pub worker: WorkerName,
+    pub incarnation: u64,
+    pub fence: Fence,
+    pub output: Output,
+    /// Of each part.
+    pub sha256: Vec<String>,
+    /// What the last answer called the upload; none at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
+}
+
+/// Answer to [`Parts`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartTargets {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
+    /// Some that are missing, in their order. None is missing if it is empty.
+    pub parts: Vec<PartTarget>,
+}
+
+/// Where one part goes, with PUT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartTarget {
+    /// The first one is 0.
+    pub part: u32,
+    /// Absolute.
+    pub url: String,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// `POST /v1/worker/commit`: the files are uploaded, the task has succeeded.

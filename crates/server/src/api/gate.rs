@@ -358,6 +358,7 @@ pub(super) fn pattern(path: &str) -> &'static str {
         "/v1/worker/register",
         "/v1/worker/deregister",
         "/v1/worker/uploads",
+        "/v1/worker/parts",
         "/v1/worker/commit",
         "/v1/worker/fail",
         "/v1/worker/release",

@@ -137,6 +137,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/worker/release", post(worker::release))
         .route("/v1/worker/uploads", post(uploads::announce))
         .route("/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}", put(uploads::upload))
+        .route("/v1/worker/parts", post(uploads::parts))
         .route("/v1/worker/commit", post(uploads::commit))
         .route("/v1/worker/inputs/{task}/{attempt}/{nonce}", get(uploads::input))
         .route("/v1/worker/inputs/{task}/{attempt}/{nonce}/last", get(uploads::last_input))

@@ -15,13 +15,15 @@ use rayreel_domain::lease::Fence;
 use rayreel_domain::request::Input;
 use rayreel_domain::task::{self, End, Outcome, Output, Task};
 use rayreel_domain::wire::engine::Role;
-use rayreel_domain::wire::worker::{Commit, UploadTarget, UploadTargets, Uploads};
+use rayreel_domain::wire::worker::{
+    Commit, PartTarget, PartTargets, Parts, UploadTarget, UploadTargets, Uploads,
+};
 
 use super::content::MEDIA_TYPES;
 use super::error::Error;
 use super::worker::Bound;
 use super::{Api, body, json, query, worker};
-use crate::artifacts::{self, Key, is_sha256};
+use crate::artifacts::{self, Key, Pieces, Place, Put, is_sha256};
 use crate::store::{self, Identity};
 
 /// Most files of one attempt.
@@ -32,6 +34,8 @@ const MAX_OUTPUT_BYTES: u64 = 8 << 30;
 const MAX_SIDE: u32 = 16_384;
 const MAX_FRAMES: u32 = 100_000;
 const MAX_FPS: u32 = 1_000;
+/// Longest name that a store of files gives an upload.
+const MAX_UPLOAD: usize = 2048;
 /// Most measurements of an attempt, and the longest name of one.
 const MAX_METRICS: usize = 64;
 const MAX_METRIC_NAME: usize = 64;
@@ -56,21 +60,79 @@ pub(super) async fn announce(
 /// Where a file goes: to the store of files itself, if that checks what it is given, or to us.
 async fn target(api: &Api, fence: Fence, output: &Output) -> Result<UploadTarget, Error> {
     let Output { index, bytes, sha256, media_type, .. } = output;
-    let artifacts = &api.app.components.artifacts;
-    let place = artifacts.place(&key(fence, output)?, *bytes, sha256, media_type).await?;
-    let Some(put) = place else {
+    let (artifacts, index) = (&api.app.components.artifacts, *index);
+    let here = |part_bytes| {
         let Fence { task, attempt, nonce } = fence;
         let url = format!(
             "/v1/worker/uploads/{task}/{attempt}/{nonce}/{index}?sha256={sha256}&bytes={bytes}"
         );
-        return Ok(UploadTarget { index: *index, url, headers: BTreeMap::new() });
+        UploadTarget { index, url, headers: BTreeMap::new(), part_bytes }
     };
+    Ok(match artifacts.place(&key(fence, output)?, *bytes, sha256, media_type).await? {
+        Place::Here => here(None),
+        Place::InParts(part) => here(Some(part)),
+        Place::There(put) => {
+            let headers = headers(&put)?;
+            UploadTarget { index, url: put.url, headers, part_bytes: None }
+        }
+    })
+}
+
+fn headers(put: &Put) -> Result<BTreeMap<String, String>, Error> {
     let headers = put.headers.iter().map(|(name, value)| {
         let value = value.to_str().map_err(Error::internal)?;
         Ok((name.to_string(), value.to_owned()))
     });
-    let headers = headers.collect::<Result<_, Error>>()?;
-    Ok(UploadTarget { index: *index, url: put.url, headers })
+    headers.collect()
+}
+
+/// Answers where the missing parts of a file go, or puts it together if none is missing.
+pub(super) async fn parts(
+    State(api): State<Arc<Api>>,
+    bound: Bound,
+    request: Request,
+) -> Result<Response, Error> {
+    let call: Parts = worker::read(&api, request).await?;
+    let (fence, output) = (call.fence, &call.output);
+    check_output(output)?;
+    if output.index as usize >= MAX_OUTPUTS {
+        let message = format!("an attempt has at most {MAX_OUTPUTS} outputs");
+        return Err(Error::invalid("output", message));
+    }
+    if call.upload.as_ref().is_some_and(|upload| upload.len() > MAX_UPLOAD) {
+        return Err(Error::invalid("upload", "this is no name that an upload was given here"));
+    }
+    bound.admits(&api.app.components.store.leased(fence).await?.pool)?;
+    let artifacts = &api.app.components.artifacts;
+    let (key, sums) = (key(fence, output)?, &call.sha256);
+    let place = artifacts.place(&key, output.bytes, &output.sha256, &output.media_type).await?;
+    let Place::InParts(part) = place else {
+        return Err(Error::invalid("output", "this file does not go in parts; announce it again"));
+    };
+    let expected = output.bytes.div_ceil(part);
+    if sums.len() as u64 != expected || !sums.iter().all(|sum| is_sha256(sum)) {
+        let message = format!(
+            "{} bytes are {expected} parts of {part}, each with its SHA-256 in 64 lower-case \
+             hexadecimal digits",
+            output.bytes
+        );
+        return Err(Error::invalid("sha256", message));
+    }
+    let pieces = Pieces {
+        bytes: output.bytes,
+        media_type: &output.media_type,
+        sha256: sums,
+        upload: call.upload.as_deref(),
+    };
+    let Some(missing) = artifacts.parts(&key, pieces).await? else {
+        return json(StatusCode::OK, &PartTargets { upload: None, parts: Vec::new() });
+    };
+    let parts = missing
+        .parts
+        .into_iter()
+        .map(|(part, put)| Ok(PartTarget { part, headers: headers(&put)?, url: put.url }));
+    let parts = parts.collect::<Result<_, Error>>()?;
+    json(StatusCode::OK, &PartTargets { upload: Some(missing.upload), parts })
 }
 
 fn key(fence: Fence, output: &Output) -> Result<Key, Error> {
@@ -260,25 +322,33 @@ fn check(manifest: &[Output]) -> Result<(), Error> {
         if output.index as usize != place {
             return wrong(format!("output {place} has the index {}", output.index));
         }
-        if !is_sha256(&output.sha256) {
-            return wrong(format!("output {place}: `sha256` is 64 lower-case hexadecimal digits"));
-        }
-        if !(1..=MAX_OUTPUT_BYTES).contains(&output.bytes) {
-            return wrong(format!("output {place}: `bytes` is from 1 to {MAX_OUTPUT_BYTES}"));
-        }
-        if !MEDIA_TYPES.iter().any(|(name, _)| *name == output.media_type) {
-            let names: Vec<&str> = MEDIA_TYPES.iter().map(|(name, _)| *name).collect();
-            return wrong(format!("output {place}: `media_type` is one of {}", names.join(", ")));
-        }
-        let sides = 1..=MAX_SIDE;
-        if !sides.contains(&output.width) || !sides.contains(&output.height) {
-            return wrong(format!("output {place}: sides are from 1 to {MAX_SIDE} pixels"));
-        }
-        if !(1..=MAX_FRAMES).contains(&output.frames) || output.fps > MAX_FPS {
-            return wrong(format!(
-                "output {place}: 1 to {MAX_FRAMES} frames, at most {MAX_FPS} a second"
-            ));
-        }
+        check_output(output)?;
+    }
+    Ok(())
+}
+
+/// Is this an output that could be?
+fn check_output(output: &Output) -> Result<(), Error> {
+    let place = output.index;
+    let wrong = |message: String| Err(Error::invalid("manifest", message));
+    if !is_sha256(&output.sha256) {
+        return wrong(format!("output {place}: `sha256` is 64 lower-case hexadecimal digits"));
+    }
+    if !(1..=MAX_OUTPUT_BYTES).contains(&output.bytes) {
+        return wrong(format!("output {place}: `bytes` is from 1 to {MAX_OUTPUT_BYTES}"));
+    }
+    if !MEDIA_TYPES.iter().any(|(name, _)| *name == output.media_type) {
+        let names: Vec<&str> = MEDIA_TYPES.iter().map(|(name, _)| *name).collect();
+        return wrong(format!("output {place}: `media_type` is one of {}", names.join(", ")));
+    }
+    let sides = 1..=MAX_SIDE;
+    if !sides.contains(&output.width) || !sides.contains(&output.height) {
+        return wrong(format!("output {place}: sides are from 1 to {MAX_SIDE} pixels"));
+    }
+    if !(1..=MAX_FRAMES).contains(&output.frames) || output.fps > MAX_FPS {
+        return wrong(format!(
+            "output {place}: 1 to {MAX_FRAMES} frames, at most {MAX_FPS} a second"
+        ));
     }
     Ok(())
 }

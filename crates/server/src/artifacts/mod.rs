@@ -6,6 +6,7 @@
 //!
 //! They lie in a directory of this machine ([`directory`]), which is the default, or below a prefix of
 //! a bucket ([`s3`]), under the same names: any number of servers can share one.
+//! Why so: `docs/design/files.md`.
 //!
 //! ```text
 //! tenant-{name}/{sha256}-{place}/0             what a tenant has sent
@@ -188,6 +189,36 @@ pub struct Found {
     pub sha256: Option<String>,
 }
 
+/// How a file gets to its place.
+#[derive(Debug)]
+pub enum Place {
+    /// Through the server.
+    Here,
+    /// By the worker itself.
+    There(Put),
+    /// By the worker itself, in parts of so many bytes; or through the server.
+    InParts(u64),
+}
+
+/// A file that a worker puts to its place in parts.
+#[derive(Debug, Clone, Copy)]
+pub struct Pieces<'a> {
+    pub bytes: u64,
+    pub media_type: &'a str,
+    /// Of each part.
+    pub sha256: &'a [String],
+    /// What [`Missing`] called the upload.
+    pub upload: Option<&'a str>,
+}
+
+/// Parts that are not there yet.
+#[derive(Debug)]
+pub struct Missing {
+    pub upload: String,
+    /// Some of them by their number, the first one 0, and where each goes.
+    pub parts: Vec<(u32, Put)>,
+}
+
 /// A PUT that a worker may send.
 #[derive(Debug)]
 pub struct Put {
@@ -262,18 +293,29 @@ impl Artifacts {
         }
     }
 
-    /// Where a worker puts a file of this length and checksum itself: an address for this key, these
-    /// bytes and a short time. None if the server takes it.
+    /// How a worker brings a file of this length and checksum. Where it is to go itself, its address is
+    /// good for this key, these bytes and a short time.
     pub async fn place(
         &self,
         key: &Key,
         bytes: u64,
         sha256: &str,
         media_type: &str,
-    ) -> Result<Option<Put>, Error> {
+    ) -> Result<Place, Error> {
         match &self.0 {
-            Backend::Directory(_) => Ok(None),
+            Backend::Directory(_) => Ok(Place::Here),
             Backend::S3(s3) => s3.place(key, bytes, sha256, media_type).await,
+        }
+    }
+
+    /// What is missing of a file that comes in parts; if nothing is, it is put together, and there is
+    /// nothing to answer.
+    pub async fn parts(&self, key: &Key, pieces: Pieces<'_>) -> Result<Option<Missing>, Error> {
+        match &self.0 {
+            Backend::Directory(_) => {
+                Err(Error::Mismatch("files do not come in parts here".to_owned()))
+            }
+            Backend::S3(s3) => s3.parts(key, pieces).await,
         }
     }
 

@@ -28,6 +28,7 @@ pub struct Artifacts {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_endpoint: Option<Endpoint>,
     pub signed_seconds: Seconds,
+    pub part_bytes: u64,
 }
 
 impl Artifacts {
@@ -43,6 +44,7 @@ impl Artifacts {
                 ));
             }
         }
+        at.key("part_bytes").within(self.part_bytes, 5 << 20..=5 << 30)?;
         at.key("signed_seconds").within(self.signed_seconds.0, 1.0..=86_400.0)?;
         // What a worker puts there after the garbage has been collected would stay for ever.
         if self.url.is_some() && self.signed_seconds > garbage_after {
@@ -67,6 +69,7 @@ impl Artifacts {
             redirect: self.redirect,
             public_endpoint: self.public_endpoint.as_ref().map(|endpoint| endpoint.0.clone()),
             signed_life: self.signed_seconds.duration(),
+            part_bytes: self.part_bytes,
             variables,
         })
     }

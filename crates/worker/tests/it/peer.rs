@@ -407,7 +407,7 @@ fn targets(shared: &Shared, uploads: &Uploads, headers: &HeaderMap) -> Vec<Uploa
         let host = headers["host"].to_str().unwrap();
         let url = if signed { format!("http://{host}{path}") } else { path };
         let headers = BTreeMap::from([("x-signed".to_owned(), format!("signature-{index}"))]);
-        UploadTarget { index, url, headers }
+        UploadTarget { index, url, headers, part_bytes: None }
     };
     uploads.manifest.iter().map(|output| target(output.index)).collect()
 }

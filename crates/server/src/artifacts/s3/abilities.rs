@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, StatusCode};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
-use super::super::{Error, sha256};
+use super::super::{Error, Missing, Pieces, sha256};
 use super::request::{self, Answer, CHECKSUM, Request};
 use super::{S3, failed, told};
 
@@ -24,6 +24,8 @@ pub(in super::super) struct Abilities {
     pub(super) checksums: bool,
     /// It refuses to write over a file if it is asked to.
     pub(super) create_only: bool,
+    /// It puts a file together from parts, and tells which it has.
+    pub(super) parts: bool,
 }
 
 impl Abilities {
@@ -51,9 +53,9 @@ impl S3 {
     }
 
     fn tell(&self, abilities: Abilities) {
-        let Abilities { signatures, checksums, create_only } = abilities;
+        let Abilities { signatures, checksums, create_only, parts } = abilities;
         tracing::info!(
-            store = %self.bucket, signatures, checksums, create_only, "artifact store tried out"
+            store = %self.bucket, signatures, checksums, create_only, parts, "artifact store tried out"
         );
         if !signatures {
             tracing::warn!(
@@ -95,13 +97,14 @@ impl S3 {
         let signatures = self.checks_signatures(path).await?;
         let checksums = self.checks_checksums(path).await?;
         let create_only = self.creates_only(path).await?;
-        Ok(Abilities { signatures, checksums, create_only })
+        let parts = checksums && self.puts_together(path).await?;
+        Ok(Abilities { signatures, checksums, create_only, parts })
     }
 
     /// Is an address for one key refused at another?
     async fn checks_signatures(&self, path: &Path) -> Result<bool, Error> {
         let elsewhere: Path = path.parts().chain(Path::from("other").parts()).collect();
-        let request = with_checksum(WHAT, WHAT);
+        let request = with_checksum(WHAT, WHAT)?;
         let url =
             request::sign(&self.store, Method::PUT, &elsewhere, &request, request::LIMIT).await?;
         let mut moved =
@@ -113,14 +116,14 @@ impl S3 {
 
     /// Are the right bytes taken, and others refused?
     async fn checks_checksums(&self, path: &Path) -> Result<bool, Error> {
-        let put = async |sent| self.send(Method::PUT, path, with_checksum(WHAT, sent)).await;
+        let put = async |sent| self.send(Method::PUT, path, with_checksum(WHAT, sent)?).await;
         Ok(put(WHAT).await?.status.is_success() && !put(OTHER).await?.status.is_success())
     }
 
     /// Is a second file under the same name refused, and a first one taken?
     async fn creates_only(&self, path: &Path) -> Result<bool, Error> {
         let create = async || -> Result<Answer, Error> {
-            let mut request = with_checksum(WHAT, WHAT);
+            let mut request = with_checksum(WHAT, WHAT)?;
             request.headers.insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
             self.send(Method::PUT, path, request).await
         };
@@ -128,13 +131,36 @@ impl S3 {
         let (first, second) = (create().await?, create().await?);
         Ok(first.status.is_success() && second.status == StatusCode::PRECONDITION_FAILED)
     }
+
+    /// Does a file come together from a part that is put as workers do?
+    async fn puts_together(&self, path: &Path) -> Result<bool, Error> {
+        self.store.delete(path).await.map_err(failed)?;
+        let sums = [sha256(WHAT)];
+        let pieces = |upload| Pieces {
+            bytes: WHAT.len() as u64,
+            media_type: "application/octet-stream",
+            sha256: &sums,
+            upload,
+        };
+        let Ok(Some(Missing { upload, parts })) = self.pieces(path, pieces(None)).await else {
+            return Ok(false);
+        };
+        for (_, put) in parts {
+            let Ok(url) = put.url.parse() else { return Ok(false) };
+            let body = Bytes::from_static(WHAT);
+            let request = Request { headers: put.headers, body, ..Request::default() };
+            if !self.send_to(url, Method::PUT, request).await?.status.is_success() {
+                return Ok(false);
+            }
+        }
+        let whole = matches!(self.pieces(path, pieces(Some(&*upload))).await, Ok(None));
+        Ok(whole && self.store.head(path).await.is_ok_and(|it| it.size == WHAT.len() as u64))
+    }
 }
 
 /// A file whose checksum is announced as that of `announced`.
-fn with_checksum(announced: &[u8], sent: &'static [u8]) -> Request {
+fn with_checksum(announced: &[u8], sent: &'static [u8]) -> Result<Request, Error> {
     let mut request = Request { body: Bytes::from_static(sent), ..Request::default() };
-    if let Some(value) = request::checksum(&sha256(announced)) {
-        request.headers.insert(CHECKSUM, value);
-    }
-    request
+    request.headers.insert(CHECKSUM, request::checksum(&sha256(announced))?);
+    Ok(request)
 }

@@ -3,37 +3,35 @@
 use http::header::{CONTENT_TYPE, IF_NONE_MATCH};
 use http::{HeaderValue, Method};
 
-use super::super::{Error, Key, Put, Shown};
+use super::super::{Error, Key, Place, Put, Shown};
 use super::S3;
-use super::request::{CHECKSUM, Request, checksum, sign};
-
-/// Longer files go through the server, which sends them on in parts.
-pub(super) const MAX_WHOLE: u64 = 64 << 20;
+use super::request::{CHECKSUM, Request, checksum, sign, value};
 
 impl S3 {
-    /// Where a worker puts a file; none if it had better be given to the server.
     pub(in super::super) async fn place(
         &self,
         key: &Key,
         bytes: u64,
         sha256: &str,
         media_type: &str,
-    ) -> Result<Option<Put>, Error> {
+    ) -> Result<Place, Error> {
         let abilities = self.abilities().await?;
-        if !abilities.direct() || bytes > MAX_WHOLE {
-            return Ok(None);
+        let part = self.bucket.part_bytes;
+        if !abilities.direct() || bytes > part && !abilities.parts {
+            return Ok(Place::Here);
+        }
+        if bytes > part {
+            return Ok(Place::InParts(part));
         }
         let mut request = Request::default();
-        let value = |text: &str| HeaderValue::try_from(text).map_err(|_| Error::Other(text.into()));
-        let sum = checksum(sha256).ok_or_else(|| Error::Other("no checksum".to_owned()))?;
-        request.headers.insert(CHECKSUM, sum);
+        request.headers.insert(CHECKSUM, checksum(sha256)?);
         request.headers.insert(CONTENT_TYPE, value(media_type)?);
         if abilities.create_only {
             request.headers.insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
         let life = self.bucket.signed_life;
         let url = sign(&self.store, Method::PUT, &self.at(&key.0), &request, life).await?;
-        Ok(Some(Put { url: url.into(), headers: request.headers }))
+        Ok(Place::There(Put { url: url.into(), headers: request.headers }))
     }
 
     /// Where a client gets a file; none if it gets it from the server.

@@ -9,6 +9,7 @@
 
 mod abilities;
 mod direct;
+mod parts;
 mod request;
 mod upload;
 
@@ -57,6 +58,8 @@ pub struct Bucket {
     pub public_endpoint: Option<String>,
     /// How long signed addresses are good.
     pub signed_life: Duration,
+    /// Longer files are put there in parts of so many bytes.
+    pub part_bytes: u64,
     /// Variables `AWS_…`: where credentials come from, above all.
     pub variables: Variables,
 }
@@ -157,7 +160,10 @@ impl S3 {
     }
 
     pub(super) async fn delete_folder(&self, folder: &str) -> Result<(), Error> {
-        self.delete_below(&self.at(&Path::from(folder))).await
+        let folder = self.at(&Path::from(folder));
+        // First: what is put together meanwhile is then deleted as well.
+        self.abort_below(&folder).await?;
+        self.delete_below(&folder).await
     }
 
     /// Deletes what lies below a path of the bucket.

@@ -27,10 +27,15 @@ pub(super) const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 
 /// A SHA-256 in hexadecimal, as S3 writes it.
-pub(super) fn checksum(sha256: &str) -> Option<HeaderValue> {
+pub(super) fn checksum(sha256: &str) -> Result<HeaderValue, Error> {
     let digit = |text: &[u8]| u8::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = sha256.as_bytes().chunks(2).map(digit).collect();
-    HeaderValue::try_from(STANDARD.encode(bytes?)).ok()
+    let bytes = bytes.ok_or_else(|| Error::Mismatch(format!("`{sha256}` is no checksum")))?;
+    value(&STANDARD.encode(bytes))
+}
+
+pub(super) fn value(text: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::try_from(text).map_err(|_| Error::Other(format!("`{text}` is no header")))
 }
 
 /// A request before it is signed.

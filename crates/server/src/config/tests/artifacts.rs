@@ -37,6 +37,7 @@ fn what_is_wrong_with_a_bucket_is_told_with_its_place() {
         ("endpoint = \"https://a:b@minio\"", "is not the address of a service"),
         ("endpoint = \"http://minio:9000\"", "set `artifacts.allow_http = true` if they may"),
         ("public_endpoint = \"http://minio\"", "set `artifacts.allow_http = true` if they may"),
+        ("part_bytes = 5_000_000", "artifacts.part_bytes: "),
         ("signed_seconds = 0", "artifacts.signed_seconds: "),
         (
             "url = \"s3://videos\"\nsigned_seconds = 3601",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rayreel_domain::lease::Fence;
 use rayreel_domain::task::{Output, State};
 use rayreel_domain::wire::engine::Role;
-use rayreel_domain::wire::worker::{UploadTarget, UploadTargets};
+use rayreel_domain::wire::worker::{PartTarget, PartTargets, UploadTarget, UploadTargets};
 use rayreel_server::artifacts::{Bucket, Key};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -13,6 +13,7 @@ use serde_json::json;
 use super::client::{Answer, Server, TASKS, TOKEN, Worker, output, video};
 use super::uploads::{pixels, png, with_image};
 use crate::artifacts::bucket::{bucket, open};
+use crate::artifacts::noise;
 use crate::gateway::Gateway;
 use crate::world::World;
 
@@ -283,4 +284,123 @@ async fn the_files_of_a_deleted_task_go() {
         }
         assert!(gateway.files().is_empty());
     }
+}
+
+/// As long as two parts and some more.
+const LONG: usize = (10 << 20) + 7;
+const PART: usize = 5 << 20;
+
+fn sums(whole: &[u8]) -> Vec<String> {
+    whole.chunks(PART).map(rayreel_server::artifacts::sha256).collect()
+}
+
+async fn parts(worker: &Worker<'_>, fence: Fence, whole: &[u8], upload: Option<&str>) -> Answer {
+    let mut call = json!({"fence": fence, "output": video(whole), "sha256": sums(whole)});
+    if let Some(upload) = upload {
+        call["upload"] = upload.into();
+    }
+    worker.call("parts", call).await
+}
+
+async fn put_part(server: &Server, target: &PartTarget, bytes: &[u8]) -> Answer {
+    let PartTarget { part, url, headers } = target.clone();
+    let target = UploadTarget { index: part, url, headers, part_bytes: None };
+    put(server, &target, bytes).await
+}
+
+#[tokio::test]
+#[ignore = "needs an S3 server: scripts/test s3"]
+async fn a_long_file_comes_in_parts_and_goes_on_where_it_stopped() {
+    let (gateway, server) = start().await;
+    let worker = server.worker("w").await;
+    let task = server.submit("p").await;
+    let fence = worker.take(1).await.fence;
+    let whole = noise(LONG);
+    let target = announce(&worker, fence, &[video(&whole)]).await.remove(0);
+    assert_eq!(target.part_bytes, Some(PART as u64));
+    assert!(target.url.starts_with("/v1/worker/uploads/"), "for workers that know no parts");
+    let first: PartTargets = parts(&worker, fence, &whole, None).await.json();
+    assert_eq!(first.parts.iter().map(|it| it.part).collect::<Vec<_>>(), [0, 1, 2]);
+    let pieces: Vec<&[u8]> = whole.chunks(PART).collect();
+    for (target, bytes, status) in [
+        (&first.parts[0], pieces[1], 400),
+        (&first.parts[0], &pieces[0][1..], 400),
+        (&first.parts[1], pieces[1], 200),
+        (&first.parts[2], pieces[2], 200),
+    ] {
+        let answer = put_part(&server, target, bytes).await;
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
+    worker.commit(fence, &[video(&whole)]).await.refused(422, "upload_mismatch", Some("manifest"));
+    let upload = first.upload.as_deref();
+    let second: PartTargets = parts(&worker, fence, &whole, upload).await.json();
+    assert_eq!(second.upload.as_deref(), upload);
+    assert_eq!(second.parts.iter().map(|it| it.part).collect::<Vec<_>>(), [0]);
+    assert_eq!(put_part(&server, &second.parts[0], pieces[0]).await.status, 200);
+    for upload in [upload, upload, None] {
+        // Asked again, because the answer was lost, it is whole all the same.
+        let third: PartTargets = parts(&worker, fence, &whole, upload).await.json();
+        assert!(third.parts.is_empty());
+    }
+    assert_eq!(gateway.files().len(), 1);
+    assert_eq!(worker.commit(fence, &[video(&whole)]).await.status, 200);
+    let location = sent_to(&server, &format!("{TASKS}/{}/content", task.id)).await;
+    let got = Answer::of(server.http.get(location)).await;
+    assert!(got.body == whole);
+    assert_eq!(got.header("content-type"), "video/mp4");
+}
+
+#[tokio::test]
+#[ignore = "needs an S3 server: scripts/test s3"]
+async fn parts_are_only_for_the_holder_of_the_attempt_and_as_announced() {
+    let (_gateway, server) = start().await;
+    let worker = server.worker("w").await;
+    server.submit("p").await;
+    let fence = worker.take(1).await.fence;
+    let whole = noise(LONG);
+    let call = |output: Output, sums: &[String]| {
+        worker.call("parts", json!({"fence": fence, "output": output, "sha256": sums}))
+    };
+    let few = &sums(&whole)[1..];
+    call(video(&whole), few).await.refused(400, "invalid_value", Some("sha256"));
+    call(video(VIDEO), &sums(VIDEO)).await.refused(400, "invalid_value", Some("output"));
+    let bad = Output { index: 99, ..video(&whole) };
+    call(bad, &sums(&whole)).await.refused(400, "invalid_value", Some("output"));
+    let other = parts(&worker, fence, &whole, Some("made-up")).await;
+    let other: PartTargets = other.json();
+    assert_ne!(other.upload.as_deref(), Some("made-up"), "what is not known is begun anew");
+    let stale = Fence { attempt: 9, ..fence };
+    parts(&worker, stale, &whole, None).await.refused(409, "stale_lease", None);
+}
+
+#[tokio::test]
+#[ignore = "needs an S3 server: scripts/test s3"]
+async fn parts_of_an_attempt_that_came_to_nothing_go_with_its_folder() {
+    let (gateway, server) = start().await;
+    let worker = server.worker("w").await;
+    server.submit("p").await;
+    let fence = worker.take(1).await.fence;
+    let whole = noise(LONG);
+    let targets: PartTargets = parts(&worker, fence, &whole, None).await.json();
+    let put = put_part(&server, &targets.parts[0], &whole[..PART]).await;
+    assert_eq!(put.status, 200, "{}", put.text());
+    assert!(!gateway.files().is_empty());
+    for _ in 0..2 {
+        server.app.components.artifacts.delete_folder(&fence.folder()).await.unwrap();
+        assert!(gateway.files().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_directory_takes_no_parts() {
+    let server = Server::start().await;
+    let worker = server.worker("w").await;
+    server.submit("p").await;
+    let fence = worker.take(1).await.fence;
+    let whole = noise(LONG);
+    let target = announce(&worker, fence, &[video(&whole)]).await.remove(0);
+    assert_eq!(target.part_bytes, None);
+    let refused = parts(&worker, fence, &whole, None).await;
+    let refused = refused.refused(400, "invalid_value", Some("output"));
+    assert_eq!(refused.message, "this file does not go in parts; announce it again");
 }

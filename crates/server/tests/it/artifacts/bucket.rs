@@ -25,6 +25,7 @@ pub(crate) fn bucket(gateway: &Gateway) -> Bucket {
         redirect: true,
         public_endpoint: None,
         signed_life: Duration::from_secs(60),
+        part_bytes: 5 << 20,
         variables: Variables(variables.to_vec()),
     }
 }
