@@ -7,6 +7,7 @@
 //! failure.
 
 mod environment;
+mod plain;
 mod process;
 mod remains;
 mod tail;
@@ -489,7 +490,8 @@ impl Engine {
 
     /// Adds the engine's last lines to a failure.
     pub(crate) fn explained(&self, failure: Failure) -> Failure {
-        Failure { detail: self.process.stderr.text(), ..failure }
+        let message = plain::plain(&failure.message);
+        Failure { message, detail: self.process.stderr.text(), ..failure }
     }
 }
 

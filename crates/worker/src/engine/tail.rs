@@ -8,11 +8,17 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
+use super::plain::plain;
+
 const MAX_LINES: usize = 50;
 /// Longest line that is kept whole, in bytes.
 const MAX_LINE: usize = 1_000;
 /// Most that is kept, in bytes.
 const MAX_BYTES: usize = 8_000;
+
+/// How lines begin that an engine of rayreel's says in its own name. They are few, and for the operator.
+/// All others are as many as somebody else's program likes, and may have prompts in them.
+const OURS: &str = "rayreel: ";
 
 /// At least what a pipe holds at a time, in bytes.
 const PIPE: usize = 1 << 17;
@@ -70,12 +76,12 @@ impl Tail {
         // What was written before the message that failed may still be in the pipe.
         self.drain();
         let text = self.lock();
-        let open = String::from_utf8_lossy(&text.open);
+        let open = plain(&String::from_utf8_lossy(&text.open));
         let lines: Vec<&str> = text
             .lines
             .iter()
             .map(String::as_str)
-            .chain((!open.is_empty()).then_some(open.as_ref()))
+            .chain((!open.is_empty()).then_some(open.as_str()))
             .collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
@@ -147,9 +153,13 @@ impl Text {
 
     fn end_line(&mut self) {
         self.returned = false;
-        let line = String::from_utf8_lossy(&self.open).into_owned();
+        let line = plain(&String::from_utf8_lossy(&self.open));
         self.open.clear();
-        tracing::debug!(line, "engine's standard error");
+        if line.starts_with(OURS) {
+            tracing::info!(line, "engine");
+        } else {
+            tracing::debug!(line, "engine");
+        }
         self.bytes += line.len();
         self.lines.push_back(line);
         while self.lines.len() > MAX_LINES || self.bytes > MAX_BYTES {
@@ -193,6 +203,11 @@ mod tests {
     #[test]
     fn a_progress_bar_is_one_line() {
         assert_eq!(lines(b" 10%\r 20%\r100%\ndone\r\n"), ["100%", "done"]);
+    }
+
+    #[test]
+    fn colours_stay_in_the_terminal() {
+        assert_eq!(lines(b"\x1b[31mout of memory\x1b[0m\n"), ["out of memory"]);
     }
 
     #[test]

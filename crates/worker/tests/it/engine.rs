@@ -250,6 +250,24 @@ fn a_model_that_does_not_load_is_told_with_the_engines_reason() {
 }
 
 #[test]
+fn what_is_meant_for_a_terminal_reaches_nobody_else() {
+    let mut rig = Rig::new();
+    let model = rig.model(
+        "load = ready()
+job = hear()
+log('\\x1b[1;31mno memory\\x1b[0m\\a')
+sys.stderr.write('\\x1b[2Kand no end')
+sys.stderr.flush()
+error(job, 'failed', '\\x1b[33mno luck\\x1b[0m')
+hear()",
+    );
+    let failure = failure(&mut rig, &model);
+    assert_eq!(failure.message, "no luck");
+    assert_eq!(failure.detail.as_deref(), Some("no memory\nand no end"));
+    rig.finish();
+}
+
+#[test]
 fn a_program_that_can_not_be_started_is_told() {
     let mut rig = Rig::new();
     let mut model = rig.model(GOOD);
