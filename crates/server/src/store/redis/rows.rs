@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rayreel_domain::id::{Nonce, TaskId};
+use rayreel_domain::id::{Nonce, TaskId, TenantName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::{self, Rival as DomainRival};
 use rayreel_domain::task::{Claimant, State, Task};
@@ -110,6 +110,25 @@ pub(super) struct Standing {
     ahead: u64,
 }
 
+impl Standing {
+    /// Tasks that will probably start before this one. The tenant itself may be among the rivals.
+    pub(super) fn position(&self, own: &TenantName, rivals: &[Rival], tenancy: &Tenancy) -> u64 {
+        let rivals = rivals.iter().filter(|rival| rival.tenant != own.as_str());
+        let rivals: Vec<DomainRival> = rivals
+            .map(|rival| DomainRival {
+                virtual_ms: rival.virtual_ms,
+                weight: weight(tenancy, &rival.tenant),
+                queued: rival.tasks,
+                queued_ms: rival.ms,
+            })
+            .collect();
+        let each = self.ms / self.tasks.max(1);
+        let ahead_ms = self.ahead.saturating_mul(each);
+        let weight = tenancy.of(own).weight;
+        schedule::position(self.virtual_ms, weight, self.ahead, ahead_ms, &rivals)
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Rival {
     tenant: String,
@@ -174,20 +193,8 @@ impl Views {
     fn show(&self, seen: &Seen, tenancy: &Tenancy) -> Result<View, Error> {
         let task = seen.task()?;
         let position = seen.standing.as_ref().map(|own| {
-            let rivals = self.rivals.iter().flatten().filter(|(pool, _)| **pool == seen.place.pool);
-            let rivals = rivals.flat_map(|(_, all)| all).filter(|r| r.tenant != seen.place.tenant);
-            let rivals: Vec<DomainRival> = rivals
-                .map(|rival| DomainRival {
-                    virtual_ms: rival.virtual_ms,
-                    weight: weight(tenancy, &rival.tenant),
-                    queued: rival.tasks,
-                    queued_ms: rival.ms,
-                })
-                .collect();
-            let each = own.ms / own.tasks.max(1);
-            let weight = tenancy.of(&task.tenant).weight;
-            let ahead_ms = own.ahead.saturating_mul(each);
-            schedule::position(own.virtual_ms, weight, own.ahead, ahead_ms, &rivals)
+            let rivals = self.rivals.as_ref().and_then(|pools| pools.get(&seen.place.pool));
+            own.position(&task.tenant, rivals.map_or(&[], Vec::as_slice), tenancy)
         });
         let progress = match &seen.progress {
             Some(text) if task.state == State::Running => Some(parsed(text)?),

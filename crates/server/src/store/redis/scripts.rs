@@ -72,16 +72,13 @@ struct Script {
 }
 
 impl Script {
-    fn new(source: &str) -> Self {
-        let keys = KEYS.iter().enumerate();
-        let keys: Vec<String> =
-            keys.map(|(index, name)| format!("{name}=KEYS[{}]", index + 1)).collect();
+    /// What many scripts need comes before what this one does, and is part of every call's cost.
+    fn new(parts: &[&str]) -> Self {
         let source = format!(
-            "local K, TRIM, PLACE_MS = {{{}}}, {TRIM}, {}\n{}\n{}\n{source}",
-            keys.join(","),
+            "local TRIM, PLACE_MS = {TRIM}, {}\n{}\n{}",
             crate::store::PLACE_MS,
             include_str!("lua/common.lua"),
-            include_str!("lua/inputs.lua"),
+            parts.join("\n"),
         );
         let hash = redis::Script::new(&source).get_hash().to_owned();
         Self { source, hash }
@@ -89,21 +86,36 @@ impl Script {
 }
 
 macro_rules! scripts {
-    ($($name:ident),+ $(,)?) => {
+    ($($name:ident $(with $part:literal)*),+ $(,)?) => {
         #[derive(Clone, Copy)]
         #[expect(non_camel_case_types, reason = "they are named like their files")]
         pub(super) enum Name { $($name),+ }
 
         /// In the order of [`Name`].
         fn all() -> Vec<Script> {
-            vec![$(Script::new(include_str!(concat!("lua/", stringify!($name), ".lua")))),+]
+            vec![$(Script::new(&[
+                $(include_str!(concat!("lua/", $part, ".lua")),)*
+                include_str!(concat!("lua/", stringify!($name), ".lua")),
+            ])),+]
         }
     };
 }
 
 scripts!(
-    submit, claim, beat, change, look, list, advance, worker, survey, start, file, delivery,
-    record, check
+    submit with "account" with "task",
+    claim with "account" with "task" with "worker_of",
+    beat with "worker_of",
+    change with "account" with "task" with "worker_of",
+    look with "account" with "task" with "worker_of",
+    list with "account" with "task",
+    advance with "account" with "task" with "inputs",
+    worker with "worker_of",
+    survey,
+    start,
+    file with "inputs",
+    delivery,
+    record,
+    check with "account" with "task",
 );
 
 /// The scripts over one connection.

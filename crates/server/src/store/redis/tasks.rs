@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::RedisStore;
 use super::rows::{
-    Barred, FailedAttempt, FenceText, Seen, Slot, Views, WorkerRecord, corrupt, exact,
+    Barred, FailedAttempt, FenceText, Rival, Seen, Slot, Standing, Views, WorkerRecord, corrupt,
+    exact,
 };
 use super::scripts::Name;
 use crate::store::{Cancelled, Claim, Claimed, Demand, Error, Identity, Submitted, View};
@@ -105,7 +106,8 @@ struct SubmitReply {
     full: Option<u64>,
     exceeded: Option<ExceededReply>,
     input_gone: bool,
-    added: Vec<Views>,
+    standings: Vec<Standing>,
+    rivals: Vec<Rival>,
 }
 
 /// What was submitted under a key.
@@ -272,13 +274,15 @@ impl RedisStore {
             return Ok(views.into_iter().map(found).collect());
         }
         refused(&reply, first.created_at)?;
-        let mut submitted = Vec::with_capacity(tasks.len());
-        for (task, views) in tasks.iter().zip(&reply.added) {
-            let shown = views.shown(&self.options.tenancy)?;
-            let position = shown.first().and_then(|view| view.position);
-            submitted.push(Submitted { task: task.clone(), existed: false, position });
-        }
-        Ok(submitted)
+        let tenancy = &self.options.tenancy;
+        let position = |own: &Standing| own.position(&first.tenant, &reply.rivals, tenancy);
+        let positions = reply.standings.iter().map(position);
+        let added = |(task, position): (&Task, u64)| Submitted {
+            task: task.clone(),
+            existed: false,
+            position: Some(position),
+        };
+        Ok(tasks.iter().zip(positions).map(added).collect())
     }
 
     fn submit_call<'a>(

@@ -87,17 +87,16 @@ else
 end
 R('HSET', K.minute, tenant, cmsgpack.pack(minute))
 
-local ids, added = {}, {}
+local ids, standings, rivals = {}, {}, nil
 for _, task in ipairs(call.tasks) do
-  number_of(tenant)
-  if not R('ZSCORE', K.models, task.model) then
-    R('ZADD', K.models, R('ZCARD', K.models) + 1, task.model)
-  end
   local account = account_of(task.pool, tenant)
-  local floor = tonumber(R('HGET', K.floor, task.pool) or 0)
-  if account.running + ready_of(account) + delayed_of(account) == 0
-    and account.virtual_ms < floor then
-    account.virtual_ms, account.changed = floor, true
+  account.number = account.number or number_of(tenant)
+  if account.running == 0 and not next(account.queues) then
+    local floor = tonumber(R('HGET', K.floor, task.pool) or 0)
+    if account.virtual_ms < floor then account.virtual_ms, account.changed = floor, true end
+  end
+  if not account.queues[task.model] and not R('ZSCORE', K.models, task.model) then
+    R('ZADD', K.models, R('ZCARD', K.models) + 1, task.model)
   end
   local place = {
     rev = 0, seq = R('HINCRBY', K.meta, 'seq', 1), tenant = tenant, pool = task.pool,
@@ -110,13 +109,13 @@ for _, task in ipairs(call.tasks) do
   index_task(task.id, place, 1)
   for _, input in ipairs(task.inputs) do R('HINCRBY', K.named, input, 1) end
   ids[#ids + 1] = task.id
-  -- Each stands where it stood when it came.
-  save()
-  local seen = views_of({task.id})
-  added[#added + 1] = seen
+  -- Each stands where it stood when it came; the tasks of one submit are in one pool.
+  standings[#standings + 1] = standing_of(place)
+  rivals = rivals or rivals_in(task.pool)
   emit('task', task.id, 'tenant', tenant, 'pool', task.pool, 'state', 'QUEUED', 'ready', 1,
     'timers', task.deadline and 1 or 0)
 end
+save()
 if call.key then
   local field = tenant .. '|' .. call.key
   R('ZREM', K.grave, field)
@@ -124,4 +123,4 @@ if call.key then
     ids = ids, request = call.request, until_ms = first.created + DAY,
   }))
 end
-return reply({added = added})
+return reply({standings = standings, rivals = rivals})
