@@ -349,8 +349,14 @@ fn refusal(status: u16, body: &[u8]) -> Error {
     let code = detail.as_ref().and_then(|detail| Code::from_name(&detail.code));
     let message = match detail {
         Some(detail) => detail.message,
-        // Not ours: a proxy's page, or a storage service's XML.
-        None => String::from_utf8_lossy(body).chars().take(300).collect(),
+        None => {
+            let text = String::from_utf8_lossy(body);
+            match storage_code(&text) {
+                Some(code) => format!("the store of files says `{code}`"),
+                // Not ours: a proxy's page, say.
+                None => text.chars().take(300).collect(),
+            }
+        }
     };
     match (status, code) {
         (409, Some(Code::StaleLease)) => Error::StaleLease,
@@ -359,6 +365,15 @@ fn refusal(status: u16, body: &[u8]) -> Error {
         (408 | 425 | 429 | 500.., _) => Error::Unable { status, message },
         _ => Error::Refused { status, code, message },
     }
+}
+
+/// The code in a storage service's error, in XML. What else stands there is not for users: whose key it
+/// was, and what was signed with it.
+fn storage_code(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("<Error>")?;
+    let (code, _) = rest.split_once("<Code>")?.1.split_once("</Code>")?;
+    let plain = |code: &&str| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric());
+    Some(code).filter(plain)
 }
 
 async fn bounded(mut response: Response) -> Result<Vec<u8>, Error> {
@@ -442,6 +457,12 @@ mod tests {
             panic!("422 is definite");
         };
         assert_eq!(code, Some(Code::UploadMismatch));
+        let store = b"<?xml version=\"1.0\"?>\n<Error><Code>SignatureDoesNotMatch</Code>\
+            <AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>";
+        let Error::Refused { message, .. } = refusal(403, store) else {
+            panic!("403 is definite");
+        };
+        assert_eq!(message, "the store of files says `SignatureDoesNotMatch`");
         let Error::Refused { status, message, .. } = refusal(403, b"<html>no</html>") else {
             panic!("403 is definite");
         };

@@ -5,20 +5,25 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::stream;
-use rayreel_server::artifacts::{Artifacts, Bucket, Error, Key, Variables, sha256};
+use rayreel_server::artifacts::{Artifacts, Bucket, Error, Key, Place, Shown, Variables, sha256};
 use rayreel_server::clock::Random;
 
+use super::careless::Careless;
 use super::{Stand, fence, noise};
 use crate::gateway::{self, Gateway};
 
 pub(crate) fn bucket(gateway: &Gateway) -> Bucket {
+    bucket_at(gateway.endpoint())
+}
+
+fn bucket_at(endpoint: String) -> Bucket {
     let variables =
         [("AWS_ACCESS_KEY_ID", gateway::KEY), ("AWS_SECRET_ACCESS_KEY", gateway::SECRET)];
     let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
     Bucket {
         name: gateway::BUCKET.to_owned(),
         prefix: "some/where".to_owned(),
-        endpoint: Some(gateway.endpoint()),
+        endpoint: Some(endpoint),
         path_style: true,
         region: None,
         allow_http: true,
@@ -122,4 +127,66 @@ async fn an_upload_that_is_dropped_in_the_middle_leaves_nothing() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), gone).await.expect("in time");
+}
+
+#[tokio::test]
+#[ignore = "needs an S3 server: scripts/test s3"]
+async fn a_store_that_checks_what_it_is_given_is_written_to_by_workers() {
+    let Stand { artifacts, below: _gateway } = stand();
+    let key = Key::output(&fence(1), 0, &sha256(b"x")).unwrap();
+    let place = async |bytes| artifacts.place(&key, bytes, &sha256(b"x"), "video/mp4").await;
+    let Place::There(put) = place(5 << 20).await.unwrap() else { panic!("it checks") };
+    let names: Vec<&str> = put.headers.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["x-amz-checksum-sha256", "content-type", "if-none-match"]);
+    let long = place((5 << 20) + 1).await.unwrap();
+    assert!(matches!(long, Place::InParts(part) if part == 5 << 20), "{long:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_checks_nothing_is_found_out_and_written_to_by_the_server_alone() {
+    let store = Careless::start().await;
+    let artifacts = open(&bucket_at(store.endpoint.clone()));
+    artifacts.start().await.expect("files can be kept there");
+    let key = Key::output(&fence(1), 0, &sha256(b"x")).unwrap();
+    for bytes in [1, 100 << 20] {
+        let place = artifacts.place(&key, bytes, &sha256(b"x"), "video/mp4").await.unwrap();
+        assert!(matches!(place, Place::Here), "{place:?}");
+    }
+    let x = stream::iter([Ok::<_, String>(Bytes::from_static(b"x"))]);
+    artifacts.put_stream(&key, x, 1, &sha256(b"x")).await.unwrap();
+    assert_eq!(artifacts.head(&key).await.unwrap().bytes, 1);
+    assert_eq!(store.files().len(), 1, "and nothing of the trial is left: {:?}", store.files());
+}
+
+#[tokio::test]
+async fn an_address_is_written_as_those_know_the_store_who_get_it() {
+    let key = Key::output(&fence(1), 0, &sha256(b"x")).unwrap();
+    let address = async |bucket: Bucket| {
+        let shown = Shown {
+            media_type: "video/mp4",
+            disposition: "inline; filename=\"a b.mp4\"",
+            cache_control: "private",
+            life: None,
+        };
+        open(&bucket).address(&key, shown).await.unwrap()
+    };
+    let minio = || bucket_at("http://minio:9000".to_owned());
+    let plain = address(minio()).await.unwrap();
+    assert!(plain.starts_with("http://minio:9000/videos/some/where/task_"), "{plain}");
+    assert!(plain.contains("X-Amz-Expires=60&"), "{plain}");
+    assert!(plain.contains("filename%3D%22a%20b.mp4%22"), "{plain}");
+    let hosted = address(Bucket { path_style: false, ..minio() }).await.unwrap();
+    assert!(hosted.starts_with("http://videos.minio:9000/some/where/task_"), "{hosted}");
+    let outside = Some("https://s3.example.com".to_owned());
+    let outside = address(Bucket { public_endpoint: outside, ..minio() }).await.unwrap();
+    assert!(outside.starts_with("https://s3.example.com/videos/some/where/task_"), "{outside}");
+    let aws = Bucket {
+        endpoint: None,
+        path_style: false,
+        region: Some("eu-central-1".into()),
+        ..minio()
+    };
+    let aws = address(aws).await.unwrap();
+    assert!(aws.starts_with("https://videos.s3.eu-central-1.amazonaws.com/some/"), "{aws}");
+    assert_eq!(address(Bucket { redirect: false, ..minio() }).await, None);
 }

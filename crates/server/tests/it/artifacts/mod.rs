@@ -1,6 +1,7 @@
 //! What every store of files must do, done with each of them; and what is special to a bucket.
 
 pub(crate) mod bucket;
+mod careless;
 
 use axum::body::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
