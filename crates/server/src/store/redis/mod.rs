@@ -13,7 +13,10 @@
 mod address;
 mod check;
 mod clock;
+mod cluster;
 mod delivery;
+mod durability;
+mod history;
 mod inputs;
 mod link;
 mod records;
@@ -25,7 +28,6 @@ mod views;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use rayreel_domain::file::FileRecord;
@@ -45,6 +47,7 @@ use super::{
     TenantUse, View, WorkerView,
 };
 use crate::signing::Secret;
+use history::{History, TermsOf};
 use link::Link;
 use rows::FenceText;
 use scripts::{Name, Scripts};
@@ -53,15 +56,12 @@ use tail::Tail;
 pub use address::Address;
 pub use clock::SharedClock;
 
-/// The version of the layout that this build writes.
-const VERSION: u32 = 1;
-
 /// One server's view of a store in Redis.
 pub struct RedisStore {
     options: Options,
     link: Arc<Link>,
-    scripts: Scripts,
-    epoch: AtomicU64,
+    scripts: Arc<Scripts>,
+    history: Arc<History>,
     _tail: Tail,
 }
 
@@ -69,13 +69,6 @@ impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisStore").finish_non_exhaustive()
     }
-}
-
-#[derive(Serialize)]
-struct TermsOf<'a> {
-    tenant: &'a str,
-    weight: u32,
-    running: Option<u64>,
 }
 
 #[derive(Serialize, Default)]
@@ -105,59 +98,22 @@ impl RedisStore {
     /// Opens the store at this address, creating it if there is none.
     pub async fn open(address: &Address, options: Options) -> Result<Self, Error> {
         let link = Arc::new(Link::new(address)?);
-        let scripts = Scripts::new(Arc::clone(&link), &address.prefix);
-        let events = scripts.key("events").to_owned();
-        let tail = Tail::start(Arc::clone(&link), events, Arc::clone(&options.feed));
-        let epoch = AtomicU64::new(0);
-        let store = Self { options, link, scripts, epoch, _tail: tail };
-        store.start(true).await?;
-        Ok(store)
-    }
-
-    /// Learns whose history the store's is, and on what terms tenants are.
-    async fn start(&self, with_terms: bool) -> Result<(), Error> {
-        #[derive(Serialize)]
-        struct Start<'a> {
-            version: u32,
-            epoch: String,
-            server: String,
-            terms: Option<Vec<TermsOf<'a>>>,
-        }
-        #[derive(Deserialize)]
-        struct Reply {
-            newer: Option<u32>,
-            epoch: String,
-        }
-        let tenancy = &self.options.tenancy;
+        durability::inspect(&link, address).await?;
+        let scripts = Arc::new(Scripts::new(Arc::clone(&link), &address.prefix));
+        let random = Arc::clone(&options.random);
+        let history = Arc::new(History::new(Arc::clone(&link), Arc::clone(&scripts), random));
         let of = |tenant, terms: &rayreel_domain::tenant::Terms| TermsOf {
             tenant,
             weight: terms.weight,
             running: terms.running.map(rows::exact),
         };
+        let tenancy = Arc::clone(&options.tenancy);
         let own = tenancy.own.iter().map(|(tenant, terms)| of(tenant.as_str(), terms));
-        let start = Start {
-            version: VERSION,
-            epoch: (self.options.random.number() >> 12).to_string(),
-            server: self.process().await?,
-            terms: with_terms.then(|| own.chain([of("*", &tenancy.common)]).collect()),
-        };
-        let reply: Reply = self.scripts.run(Name::start, &start).await?;
-        if let Some(found) = reply.newer {
-            return Err(Error::TooNew { found, known: VERSION });
-        }
-        self.epoch.store(rows::number(&reply.epoch)?, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Which process of Redis answers: another one may have lost what the last one acknowledged.
-    async fn process(&self) -> Result<String, Error> {
-        if self.link.is_cluster() {
-            return Ok(String::new());
-        }
-        let info: String =
-            self.link.send(redis::cmd("INFO").arg("server")).await.map_err(link::failed)?;
-        let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
-        Ok(id.unwrap_or_default().trim().to_owned())
+        history.learn(Some(own.chain([of("*", &tenancy.common)]).collect())).await?;
+        let events = scripts.key("events").to_owned();
+        let feed = Arc::clone(&options.feed);
+        let tail = Tail::start(Arc::clone(&link), Arc::clone(&history), events, feed);
+        Ok(Self { options, link, scripts, history, _tail: tail })
     }
 
     fn now(&self) -> Timestamp {
@@ -188,7 +144,7 @@ impl RedisStore {
 #[async_trait]
 impl Store for RedisStore {
     fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
+        self.history.epoch()
     }
 
     async fn submit(&self, task: Task) -> Result<Submitted, Error> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -118,7 +118,14 @@ scripts!(
     check with "account" with "task",
 );
 
-/// The scripts over one connection.
+impl Name {
+    /// Whoever asks again is told the same: nothing is decided by it.
+    fn only_reads(self) -> bool {
+        matches!(self, Self::look | Self::list | Self::survey | Self::check)
+    }
+}
+
+/// The scripts over one link.
 pub(super) struct Scripts {
     link: Arc<Link>,
     keys: Vec<String>,
@@ -143,31 +150,67 @@ impl Scripts {
         request: &Q,
     ) -> Result<A, Error> {
         let request = rmp_serde::to_vec_named(request).expect("requests are plain data");
-        let script = &self.all[name as usize];
-        let answer = match self.evaluate("EVALSHA", &script.hash, &request).await {
-            // It was started anew: it learns the script by being given it.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.evaluate("EVAL", &script.source, &request).await
+        let mut answer = self.link.send(&self.command("EVALSHA", name, &request)).await;
+        if answer.as_ref().is_err_and(is_unknown) {
+            answer = self.link.send(&self.command("EVAL", name, &request)).await;
+        }
+        if name.only_reads() {
+            if answer.as_ref().is_err_and(link::may_have_run) {
+                answer = self.link.send(&self.command("EVAL", name, &request)).await;
             }
-            answer => answer,
-        };
-        let answer = answer.map_err(link::failed)?;
-        rmp_serde::from_slice(&answer)
-            .map_err(|error| Error::Corrupt(format!("an answer of the store: {error}")))
+            return unpack(answer.map_err(link::failed_to_read)?);
+        }
+        unpack(answer.map_err(link::failed)?)
     }
 
-    async fn evaluate(
+    /// Runs a script that makes a promise to whoever asked, and waits until it is kept where the
+    /// address says so. `promises`: does this answer promise something?
+    pub(super) async fn promise<Q: Serialize, A: DeserializeOwned>(
         &self,
-        verb: &str,
-        script: &str,
-        request: &[u8],
-    ) -> Result<Vec<u8>, RedisError> {
+        name: Name,
+        request: &Q,
+        promises: impl FnOnce(&A) -> bool,
+    ) -> Result<A, Error> {
+        let request = rmp_serde::to_vec_named(request).expect("requests are plain data");
+        let marked = |verb| {
+            let mut command = self.command(verb, name, &request);
+            // Also who only repeats what another has written waits for it.
+            command.arg(1);
+            command
+        };
+        let mut answer = self.link.promise(&marked("EVALSHA")).await;
+        if answer.as_ref().is_err_and(is_unknown) {
+            answer = self.link.promise(&marked("EVAL")).await;
+        }
+        let (answer, promise) = answer.map_err(link::failed)?;
+        let answer = unpack(answer)?;
+        match promise {
+            Some(promise) if promises(&answer) => promise.kept().await?,
+            Some(promise) => promise.free(),
+            None => {}
+        }
+        Ok(answer)
+    }
+
+    fn command(&self, verb: &str, name: Name, request: &[u8]) -> Cmd {
+        let script = &self.all[name as usize];
         let mut command = redis::cmd(verb);
-        command.arg(script).arg(self.keys.len());
+        command.arg(if verb == "EVAL" { &script.source } else { &script.hash });
+        command.arg(self.keys.len());
         for key in &self.keys {
             command.arg(key);
         }
         command.arg(request);
-        self.link.send(&command).await
+        command
     }
+}
+
+/// It was started anew: it learns the script by being given it.
+fn is_unknown(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn unpack<A: DeserializeOwned>(answer: Vec<u8>) -> Result<A, Error> {
+    rmp_serde::from_slice(&answer)
+        .map_err(|error| Error::Corrupt(format!("an answer of the store: {error}")))
 }

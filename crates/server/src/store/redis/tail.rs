@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use rayreel_domain::id::{PoolName, TaskId, WorkerName};
 use rayreel_domain::task::State;
+use redis::Cmd;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
-use redis::{Cmd, RedisError};
 
-use super::link::{Link, Own};
+use super::history::History;
+use super::link::{self, Link};
 use crate::feed::{Change, Feed};
+use crate::store::Error;
 
 /// Longest wait for an event; then the connection is tried.
-const BLOCK: Duration = Duration::from_secs(5);
+const BLOCK: Duration = Duration::from_secs(2);
+/// How much later its answer may come.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Events that are read in one go.
 const COUNT: usize = 1_000;
 /// Between two tries to connect.
@@ -27,12 +31,22 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub(super) struct Tail(tokio::task::JoinHandle<()>);
 
 impl Tail {
-    pub(super) fn start(link: Arc<Link>, key: String, feed: Arc<Feed>) -> Self {
+    pub(super) fn start(
+        link: Arc<Link>,
+        history: Arc<History>,
+        key: String,
+        feed: Arc<Feed>,
+    ) -> Self {
         Self(tokio::spawn(async move {
+            // Whoever opens the store has just learnt the history.
+            let mut known = true;
             loop {
-                if let Err(error) = follow(&link, &key, &feed).await {
+                let made = link.broken();
+                if let Err(error) = follow(&link, &history, known, &key, &feed).await {
                     tracing::warn!(%error, "the store's events can't be followed; trying again");
+                    link.give_up(made);
                 }
+                known = false;
                 tokio::time::sleep(AGAIN).await;
             }
         }))
@@ -45,34 +59,38 @@ impl Drop for Tail {
     }
 }
 
-async fn follow(link: &Link, key: &str, feed: &Feed) -> Result<(), RedisError> {
-    let mut connection = link.own(BLOCK * 2).await?;
+/// Follows until the connection breaks, this one or that of all others.
+async fn follow(
+    link: &Link,
+    history: &History,
+    known: bool,
+    key: &str,
+    feed: &Feed,
+) -> Result<(), Error> {
+    let broken = link.broken();
+    let mut connection = link.own(BLOCK + ANSWER).await.map_err(link::failed_to_read)?;
+    if !known {
+        history.learn(None).await?;
+    }
+    let failed = link::failed_to_read;
     let mut newest = Cmd::new();
     newest.arg("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1);
-    let newest: StreamRangeReply = ask(&mut connection, &newest).await?;
+    let newest: StreamRangeReply = newest.query_async(&mut connection).await.map_err(failed)?;
     let mut last = newest.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
     // What came before that is found by looking.
     feed.stir();
-    loop {
+    while link.broken() == broken {
         let mut read = Cmd::new();
         read.arg("XREAD").arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK.as_millis() as u64);
         read.arg("STREAMS").arg(key).arg(&last);
-        let read: Option<StreamReadReply> = ask(&mut connection, &read).await?;
+        let read: Option<StreamReadReply> =
+            read.query_async(&mut connection).await.map_err(failed)?;
         for entry in read.into_iter().flat_map(|read| read.keys).flat_map(|stream| stream.ids) {
             wake(&entry, feed);
             last = entry.id;
         }
     }
-}
-
-async fn ask<T: redis::FromRedisValue>(
-    connection: &mut Own,
-    command: &Cmd,
-) -> Result<T, RedisError> {
-    match connection {
-        Own::Node(node) => command.query_async(node).await,
-        Own::Cluster(cluster) => command.query_async(cluster).await,
-    }
+    Ok(())
 }
 
 /// Wakes those whom an event concerns. Fields that are unknown are of a newer version, and values

@@ -268,7 +268,8 @@ impl RedisStore {
     pub(super) async fn submit_tasks(&self, tasks: &[Task]) -> Result<Vec<Submitted>, Error> {
         let Some(first) = tasks.first() else { return Ok(Vec::new()) };
         let call = self.submit_call(&first.tenant, first.idempotency.as_ref(), tasks);
-        let reply: SubmitReply = self.scripts.run(Name::submit, &call).await?;
+        let accepted = |reply: &SubmitReply| reply.known.is_some() || !reply.standings.is_empty();
+        let reply = self.scripts.promise(Name::submit, &call, accepted).await?;
         if let Some(known) = &reply.known {
             let views = self.known(known, first.idempotency.as_ref()).await?;
             return Ok(views.into_iter().map(found).collect());
@@ -388,7 +389,8 @@ impl RedisStore {
             silence_ms: self.options.worker_silence_ms,
         };
         loop {
-            let reply: ClaimReply = self.scripts.run(Name::claim, &call).await?;
+            let gives = |reply: &ClaimReply| reply.task.is_some() || reply.drain;
+            let reply = self.scripts.promise(Name::claim, &call, gives).await?;
             if let Some(lost) = &reply.vanished {
                 self.give_up(lost.fence()?).await?;
                 continue;
@@ -496,7 +498,10 @@ impl RedisStore {
         let held = self.held_ms(row);
         let effect = match task.end(fence, end, &self.options.rules, held, jitter, self.now()) {
             Ok(effect) => effect,
-            Err(Refusal::Repeated) => return Ok(task),
+            Err(Refusal::Repeated) => {
+                self.confirm().await?;
+                return Ok(task);
+            }
             Err(Refusal::Stale { cancelled }) => return Err(stale(cancelled)),
             Err(Refusal::State(_)) => return Err(stale(false)),
         };
@@ -581,7 +586,10 @@ impl RedisStore {
                 call.changes.push(deletion(&task, row));
                 Cancelled { task, cancelled: false, deleted: true }
             }
-            Err(_) => return Ok(Cancelled { task, cancelled: false, deleted: false }),
+            Err(_) => {
+                self.confirm().await?;
+                return Ok(Cancelled { task, cancelled: false, deleted: false });
+            }
         };
         self.apply(&call).await?;
         Ok(cancelled)
@@ -713,8 +721,20 @@ impl RedisStore {
     }
 
     async fn apply(&self, call: &ChangeCall<'_>) -> Result<(), Miss> {
-        let reply: ChangeReply = self.scripts.run(Name::change, call).await?;
+        let changes = |reply: &ChangeReply| !reply.conflict;
+        let reply = self.scripts.promise(Name::change, call, changes).await?;
         if reply.conflict { Err(Miss::Conflict) } else { Ok(()) }
+    }
+
+    /// Waits until what was read is had by all who shall have it: who is told that something has
+    /// been done before is promised it, too.
+    async fn confirm(&self) -> Result<(), Error> {
+        if !self.link.waits() {
+            return Ok(());
+        }
+        let look = Look { ids: Vec::new(), by: None, mono: self.mono(), worker: false };
+        let _: Views = self.scripts.promise(Name::look, &look, |_| true).await?;
+        Ok(())
     }
 
     pub(super) async fn look(&self, ids: Vec<String>) -> Result<Views, Error> {

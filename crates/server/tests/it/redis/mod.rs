@@ -1,5 +1,7 @@
 //! The Redis store, on a real redis-server: what every store promises.
 
+mod load;
+mod outage;
 mod server;
 
 use std::sync::Arc;
@@ -11,10 +13,36 @@ use rayreel_server::store::redis::RedisStore;
 use rayreel_server::store::{After, ListQuery, Options, Order, Store};
 
 use crate::conformance::{self, Setup, Stores};
-use server::Server;
+use server::{Cluster, Server};
 
 /// Stores side by side in one Redis.
 struct Redis;
+
+/// Stores side by side in one cluster, each with a slot of its own.
+struct Clustered;
+
+#[async_trait]
+impl Stores for Clustered {
+    type Home = String;
+
+    fn home(&self) -> String {
+        Redis.home()
+    }
+
+    fn forgets(&self) -> bool {
+        false
+    }
+
+    fn cases(&self) -> u64 {
+        16
+    }
+
+    async fn open(&self, home: &String, setup: &Setup) -> Arc<dyn Store> {
+        let address = format!("{}?prefix={home}", Cluster::shared().url());
+        let address = address.parse().expect("an address");
+        Arc::new(RedisStore::open(&address, options(setup)).await.expect("it opens"))
+    }
+}
 
 #[async_trait]
 impl Stores for Redis {
@@ -59,6 +87,14 @@ fn options(setup: &Setup) -> Options {
 #[test]
 fn redis_does_what_every_store_does() {
     conformance::conforms(&Redis);
+}
+
+#[test]
+fn a_cluster_does_what_every_store_does() {
+    conformance::conforms(&Clustered);
+    let played = conformance::runtime();
+    played.block_on(conformance::shares_fairly(&Clustered));
+    played.block_on(conformance::drains(&Clustered));
 }
 
 #[test]

@@ -5,6 +5,10 @@ local BEFORE = string.sub(KEYS[1], 1, -#'meta' - 1)
 local K = setmetatable({}, {__index = function(_, name) return BEFORE .. name end})
 local call = cmsgpack.unpack(ARGV[1])
 
+-- Whoever asks waits for replicas. Redis waits for what the connection itself has written last, so that
+-- is now, also if all that is said was written by another: by the first try of the same submit.
+if ARGV[2] then R('HSET', K.meta, 'waits', 1) end
+
 local NONE, READY, BACKOFF = 0, 1, 2
 local QUEUED, RUNNING = 0, 1
 local STARTING, BUSY, IDLE = 0, 1, 2
