@@ -126,7 +126,12 @@ impl Stream {
                 }
             }
             // On an error, or when the task is deleted, the stream ends; the client comes back.
-            let view = self.app.components.store.get(&self.tenant, self.id).await.ok()??;
+            let store = &self.app.components.store;
+            let view = store.get(&self.tenant, self.id).await.ok()??;
+            if store.epoch() != self.news.epoch {
+                // What was told may have been undone by a failover; a new stream begins with what is.
+                return None;
+            }
             let text = self.news.since(&view);
             if !text.is_empty() {
                 return Some(text.into());
