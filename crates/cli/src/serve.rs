@@ -51,6 +51,7 @@ impl Server {
         let mut components = Components::open(&settings, &home, worker_command()?).await?;
         components.credentials.admin_key = admin_key;
         components.may_listen(address).await?;
+        components.artifacts.start().await.map_err(rayreel_server::Error::from)?;
         home.announce(&url, embedded)?;
         let client_token = home.client_token().to_owned();
         let shutdown = CancellationToken::new();

@@ -103,6 +103,7 @@ impl Error {
         match self {
             Self::Store { error: store::Error::TooNew { .. }, .. } => Code::StoreTooNew,
             Self::Store { error: store::Error::Corrupt(_), .. } => Code::StoreCorrupt,
+            Self::Artifacts(artifacts::Error::Unusable(_)) => Code::InvalidConfig,
             Self::Store { .. } | Self::Artifacts(_) => Code::StoreUnavailable,
             Self::Io(_) | Self::NoDirectory => Code::Internal,
             Self::NoKeys(_) => Code::InvalidConfig,
@@ -243,7 +244,6 @@ pub async fn run(
     let broken = |error| Error::Store { path: "the store".to_owned(), error };
     app.keyring.load(&app.components).await.map_err(broken)?;
     app.components.may_listen(listener.local_addr()?).await?;
-    app.components.artifacts.start().await?;
     let mut fleet = Fleet::new(Arc::clone(&app), address);
     // Before the first claim: leases of workers that died with the machine are free at once.
     fleet.look().await.map_err(broken)?;

@@ -56,6 +56,28 @@ fn a_video_lies_in_the_bucket_and_is_downloaded_from_there() {
 
 #[test]
 #[ignore = "needs an S3 server: scripts/test s3"]
+fn a_server_whose_bucket_does_not_exist_does_not_start() {
+    let Far { mut server, link, gateway: _there } = far("");
+    server.terminate();
+    server.configure(&format!(
+        "[artifacts]\nurl = \"s3://another\"\nendpoint = \"{}\"\nallow_http = true\n",
+        link.url
+    ));
+    let refused = server.serve_in_vain();
+    assert_ne!(refused.code, Some(0));
+    let told = format!("error[invalid_config]: there is no bucket s3://another at {}", link.url);
+    assert!(refused.stderr.contains(&told), "{refused:?}");
+    assert!(!refused.stderr.contains(gateway::SECRET));
+    // One that is only away is waited for.
+    server.configure("[artifacts]\nurl = \"s3://another\"\nendpoint = \"https://127.0.0.1:1\"\n");
+    let child = server.command(&["serve", "--listen", "127.0.0.1:0"]);
+    until("it serves", || server.find_announced());
+    child.process.signal(rustix::process::Signal::TERM);
+    assert!(child.finish().stderr.contains("the artifact store does not answer"));
+}
+
+#[test]
+#[ignore = "needs an S3 server: scripts/test s3"]
 fn a_bucket_that_is_away_when_files_are_delivered_costs_no_work() {
     let faults = Faults::new();
     let Far { server, link, gateway } = far(&faults.model("fault", ""));

@@ -258,7 +258,7 @@ impl From<artifacts::Error> for Error {
             artifacts::Error::Full => {
                 Self::new(Code::StorageFull, "the artifact store has no space left")
             }
-            artifacts::Error::Unavailable(cause) => Self::new(
+            artifacts::Error::Unavailable(cause) | artifacts::Error::Unusable(cause) => Self::new(
                 Code::StoreUnavailable,
                 "the artifact store is not available just now; nothing is lost",
             )

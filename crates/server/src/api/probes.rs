@@ -46,7 +46,7 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Erro
         components.artifacts.probe().await.map_err(|fault| {
             let message = match fault {
                 artifacts::Error::Full => "the disk of the data directory is full; free some space",
-                artifacts::Error::Unavailable(_) => {
+                artifacts::Error::Unavailable(_) | artifacts::Error::Unusable(_) => {
                     "the artifact store is not available; the log says why"
                 }
                 _ => "the data directory can't be written to; the log says why",

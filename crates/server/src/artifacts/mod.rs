@@ -55,6 +55,9 @@ pub enum Error {
     /// The store does not do it now, and may do it later.
     #[error("{0}")]
     Unavailable(String),
+    /// It can't be used as it is configured.
+    #[error("{0}")]
+    Unusable(String),
     #[error("{0}")]
     Other(String),
 }
@@ -248,8 +251,8 @@ impl Artifacts {
         S3::open(bucket, random).map(|s3| Self(Backend::S3(Arc::new(s3))))
     }
 
-    /// Finds out what the store can do, and says so in the log. An error is for the operator: the
-    /// store can't be used as it is configured. That it does not answer just now is none.
+    /// Finds out what the store can do, and says so in the log. That it does not answer just now is no
+    /// error: it is asked again when it is needed.
     pub async fn start(&self) -> Result<(), Error> {
         match &self.0 {
             Backend::Directory(_) => Ok(()),

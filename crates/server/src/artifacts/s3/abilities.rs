@@ -9,7 +9,7 @@ use object_store::path::Path;
 
 use super::super::{Error, Missing, Pieces, sha256};
 use super::request::{self, Answer, CHECKSUM, Request};
-use super::{S3, failed, told};
+use super::{S3, failed};
 
 const WHAT: &[u8] = b"what this store can do";
 /// As long, and not the same.
@@ -74,25 +74,8 @@ impl S3 {
 
     async fn try_out(&self, path: &Path) -> Result<Abilities, Error> {
         // What everything else needs: to write, to look, to list, to delete.
-        match self.store.put(path, Bytes::from_static(WHAT).into()).await {
-            Ok(_) => {}
-            Err(error @ object_store::Error::NotFound { .. }) => {
-                let message = format!("there is no bucket {}: {}", self.bucket, told(&error));
-                return Err(Error::Other(message));
-            }
-            Err(
-                error @ (object_store::Error::PermissionDenied { .. }
-                | object_store::Error::Unauthenticated { .. }),
-            ) => {
-                let message = format!(
-                    "the credentials do not open {} for writing: {}",
-                    self.bucket,
-                    told(&error)
-                );
-                return Err(Error::Other(message));
-            }
-            Err(error) => return Err(failed(error)),
-        }
+        let put = self.store.put(path, Bytes::from_static(WHAT).into()).await;
+        put.map_err(|error| self.bucket.explain(error))?;
         self.delete_below(path).await?;
         let signatures = self.checks_signatures(path).await?;
         let checksums = self.checks_checksums(path).await?;

@@ -205,6 +205,39 @@ impl Bucket {
         builder.build().map_err(|error| Error::Other(told(&error)))
     }
 
+    /// What the first request that fails means, for the operator.
+    fn explain(&self, error: object_store::Error) -> Error {
+        let told = told(&error);
+        let said = said(&told);
+        match error {
+            object_store::Error::NotFound { .. } => Error::Unusable(format!(
+                "there is no bucket {self} ({said}): make it, or correct `artifacts.url` or \
+                 `artifacts.endpoint`"
+            )),
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. } => Error::Unusable(format!(
+                "the credentials do not open {self} for writing ({said}): correct AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY, or whatever gives them, or what they allow"
+            )),
+            _ if !self.names_credentials() => Error::Unavailable(format!(
+                "the environment names no credentials, such as AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY, and the machine gives none: {told}"
+            )),
+            error => failed(error),
+        }
+    }
+
+    /// Does the environment say where credentials come from?
+    fn names_credentials(&self) -> bool {
+        const NAMES: [&str; 4] = [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        ];
+        self.variables.0.iter().any(|(name, _)| NAMES.contains(&&**name))
+    }
+
     /// The endpoint, with the bucket before its host if that is the style.
     fn host_of(&self, endpoint: &str) -> String {
         match endpoint.split_once("://") {
@@ -234,6 +267,12 @@ fn failed(error: object_store::Error) -> Error {
         object_store::Error::NotFound { .. } => Error::NotFound,
         error => Error::Unavailable(told(&error)),
     }
+}
+
+/// The code of a service's answer in XML; the rest says what was signed, with whose key.
+fn said(text: &str) -> &str {
+    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+    code.map_or("the service says no more", |(code, _)| code)
 }
 
 /// An error with its causes, as far as they say something new.

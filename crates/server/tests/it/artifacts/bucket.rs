@@ -62,13 +62,23 @@ async fn files_lie_below_the_prefix_and_a_trial_leaves_none() {
 async fn a_bucket_that_can_not_be_used_is_named_at_the_start() {
     let gateway = Gateway::start();
     let missing = Bucket { name: "another".to_owned(), ..bucket(&gateway) };
-    let error = open(&missing).start().await.unwrap_err().to_string();
-    assert!(error.starts_with("there is no bucket s3://another/some/where at http://"), "{error}");
+    let Err(Error::Unusable(error)) = open(&missing).start().await else { panic!("it is missing") };
+    let told = format!(
+        "there is no bucket s3://another/some/where at {} (NoSuchBucket): make it, or correct \
+         `artifacts.url` or `artifacts.endpoint`",
+        gateway.endpoint()
+    );
+    assert_eq!(error, told);
     let mut locked = bucket(&gateway);
     locked.variables.0[1].1 = "not-the-secret".to_owned();
-    let error = open(&locked).start().await.unwrap_err().to_string();
-    let told = "the credentials do not open s3://videos/some/where at http://";
-    assert!(error.starts_with(told), "{error}");
+    let Err(Error::Unusable(error)) = open(&locked).start().await else { panic!("it is locked") };
+    let told = format!(
+        "the credentials do not open s3://videos/some/where at {} for writing \
+         (SignatureDoesNotMatch): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or whatever \
+         gives them, or what they allow",
+        gateway.endpoint()
+    );
+    assert_eq!(error, told);
     assert!(!error.contains("not-the-secret") && !format!("{locked:?}").contains("not-the-secret"));
 }
 
