@@ -177,6 +177,7 @@ pub struct Home {
     path: PathBuf,
     client_token: Token,
     worker_token: Token,
+    identity: Token,
     _lock: File,
     /// The last server left its announcement behind: it was killed.
     unclean: bool,
@@ -198,6 +199,7 @@ impl Home {
         let home = Self {
             client_token: token(&path.join("client_token"), random)?,
             worker_token: token(&path.join("worker_token"), random)?,
+            identity: token(&path.join("identity"), random)?,
             unclean: path.join(ANNOUNCEMENT).exists(),
             path: path.to_owned(),
             _lock: lock,
@@ -267,6 +269,11 @@ impl Home {
     /// What clients of the same user send.
     pub fn client_token(&self) -> &str {
         self.client_token.as_str()
+    }
+
+    /// Tells this directory from those of other servers of the same store. No secret.
+    pub fn identity(&self) -> String {
+        self.identity.as_str()[..16].to_owned()
     }
 
     /// What workers send.

@@ -143,6 +143,7 @@ impl Components {
         let provider = Arc::new(fleet::local::Local::new(
             worker_command,
             home.path().to_owned(),
+            home.identity(),
             credentials.worker_token.clone(),
         ));
         Ok(Self {
@@ -244,11 +245,11 @@ pub async fn run(
     let broken = |error| Error::Store { path: "the store".to_owned(), error };
     app.keyring.load(&app.components).await.map_err(broken)?;
     app.components.may_listen(listener.local_addr()?).await?;
-    let mut fleet = Fleet::new(Arc::clone(&app), address);
+    let mut duties = JoinSet::new();
+    let lead = duties::start(&app, &mut duties);
+    let mut fleet = Fleet::new(Arc::clone(&app), address).led_by(lead);
     // Before the first claim: leases of workers that died with the machine are free at once.
     fleet.look().await.map_err(broken)?;
-    let mut duties = JoinSet::new();
-    duties::start(&app, &mut duties);
     duties.spawn(fleet.run(app.stopping.clone()));
     let served = api::serve(listener, Arc::clone(&app), shutdown).await;
     app.stopping.cancel();

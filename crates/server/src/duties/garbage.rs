@@ -3,14 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lead::Lead;
 use crate::App;
 
 const BATCH: u32 = 100;
 const TICK: Duration = Duration::from_secs(30);
 
-pub(super) async fn run(app: Arc<App>) {
+pub(super) async fn run(app: Arc<App>, mut lead: Lead) {
     let components = &app.components;
     loop {
+        tokio::select! {
+            () = app.stopping.cancelled() => return,
+            () = lead.won() => {}
+        }
         match collect(&app).await {
             Ok(collected) if collected == BATCH as usize => continue,
             Ok(_) => {}

@@ -11,6 +11,7 @@ use rayreel_domain::code::Code;
 use rayreel_domain::lease::{self, Fence, Terms};
 use rayreel_domain::task::{End, Failure};
 
+use super::lead::Lead;
 use crate::App;
 use crate::clock::Clock;
 use crate::store::{self, Store};
@@ -66,7 +67,7 @@ impl Rescuer {
     }
 }
 
-pub(super) async fn run(app: Arc<App>) {
+pub(super) async fn run(app: Arc<App>, mut lead: Lead) {
     let components = &app.components;
     let terms = app.settings.terms();
     let max_run_ms = app.settings.max_run_seconds.ms();
@@ -74,6 +75,14 @@ pub(super) async fn run(app: Arc<App>) {
     let tick = Duration::from_millis((terms.lease_ms.min(terms.first_ms) / 10).clamp(20, 1000));
     let mut rescuer = Rescuer::default();
     loop {
+        if !lead.held() {
+            tokio::select! {
+                () = app.stopping.cancelled() => return,
+                () = lead.won() => {}
+            }
+            // What it has seen is long ago: every lease has its full time ahead of it.
+            rescuer = Rescuer::default();
+        }
         let look = rescuer.look(&*components.store, &*components.clock, terms, max_run_ms).await;
         if let Err(error) = look {
             tracing::warn!(%error, "the rescuer could not look at the leases");

@@ -3,14 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lead::Lead;
 use crate::App;
 
 /// The wall clock may jump, so a moment far away is looked at again before it comes.
 const LONGEST: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(app: Arc<App>) {
+pub(super) async fn run(app: Arc<App>, mut lead: Lead) {
     let components = &app.components;
     loop {
+        tokio::select! {
+            () = app.stopping.cancelled() => return,
+            () = lead.won() => {}
+        }
         let wait = match components.store.advance().await {
             Ok(None) => None,
             Ok(Some(at)) => {
@@ -26,6 +31,7 @@ pub(super) async fn run(app: Arc<App>) {
         tokio::select! {
             () = app.stopping.cancelled() => return,
             () = components.feed.timers.notified() => {}
+            () = lead.lost() => {}
             () = sleep(wait) => {}
         }
     }

@@ -43,13 +43,15 @@ pub struct Local {
     command: Vec<String>,
     /// Data directory: workers read the server's address there after a restart.
     home: PathBuf,
+    /// Whose the directory is: of two machines only one can look after its workers.
+    place: String,
     worker_token: String,
     children: Mutex<HashMap<String, Child>>,
 }
 
 impl Local {
-    pub fn new(command: Vec<String>, home: PathBuf, worker_token: String) -> Self {
-        Self { command, home, worker_token, children: Mutex::new(HashMap::new()) }
+    pub fn new(command: Vec<String>, home: PathBuf, place: String, worker_token: String) -> Self {
+        Self { command, home, place, worker_token, children: Mutex::new(HashMap::new()) }
     }
 
     fn log(&self, id: &str) -> PathBuf {
@@ -151,6 +153,10 @@ impl Provider for Local {
         }
     }
 
+    fn place(&self) -> &str {
+        &self.place
+    }
+
     async fn forget(&self, launch: &Launch) {
         if let Some(mut child) = self.children().remove(&launch.id) {
             // It has ended: this takes its status and never waits long.
@@ -214,6 +220,7 @@ mod tests {
             created_at: Default::default(),
             pid: None,
             pid_started: None,
+            place: String::new(),
             claimed: false,
             gpus: gpus.iter().map(|gpu| (*gpu).to_owned()).collect(),
         }
@@ -221,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_worker_sees_the_gpus_that_are_its_own() {
-        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
+        let local =
+            Local::new(vec!["rayreel".into()], "/data".into(), "here".into(), "token".into());
         let visible = |gpus: &[&str]| {
             let command = local.command(&launch(gpus), "http://127.0.0.1:1").expect("a program");
             let mut set = command.get_envs().filter(|(name, _)| *name == VISIBLE);
@@ -233,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_worker_gets_its_own_token_and_no_other_secret() {
-        let local = Local::new(vec!["rayreel".into()], "/data".into(), "token".into());
+        let local =
+            Local::new(vec!["rayreel".into()], "/data".into(), "here".into(), "token".into());
         let launch = launch(&[]);
         let command = local.command(&launch, "http://127.0.0.1:1").expect("a program");
         let value = |name: &str| command.get_envs().find(|(found, _)| *found == name);

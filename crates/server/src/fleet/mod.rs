@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::App;
 use crate::config;
+use crate::duties::Lead;
 use crate::store::{self, Activity, Identity, Launch, WorkerView};
 use breaker::Breaker;
 
@@ -42,6 +43,12 @@ pub trait Provider: Send + Sync + 'static {
 
     /// Forgets a launch that is over.
     async fn forget(&self, launch: &Launch);
+
+    /// Where its workers run; of those that run elsewhere it knows nothing. Empty if there is only
+    /// one place.
+    fn place(&self) -> &str {
+        ""
+    }
 }
 
 /// How a worker process ended.
@@ -128,18 +135,28 @@ pub struct Fleet {
     /// Address under which workers of this machine reach the server.
     server: String,
     breakers: HashMap<PoolName, Breaker>,
+    /// Whether this server starts workers; what it has started it looks after in any case.
+    lead: Lead,
 }
 
 /// Looks are this far apart at least, whatever happens in between.
 const PACE: Duration = Duration::from_millis(20);
 /// And this far at most: processes die without telling.
 const TICK: Duration = Duration::from_millis(500);
+/// A launch of which no worker is registered is forgotten after so long where nobody can tell whether
+/// it lives.
+const FORGOTTEN_MS: u64 = 86_400_000;
 /// A worker that is asked to go when the server stops gets so long.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 impl Fleet {
     pub fn new(app: Arc<App>, server: String) -> Self {
-        Self { app, server, breakers: HashMap::new() }
+        Self { app, server, breakers: HashMap::new(), lead: Lead::always() }
+    }
+
+    /// Starts workers only while it leads.
+    pub fn led_by(self, lead: Lead) -> Self {
+        Self { lead, ..self }
     }
 
     /// Runs until the server stops. An error of the store is logged and the next look is a new try.
@@ -166,7 +183,12 @@ impl Fleet {
         let store = &self.app.components.store;
         let workers = store.workers().await?;
         let mut launches: HashMap<PoolName, Vec<Launch>> = HashMap::new();
+        let mut elsewhere = Vec::new();
         for launch in store.launches().await? {
+            if !self.is_own(&launch) {
+                elsewhere.push(launch);
+                continue;
+            }
             launches.entry(launch.pool.clone()).or_default().push(launch);
         }
         let backlog = store.backlog().await?;
@@ -193,8 +215,14 @@ impl Fleet {
             let ready = work.map(|work| &work.ready);
             let ready = ready.cloned().unwrap_or_default();
             let mut snapshot = census::snapshot(&crew, &ready, app.settings.terms().lease_ms);
-            snapshot.starting =
-                u32::try_from(live.iter().filter(|launch| !launch.claimed).count()).unwrap_or(0);
+            let now = app.components.clock.wall();
+            let starts = |launch: &&Launch| {
+                let age = Duration::from_millis(now.ms_since(launch.created_at));
+                launch.pool == *pool && !launch.claimed && age < start_timeout
+            };
+            let starting = live.iter().filter(|launch| !launch.claimed).count()
+                + elsewhere.iter().filter(starts).count();
+            snapshot.starting = u32::try_from(starting).unwrap_or(u32::MAX);
             let barred = census::barred(&crew);
             let decision = Decision { drained, barred, ..Decision::default() };
             let mut gpus = Gpus::new(config, &live);
@@ -210,6 +238,31 @@ impl Fleet {
         for launch in launches.into_values().flatten() {
             self.app.components.provider.stop(&launch, false).await;
             let _ = self.examine(launch, &workers, Duration::MAX).await?;
+        }
+        if self.lead.held() {
+            self.forget_places(&elsewhere, &workers).await?;
+        }
+        Ok(())
+    }
+
+    /// May this server judge whether the launch lives?
+    fn is_own(&self, launch: &Launch) -> bool {
+        launch.place.is_empty() || launch.place == self.app.components.provider.place()
+    }
+
+    /// Forgets launches of servers that have not come back to look after them for long.
+    async fn forget_places(
+        &self,
+        elsewhere: &[Launch],
+        workers: &[WorkerView],
+    ) -> Result<(), store::Error> {
+        let components = &self.app.components;
+        for launch in elsewhere {
+            let age = components.clock.wall().ms_since(launch.created_at);
+            let known = workers.iter().any(|worker| worker.by.worker.as_str() == launch.id);
+            if age > FORGOTTEN_MS && !known {
+                components.store.remove_launch(&launch.id).await?;
+            }
         }
         Ok(())
     }
@@ -279,10 +332,12 @@ impl Fleet {
         let plan = scale::plan(policy, snapshot);
         let components = self.app.components.clone();
         let now = components.clock.monotonic();
+        let leads = self.lead.held();
         let breaker = self.breaker(pool);
         decision.breaker = breaker.blocked(now);
         decision.blocked = decision.breaker.clone().filter(|_| plan.launch > 0);
-        let allowed = if decision.blocked.is_some() { 0 } else { breaker.allowed(plan.launch) };
+        let starts = decision.blocked.is_none() && leads;
+        let allowed = if starts { breaker.allowed(plan.launch) } else { 0 };
         decision.target = (policy.max > 0).then_some(plan.target);
         if policy.max == 0 && snapshot.live() == 0 {
             decision.blocked = Some(format!(
@@ -299,6 +354,7 @@ impl Fleet {
                 created_at: components.clock.wall(),
                 pid: None,
                 pid_started: None,
+                place: components.provider.place().to_owned(),
                 claimed: false,
                 gpus,
             };
@@ -344,6 +400,9 @@ impl Fleet {
             return Vec::new();
         };
         launches.retain(|launch| {
+            if !self.is_own(launch) {
+                return false;
+            }
             let busy = leases.iter().any(|lease| lease.worker.as_str() == launch.id);
             if busy {
                 let worker = &launch.id;

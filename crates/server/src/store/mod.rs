@@ -227,6 +227,14 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets garbage that is deleted.
     async fn collected(&self, ids: &[i64]) -> Result<(), Error>;
 
+    /// Takes a duty that one server has at a time, or renews it, for so many milliseconds; gives it
+    /// back if that is 0. Answers whether this server has it now. Where a rescuer takes the place of
+    /// another, a start is counted on every lease ([`LeaseView::graces`]).
+    async fn lead(&self, duty: &str, server: &str, ms: u64) -> Result<bool, Error>;
+
+    /// May other servers have it open, too?
+    fn is_shared(&self) -> bool;
+
     /// Checks the invariants on what is stored and says what breaks them; empty if all is well.
     async fn check(&self) -> Result<Vec<String>, Error>;
 }
@@ -496,7 +504,7 @@ pub struct LeaseView {
     pub worker: WorkerName,
     pub beats: u64,
     pub confirmed: bool,
-    /// Starts of the server since the last beat.
+    /// Starts of the server, or of the one that rescues, since the last beat.
     pub graces: u32,
     /// How long the attempt has run.
     pub held_ms: u64,
@@ -548,6 +556,10 @@ pub struct Launch {
     pub pid: Option<u32>,
     /// Start time of that process in clock ticks since boot: a reused pid has another.
     pub pid_started: Option<u64>,
+    /// Where it runs: only a server that starts workers there can tell whether it lives. Empty: the
+    /// store is of one server.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
     /// The worker has asked for work at least once.
     pub claimed: bool,
     /// GPUs that are the worker's alone; none listed: it sees those that the server sees.

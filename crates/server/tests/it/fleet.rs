@@ -7,6 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rayreel_domain::id::ModelName;
 use rayreel_domain::task::State;
+use rayreel_server::clock::Clock;
+use rayreel_server::duties::Lead;
 use rayreel_server::fleet::{Death, Fleet, Provider};
 use rayreel_server::store::{Claim, Claimed, Identity, Launch, Registration, Store};
 
@@ -330,4 +332,46 @@ async fn no_two_workers_of_a_pool_share_a_gpu() {
     pool.look().await;
     assert_eq!(gpus(&pool).await, [["0", "1"], ["2", "3"]]);
     assert_eq!(pool.provider.launched().len(), 3);
+}
+
+#[tokio::test]
+async fn what_another_machine_has_started_is_not_judged_here() {
+    let mut pool = Pool::new(&[("RAYREEL_POOLS__LOCAL__START_TIMEOUT_SECONDS", "60")]);
+    pool.world.submit("first").await;
+    let launch = Launch {
+        id: "elsewhere".into(),
+        pool: "local".parse().unwrap(),
+        created_at: pool.world.clock.wall(),
+        pid: Some(1),
+        pid_started: None,
+        place: "another data directory".into(),
+        claimed: false,
+        gpus: Vec::new(),
+    };
+    // Its process is unknown here: of one's own this would mean that it is dead.
+    pool.store().put_launch(launch.clone()).await.unwrap();
+    pool.look().await;
+    assert_eq!(pool.store().launches().await.unwrap(), std::slice::from_ref(&launch));
+    assert!(pool.provider.launched().is_empty(), "a worker is on its way");
+    pool.world.clock.advance(Duration::from_secs(60));
+    pool.look().await;
+    assert_eq!(pool.provider.launched().len(), 1, "nobody knows what has become of it");
+    assert!(pool.store().launches().await.unwrap().contains(&launch));
+    pool.world.clock.advance(Duration::from_secs(86_400));
+    pool.look().await;
+    assert!(!pool.store().launches().await.unwrap().contains(&launch), "its server is gone");
+}
+
+#[tokio::test]
+async fn a_server_without_the_duty_starts_nobody_and_knows_the_target() {
+    let Pool { world, provider, fleet } = Pool::new(&[]);
+    let (tell, told) = tokio::sync::watch::channel(false);
+    let mut fleet = fleet.led_by(Lead::new(told));
+    world.submit("first").await;
+    fleet.look().await.unwrap();
+    assert!(provider.launched().is_empty());
+    assert_eq!(world.app.targets.of(&"local".parse().unwrap()), Some(1), "its claims need it");
+    tell.send(true).unwrap();
+    fleet.look().await.unwrap();
+    assert_eq!(provider.launched().len(), 1);
 }

@@ -18,6 +18,7 @@ mod delivery;
 mod durability;
 mod history;
 mod inputs;
+mod lead;
 mod link;
 mod records;
 mod rows;
@@ -377,6 +378,14 @@ impl Store for RedisStore {
 
     async fn collected(&self, ids: &[i64]) -> Result<(), Error> {
         self.forget_garbage(ids).await
+    }
+
+    async fn lead(&self, duty: &str, server: &str, ms: u64) -> Result<bool, Error> {
+        self.take_duty(duty, server, ms).await
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     async fn check(&self) -> Result<Vec<String>, Error> {

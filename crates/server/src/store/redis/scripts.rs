@@ -59,6 +59,7 @@ const KEYS: &[&str] = &[
     "file_list",
     "file_expiry",
     "file_bytes",
+    "lead",
     "events",
 ];
 
@@ -116,6 +117,7 @@ scripts!(
     delivery,
     record,
     check with "account" with "task",
+    lead,
 );
 
 impl Name {

@@ -228,6 +228,7 @@ async fn use_everything(watched: &Watched) {
         created_at: Timestamp(1),
         pid: None,
         pid_started: None,
+        place: String::new(),
         gpus: Vec::new(),
         claimed: false,
     };

@@ -141,6 +141,7 @@ fn launch(server: &Server, id: &str) -> Launch {
         created_at: server.world.clock.wall(),
         pid: Some(4711),
         pid_started: None,
+        place: String::new(),
         claimed: false,
         gpus: Vec::new(),
     }

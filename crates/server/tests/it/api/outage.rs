@@ -62,6 +62,10 @@ macro_rules! faulty {
                 self.store.epoch()
             }
 
+            fn is_shared(&self) -> bool {
+                self.store.is_shared()
+            }
+
             async fn submit(&self, task: Task) -> Result<Submitted, Error> {
                 let fault = *self.fault.lock().unwrap();
                 match fault {
@@ -126,6 +130,7 @@ faulty! {
     async fn launches(&self) -> Vec<Launch>;
     async fn garbage(&self, limit: u32) -> Vec<Garbage>;
     async fn collected(&self, ids: &[i64]) -> ();
+    async fn lead(&self, duty: &str, server: &str, ms: u64) -> bool;
     async fn check(&self) -> Vec<String>;
 }
 

@@ -191,6 +191,7 @@ impl Run {
                     created_at: self.setup.clock.wall(),
                     pid: claimed.then_some(7),
                     pid_started: None,
+                    place: String::new(),
                     claimed,
                     gpus: Vec::new(),
                 };

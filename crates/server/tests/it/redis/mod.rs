@@ -1,8 +1,11 @@
 //! The Redis store, on a real redis-server: what every store promises.
 
+mod lead;
 mod load;
+mod measure;
 mod outage;
 mod server;
+mod servers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
