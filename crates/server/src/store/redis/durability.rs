@@ -131,7 +131,7 @@ fn judge(settings: &Settings, wait: Option<Wait>) -> Findings {
                 "a crash of Redis loses nothing, one of the machine half a minute or more"
                     .to_owned()
             }
-            _ => "a crash of Redis loses nothing, one of the machine up to two seconds".to_owned(),
+            _ => "a crash loses up to two seconds".to_owned(),
         }
     };
     let failover = match (wait, replicas) {
