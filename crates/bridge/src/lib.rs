@@ -76,6 +76,18 @@ pub fn run(
     served
 }
 
+/// What the names of those variables begin with that the operator hands to engines, for headers.
+pub const VARIABLES: &str = "RAYREEL_ENGINE_";
+
+/// The headers that settings which [`check`] has found right want sent: name, and the variable that has
+/// the value.
+pub fn headers(kind: Kind, settings: &Map<String, Value>) -> Vec<(String, String)> {
+    match kind {
+        Kind::Command => Vec::new(),
+        Kind::Server => server::headers(settings),
+    }
+}
+
 /// What a configuration says of a model beside its engine's settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Model<'a> {

@@ -71,6 +71,12 @@ pub(crate) fn check(settings: &Map<String, Value>) -> Result<(), Wrong> {
     Settings::read(settings).map(drop)
 }
 
+/// Header, and the variable that has its value.
+pub(crate) fn headers(settings: &Map<String, Value>) -> Vec<(String, String)> {
+    let headers = Settings::read(settings).map(|settings| settings.headers).unwrap_or_default();
+    headers.into_iter().map(|(name, variable)| (name.to_string(), variable)).collect()
+}
+
 /// The engine, which has no server before `load`.
 #[derive(Default)]
 pub(crate) struct Server(Option<Loaded>);

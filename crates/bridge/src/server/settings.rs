@@ -8,6 +8,7 @@ use reqwest::header::HeaderName;
 use serde_json::{Map, Value};
 
 use super::adapter::{ADAPTERS, CANCELLING, INLINE};
+use crate::VARIABLES;
 use crate::settings::{NO_VARIABLE, Table, Wrong, is_variable, text};
 
 /// The names of all settings.
@@ -28,9 +29,6 @@ const KEYS: &[&str] = &[
 
 /// What may stand in braces in `run`, `environment` and `directory`.
 const PLACEHOLDERS: &[&str] = &["host", "port", "checkpoint", "model", "scratch"];
-
-/// Variables of the worker's environment that reach its engines for this.
-const HEADER_VARIABLES: &str = "RAYREEL_ENGINE_";
 
 const MAX_BYTES: f64 = (1u64 << 40) as f64;
 
@@ -211,11 +209,11 @@ fn headers(table: &Table<'_>) -> Result<Vec<(HeaderName, String)>, Wrong> {
         let header: HeaderName =
             name.parse().map_err(|_| Wrong::value(name, "is no name of a header"))?;
         let variable = text(variable).map_err(|why| Wrong::value(name, why))?;
-        let rest = variable.strip_prefix(HEADER_VARIABLES).unwrap_or_default();
+        let rest = variable.strip_prefix(VARIABLES).unwrap_or_default();
         let plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         if rest.is_empty() || !rest.chars().all(plain) {
             let message = format!(
-                "must be the name of an environment variable that begins with {HEADER_VARIABLES} \
+                "must be the name of an environment variable that begins with {VARIABLES} \
                  and holds the header's value; secrets do not belong into the configuration"
             );
             return Err(Wrong::value(name, message));

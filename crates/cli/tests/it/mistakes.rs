@@ -127,3 +127,27 @@ fn files_that_can_not_be_used_are_refused_before_anything_is_submitted() {
     assert!(said.starts_with("error[invalid_value]: a terminal can't show the file\n"), "{said}");
     assert!(!place.path("data").exists(), "nothing was started");
 }
+
+#[test]
+fn a_variable_for_engines_is_no_mistake() {
+    let place = Place::new();
+    fs::write(
+        place.path("rayreel.toml"),
+        "[models.x]\nengine = \"server\"\n[models.x.settings]\nadapter = \"sglang\"\n\
+         url = \"http://127.0.0.1:30010\"\nheaders.authorization = \"RAYREEL_ENGINE_KEY\"\n",
+    )
+    .expect("written");
+    for words in ["config check", "models check", "list --data data"] {
+        let output =
+            place.command(words).env("RAYREEL_ENGINE_KEY", "Bearer secret").output().expect("runs");
+        let said = text(&output.stderr);
+        assert!(!said.contains("RAYREEL_ENGINE_KEY"), "{words}: {said}");
+        assert_ne!(output.status.code(), Some(2), "{words}: {said}");
+    }
+    let (status, said) = refused(&place, "config check");
+    assert_eq!(status, Some(2));
+    assert!(
+        said.contains("line 6: models.x.settings.headers.authorization: the environment has no"),
+        "{said}"
+    );
+}

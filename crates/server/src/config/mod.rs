@@ -17,7 +17,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -361,6 +361,8 @@ pub struct Loaded {
     /// The file that was read.
     pub file: Option<PathBuf>,
     tree: Node,
+    /// Those of the environment that are handed to engines.
+    engine_variables: BTreeSet<OsString>,
 }
 
 /// One setting as it is in force.
@@ -442,7 +444,12 @@ fn layers(sources: &Sources, file: Option<(&Path, &str)>) -> Result<Loaded, Erro
     if let Some(name) = settings.canonical(&settings.default_model) {
         settings.default_model = name.clone();
     }
-    Ok(Loaded { settings, file: file.map(|(path, _)| path.to_owned()), tree })
+    let given = sources.variables.iter().filter(|(_, value)| !value.is_empty());
+    let for_engines = |name: &&OsString| {
+        name.to_str().is_some_and(|name| name.starts_with(rayreel_bridge::VARIABLES))
+    };
+    let engine_variables = given.map(|(name, _)| name).filter(for_engines).cloned().collect();
+    Ok(Loaded { settings, file: file.map(|(path, _)| path.to_owned()), tree, engine_variables })
 }
 
 /// What is wrong in a layer is so even where a stronger one says otherwise: it would be in force as
@@ -505,7 +512,8 @@ fn apply_variable(
     let Some(path) = name.strip_prefix("RAYREEL_") else {
         return Ok(());
     };
-    if OTHER_VARIABLES.iter().any(|other| tree::as_variable(other) == path) || value.is_empty() {
+    let is_other = OTHER_VARIABLES.iter().any(|other| tree::as_variable(other) == path);
+    if is_other || name.starts_with(rayreel_bridge::VARIABLES) || value.is_empty() {
         return Ok(());
     }
     let fail = |message: String| Error::new(Some(Origin::Variable(name.to_string())), "", message);

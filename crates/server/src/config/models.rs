@@ -4,8 +4,10 @@
 //! Those of models whose workers are started on this machine are looked at before a server starts:
 //! what is missing is told then, and where it is configured, not when the first task fails.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use rayreel_bridge::Kind;
 use rayreel_domain::ModelName;
 use rayreel_domain::wire::worker::EngineSetup;
 use rustix::fs::Access;
@@ -129,6 +131,17 @@ impl Loaded {
                         let at_file = key.map(|key| at.key(key));
                         examined.faults.push(at_file.as_ref().unwrap_or(&at).wrong(fault));
                     }
+                }
+            }
+        }
+        if let Some(kind) = model.engine.as_deref().and_then(Kind::named) {
+            let at = at_model.key("settings").key("headers");
+            for (header, variable) in rayreel_bridge::headers(kind, &model.settings) {
+                if !self.engine_variables.contains(OsStr::new(&variable)) {
+                    examined.faults.push(at.key(&header).wrong(format_args!(
+                        "the environment has no variable {variable}: set it for the server, whose \
+                         workers have it from there"
+                    )));
                 }
             }
         }

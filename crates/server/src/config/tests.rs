@@ -608,8 +608,8 @@ fn a_value_out_of_bounds_is_refused_with_the_bounds() {
 fn settings_must_fit_one_another() {
     for (text, message) in [
         (
-            "max_body_bytes = 200_000_000",
-            "the default settings, line 48: max_bodies_bytes: 268435456 is less than twice \
+            "max_body_bytes = 200_000_000\nmax_bodies_bytes = 268_435_456",
+            "rayreel.toml, line 2: max_bodies_bytes: 268435456 is less than twice \
              `max_body_bytes`, 200000000",
         ),
         (

@@ -242,3 +242,28 @@ fn a_program_that_pip_has_installed_is_run_beside_its_python() {
     machine.write("venv/pyvenv.cfg", "");
     assert_eq!(beside(&program), Some(machine.path("venv/bin/python")));
 }
+
+#[test]
+fn a_variable_that_holds_a_header_is_no_setting_and_must_be_there() {
+    let file = |pool: &str| {
+        format!(
+            "[pools.far]\nmax = 0\n[models.x]\nengine = \"server\"\npool = \"{pool}\"\n\
+             settings = {{ adapter = \"sglang\", url = \"http://127.0.0.1:30010\", \
+             headers = {{ authorization = \"RAYREEL_ENGINE_KEY\" }} }}"
+        )
+    };
+    let check = |pool: &str, value: &str| {
+        let variables = vec![("RAYREEL_ENGINE_KEY".into(), value.into())];
+        let sources = Sources { data: Some("/data".into()), variables, ..Sources::default() };
+        let loaded = load_text(&sources, Path::new("/rayreel.toml"), &file(pool));
+        loaded.and_then(|loaded| loaded.check_files()).map_err(|error| error.to_string())
+    };
+    assert_eq!(check("local", "Bearer secret"), Ok(()));
+    let said = check("local", "").expect_err("as good as none");
+    assert!(
+        said.contains("models.x.settings.headers.authorization: the environment has no variable"),
+        "{said}"
+    );
+    assert!(said.contains("RAYREEL_ENGINE_KEY"), "{said}");
+    assert_eq!(check("far", ""), Ok(()), "the variable is that of another machine");
+}
