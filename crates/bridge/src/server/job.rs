@@ -10,8 +10,6 @@ use super::http::{Broken, NoFile};
 use super::{AGAIN, ANSWER, Loaded, MAX_ANSWER, POLL, avi, result};
 use crate::talk::{Failure, Job};
 
-/// How often an answer about a job may make no sense, one after the other.
-const ODD: u32 = 3;
 /// How often a file is fetched if that breaks off.
 const FETCHES: u32 = 3;
 
@@ -47,7 +45,6 @@ impl Loaded {
         let limit = MAX_ANSWER + file.div_ceil(3) * 4;
         let client = self.client().map_err(Ended::Server)?;
         let mut heard = Instant::now();
-        let mut odd = 0;
         let mut pause = POLL.0;
         loop {
             sleep(pause).await;
@@ -57,7 +54,7 @@ impl Loaded {
             let asked = self.unless_ended(asked).await.map_err(Ended::Server)?;
             let why = match asked.map(|answer| self.adapter.polled(answer)) {
                 Ok(Ok(state)) => {
-                    (heard, odd) = (Instant::now(), 0);
+                    heard = Instant::now();
                     match state {
                         State::Running(percent) => runs(percent),
                         State::Completed(completed) => return Ok(completed),
@@ -75,14 +72,11 @@ impl Loaded {
                     }
                     continue;
                 }
-                Ok(Err(Fault::Failure(failure))) => {
-                    odd += 1;
-                    if odd >= ODD || !failure.retryable {
-                        return Err(Ended::Server(failure));
-                    }
-                    continue;
+                Ok(Err(Fault::Failure(failure))) if !failure.retryable => {
+                    return Err(Ended::Server(failure));
                 }
-                Ok(Err(Fault::Busy(why))) => why,
+                // A proxy whose server is slow to answer; one that starts anew.
+                Ok(Err(Fault::Failure(Failure { message: why, .. }) | Fault::Busy(why))) => why,
                 Err(broken @ Broken::TooLong(_)) => {
                     let failure =
                         |message| Failure { retryable: false, ..Failure::failed(message) };

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::adapter::{self, Adapter, Answer, Call, State};
 use super::job::Ended;
 use super::settings::{At, Cancel, Settings};
-use super::{AGAIN, ANSWER, Loaded, MAX_ANSWER, POLL, result};
+use super::{AGAIN, ANSWER, Health, Loaded, MAX_ANSWER, POLL, result};
 use crate::talk::{Failure, Job};
 
 /// How long a server that is asked to stop a job may take; the worker's grace is 10 s.
@@ -169,8 +169,8 @@ impl Inside {
 
 impl Loaded {
     /// Waits until an earlier job has ended. One that does not in time, or of which the server tells
-    /// nothing sensible, is given up: it must not keep this task from its own job for ever. An error
-    /// says that the server itself is away.
+    /// nothing sensible, is given up: it must not keep this task from its own job for ever. The job is
+    /// still inside afterwards if the server itself is away.
     pub(super) async fn outwait(&mut self, job: &Job<'_>, handle: &str) -> Result<(), Failure> {
         eprintln!("rayreel: waiting for the server to end an earlier job");
         job.progress("wait", 0, 1);
@@ -194,10 +194,12 @@ impl Loaded {
                 if self.answers().await {
                     break Some(why);
                 }
-                let message = format!(
-                    "the server can't be asked after an earlier job, which may still run: {why}"
+                eprintln!(
+                    "rayreel: the server can't be asked after an earlier job, which may still run: \
+                     {why}"
                 );
-                return Err(Failure::failed(message));
+                self.health = Health::Unknown;
+                return Ok(());
             }
             job.progress("wait", 0, 1);
             sleep(POLL.1).await;

@@ -108,6 +108,11 @@ impl Engine for Server {
     }
 }
 
+/// The task waits for the server.
+fn starts(job: &Job<'_>) {
+    job.progress("start", 0, 1);
+}
+
 /// The server could not be loaded now; nothing is wrong with what it was told.
 fn passing(message: impl Into<String>) -> Failure {
     Failure { retryable: true, ..Failure::load_failed(message) }
@@ -134,9 +139,19 @@ struct Loaded {
     /// None until the server is started, if it is ours.
     client: Option<Client>,
     child: Option<Child>,
-    /// The server has answered since it was started.
-    is_ready: bool,
+    health: Health,
     inside: Inside,
+}
+
+/// What is known of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    /// Nothing since it was started, or since it was away.
+    Unknown,
+    /// It has said that it can take work, and nothing has gone wrong since.
+    Well,
+    /// Something has gone wrong since. It may be for ever, as when it has lost its accelerator.
+    Suspect,
 }
 
 impl Loaded {
@@ -167,13 +182,13 @@ impl Loaded {
             scratch,
             client: None,
             child: None,
-            is_ready: false,
+            health: Health::Unknown,
         })
     }
 
     /// Starts the server if it is ours. It loads its model while nobody waits.
     fn start(&mut self) -> Result<(), Failure> {
-        self.is_ready = false;
+        self.health = Health::Unknown;
         let url = match &self.settings.at {
             At::Url(url) => url.clone(),
             At::Child(launch) => {
@@ -217,7 +232,7 @@ impl Loaded {
     }
 
     /// How the server is asked whether it can take work.
-    fn health(&self) -> Call {
+    fn health_call(&self) -> Call {
         let path = self.settings.health.clone();
         let path = path.unwrap_or_else(|| self.adapter.health().to_owned());
         Call { method: adapter::Method::Get, path, body: adapter::Body::Nothing }
@@ -228,14 +243,15 @@ impl Loaded {
         let Ok(client) = self.client() else {
             return false;
         };
-        let answer = client.call(&self.health(), MAX_ANSWER, ANSWER).await;
+        let time = ANSWER.min(self.settings.hung);
+        let answer = client.call(&self.health_call(), MAX_ANSWER, time).await;
         answer.is_ok_and(|answer| answer.is_success())
     }
 
     /// Waits until the server can take work. Calls `alive` whenever there is hope. A server that ends or
     /// takes too long may do better another time.
     async fn ready(&mut self, mut alive: impl FnMut()) -> Result<(), Failure> {
-        let call = self.health();
+        let call = self.health_call();
         let begun = Instant::now();
         let mut ports = 1;
         let mut pause = POLL.0;
@@ -281,7 +297,7 @@ impl Loaded {
             sleep(pause).await;
             pause = (pause * 3 / 2).min(POLL.1);
         }
-        self.is_ready = true;
+        self.health = Health::Well;
         Ok(())
     }
 
@@ -325,10 +341,12 @@ impl Loaded {
         let completed = match ended {
             Ok(completed) => completed,
             Err(Ended::Job(failure)) => {
+                self.health = Health::Suspect;
                 self.forget(&handle).await;
                 return Err(failure);
             }
             Err(Ended::Server(failure)) => {
+                self.health = Health::Suspect;
                 // Whatever it still does, it shall not do it beside the next task.
                 self.restart("the server is in doubt").await;
                 return Err(failure);
@@ -341,6 +359,9 @@ impl Loaded {
             fetched = self.fetch(job, &handle, completed) => fetched,
         };
         self.forget(&handle).await;
+        if fetched.is_err() {
+            self.health = Health::Suspect;
+        }
         let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
         let metrics = [
             ("prepare_ms", millis(prepared - began)),
@@ -371,15 +392,16 @@ impl Loaded {
             eprintln!("rayreel: the server {how} while nobody had asked for anything");
             self.child = None;
         }
+        if self.health == Health::Suspect && !self.answers().await {
+            // Somebody else's may be mended by its owner, which is waited for.
+            self.restart("the server is not well").await;
+        }
         loop {
             if self.is_gone() {
                 self.start()?;
             }
-            if !self.is_ready {
-                let alive = || {
-                    job.progress("start", 0, 1);
-                };
-                self.ready(alive).await?;
+            if self.health != Health::Well {
+                self.ready(|| starts(job)).await?;
             }
             let Some(handle) = self.inside.handle().map(str::to_owned) else {
                 return Ok(());
@@ -399,6 +421,7 @@ impl Loaded {
 
     /// The server may have taken a job, or not.
     async fn in_doubt(&mut self) {
+        self.health = Health::Suspect;
         self.restart("it is not known whether the server has taken a job").await;
         if self.child.is_none() {
             self.inside.lost();
@@ -408,7 +431,7 @@ impl Loaded {
     /// Hands the job in, once.
     async fn submit(&mut self, job: &Job<'_>, name: &str, call: &Call) -> Result<String, Failure> {
         self.inside.enters(name, &*self.adapter)?;
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         let late = async {
             job.stopped().await;
             sleep(LATE).await;
@@ -429,16 +452,33 @@ impl Loaded {
                     }
                     Err(Fault::Failure(failure)) => {
                         match answer.status {
-                            // Perhaps there is a job now.
-                            200..300 => self.in_doubt().await,
-                            500.. => self.inside.lost(),
+                            // Perhaps there is a job now. One that can be asked after is waited for.
+                            500.. if self.inside.handle().is_some() => {
+                                self.health = Health::Suspect;
+                            }
+                            200..300 | 500.. => self.in_doubt().await,
                             _ => self.inside.ended(),
                         }
                         return Err(failure);
                     }
                     Err(Fault::Busy(why)) => why,
                 },
-                // Nobody has heard it: it may be said again.
+                // Nobody has heard it: it may be said again, once there is somebody.
+                Ok(Err(Broken::Unheard(_))) if self.child.is_none() => {
+                    let away = Instant::now();
+                    self.health = Health::Unknown;
+                    let back = tokio::select! {
+                        biased;
+                        () = job.stopped() => Err(Failure::cancelled()),
+                        back = self.ready(|| starts(job)) => back,
+                    };
+                    if back.is_err() {
+                        self.inside.ended();
+                    }
+                    back?;
+                    begun += away.elapsed();
+                    "the server can't be reached, but says that it is ready".to_owned()
+                }
                 Ok(Err(broken @ Broken::Unheard(_))) => broken.text(),
                 Ok(Err(broken)) if self.ends_now().await => {
                     self.child = None;
@@ -460,6 +500,7 @@ impl Loaded {
                 return Err(Failure::cancelled());
             }
             if begun.elapsed() >= self.settings.hung {
+                self.health = Health::Suspect;
                 self.inside.ended();
                 return Err(Failure::failed(why));
             }

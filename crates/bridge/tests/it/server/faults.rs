@@ -91,7 +91,7 @@ fn a_server_that_is_never_ready_is_killed() {
     assert!(error.message.contains("503"), "{error:?}");
     assert!(!engine.pids().iter().any(|pid| is_alive(*pid)));
     // Silence would be taken for a hang.
-    assert!(engine.log().contains("not ready after 1 s: /health answers"), "{}", engine.log());
+    assert!(engine.log().contains("not ready after 1 s: "), "{}", engine.log());
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn answers_that_make_no_sense_are_clear_errors() {
         ("chunked-truncate", "an MP4 file that is cut off"),
         ("cloud", "uploaded to cloud storage"),
     ] {
-        let (error, _) = failure("sglang", Act::faults(faults), json!({}));
+        let (error, _) = failure("sglang", Act::faults(faults), json!({"hung_seconds": 1}));
         assert_eq!(error.code, EngineErrorCode::Failed, "{faults}: {error:?}");
         assert!(error.message.contains(expected), "{faults}: {error:?}");
     }
@@ -229,4 +229,112 @@ fn content_that_comes_slowly_or_breaks_off_once_arrives_whole() {
         assert!(steps.iter().all(|(_, step, all)| step <= all));
         engine.leave();
     }
+}
+
+#[test]
+fn a_job_outlives_odd_answers_that_pass() {
+    for odd in ["502 <html>bad gateway", "200 <html>the proxy is sorry", "500 {}"] {
+        let mut engine = Engine::loaded("sglang", Act::gate(), json!({}));
+        engine.generate("a", request());
+        engine.hear_progress("denoise");
+        let file = engine.state.path().join("odd");
+        fs::write(&file, odd).unwrap();
+        until(|| lines(engine.state.path(), "odd-asked").len() >= 5);
+        fs::remove_file(file).unwrap();
+        engine.go();
+        engine.done("a");
+        assert_eq!((engine.submits().len(), engine.pids().len()), (1, 2), "{}", engine.log());
+        engine.leave();
+    }
+}
+
+#[test]
+fn a_submit_that_fails_inside_the_server_may_have_left_a_job_there() {
+    let act = Act { faults: "taken-as-500-once", ..Act::gate() };
+    let (error, mut engine) = failure("sglang", act, json!({}));
+    assert_eq!((error.code, error.retryable), (EngineErrorCode::Failed, true));
+    assert!(!is_alive(engine.pids()[0]), "the job that may be there is gone with its server");
+    engine.generate("b", request());
+    engine.hear_progress("denoise");
+    engine.go();
+    engine.done("b");
+    assert_eq!(engine.overlaps(), 0);
+    engine.leave();
+
+    // With a name that is known, the job can be waited for.
+    let (error, mut engine) = failure("lightx2v", act, json!({}));
+    assert_eq!((error.code, error.retryable), (EngineErrorCode::Failed, true));
+    engine.generate("b", request());
+    engine.hear_progress("wait");
+    engine.go();
+    engine.done("b");
+    assert_eq!((engine.pids().len(), engine.overlaps()), (2, 0), "{}", engine.log());
+    engine.leave();
+}
+
+#[test]
+fn a_server_that_is_sick_but_alive_is_started_again() {
+    // The accelerator is lost when a job comes, or in the middle of one.
+    for (adapter, faults) in
+        [("sglang", "sick-once"), ("lightx2v", "sick-once"), ("sglang", "doom-once")]
+    {
+        let (error, mut engine) = failure(adapter, Act::faults(faults), json!({}));
+        assert_eq!((error.code, error.retryable), (EngineErrorCode::Failed, true));
+        assert!(error.message.contains("CUDA error"), "{error:?}");
+        engine.generate("b", request());
+        engine.done("b");
+        assert_eq!(engine.pids().len(), 4, "{adapter}, {faults}: {}", engine.log());
+        engine.leave();
+    }
+}
+
+#[test]
+fn a_sick_server_of_somebody_else_is_waited_for() {
+    for faults in ["sick-once", "doom-once"] {
+        let (mut engine, _standin) = Engine::at_url("sglang", Act::faults(faults), json!({}));
+        engine.generate("a", request());
+        assert!(engine.error("a").retryable);
+        engine.generate("b", request());
+        engine.hear_progress("start");
+        if faults == "sick-once" {
+            // Its submits would fail still.
+            assert!(engine.submits().is_empty());
+            engine.cancel("b");
+            engine.cancelled("b");
+            continue;
+        }
+        fs::write(engine.state.path().join("mended"), "").unwrap();
+        engine.done("b");
+    }
+}
+
+#[test]
+fn a_server_of_somebody_else_that_starts_again_is_waited_for() {
+    // Longer than it may hang.
+    let waits = |engine: &Engine| {
+        engine.hear_progress("start");
+        until(|| engine.log().matches("not ready after").count() >= 2);
+    };
+    let more = json!({"hung_seconds": 1});
+    let (mut engine, standin) = Engine::at_url("sglang", Act::default(), more.clone());
+    engine.generate("a", request());
+    engine.done("a");
+    let port = standin.port;
+    drop(standin);
+    engine.generate("b", request());
+    waits(&engine);
+    let _standin = Standin::start_at(port, "sglang", Act::default(), engine.state.path());
+    engine.done("b");
+
+    // With a job inside, which is lost.
+    let (mut engine, standin) = Engine::at_url("sglang", Act::endless(), more);
+    engine.generate("a", request());
+    engine.hear_progress("denoise");
+    let port = standin.port;
+    drop(standin);
+    assert!(engine.error("a").retryable);
+    engine.generate("b", request());
+    waits(&engine);
+    let _standin = Standin::start_at(port, "sglang", Act::default(), engine.state.path());
+    engine.done("b");
 }

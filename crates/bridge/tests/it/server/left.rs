@@ -129,16 +129,17 @@ fn a_job_of_which_only_nonsense_is_told_is_given_up() {
 
 #[test]
 fn a_server_that_is_away_is_no_reason_to_forget_its_job() {
-    let more = json!({"hung_seconds": 1});
+    let more = json!({"hung_seconds": 1, "ready_seconds": 1});
     let (mut engine, standin) = with_a_job_inside("sglang", Act::endless(), more);
     let port = standin.port;
     drop(standin);
     for id in ["b", "c"] {
         engine.generate(id, request());
         let error = engine.error(id);
-        assert_eq!((error.code, error.retryable), (EngineErrorCode::Failed, true));
-        assert!(error.message.contains("an earlier job"), "{error:?}");
+        assert_eq!((error.code, error.retryable), (EngineErrorCode::LoadFailed, true));
+        assert!(error.message.contains("not ready after 1 s"), "{error:?}");
     }
+    assert!(engine.log().contains("an earlier job, which may still run"), "{}", engine.log());
     assert_eq!(notes(&engine).len(), 1);
     // It comes back, and knows no job.
     let _standin = Standin::start_at(port, "sglang", Act::default(), engine.state.path());

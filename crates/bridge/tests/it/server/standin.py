@@ -52,6 +52,7 @@ class Job:
         self.id, self.wish, self.begun = id, wish, time.monotonic()
         self.cancelled = self.stopped = False
         self.deletes = 0
+        self.doomed = "doom-once" in faults and once("doomed")
         if "die-once" in faults and once("died"):
             threading.Timer(0.2, lambda: os.kill(os.getpid(), 9)).start()
 
@@ -68,10 +69,12 @@ class Job:
     @property
     def failure(self):
         named = [fault.split(":", 1)[1] for fault in faults if fault.startswith("fail:")]
+        named += ["CUDA error: unspecified launch failure"] if self.doomed else []
         return named[0] if named and self.ended else None
 
 
 jobs: dict[str, Job] = {}
+sick = False
 
 
 class Server(BaseHTTPRequestHandler):
@@ -96,7 +99,11 @@ class Server(BaseHTTPRequestHandler):
         for header in headers:
             self.send_header(*header)
         self.end_headers()
-        if "drip" in faults and len(body) > 10_000:
+        if getattr(self, "dripping", False):
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
+        elif "drip" in faults and len(body) > 10_000:
             for start in range(0, len(body), len(body) // 8):
                 self.wfile.write(body[start : start + len(body) // 8])
                 self.wfile.flush()
@@ -133,6 +140,11 @@ class Server(BaseHTTPRequestHandler):
         if "key" in faults and self.headers.get("Authorization") != "Bearer secret":
             self.say(401, {"error": "Unauthorized"})
             return None
+        if sick or ("sick-once" in faults and once("sick")):
+            # Its accelerator is lost to it, for as long as it lives.
+            globals()["sick"] = True
+            self.say(500, self.error("CUDA error: unspecified launch failure"))
+            return None
         note("submits", json.dumps(wish))
         jobs[id] = job = Job(id, wish)
         if "hang-submit-once" in faults and once("hung"):
@@ -140,6 +152,9 @@ class Server(BaseHTTPRequestHandler):
         if "drop-submit-once" in faults and once("dropped"):
             self.connection.close()
             self.close_connection = True
+            return None
+        if "taken-as-500-once" in faults and once("as-500"):
+            self.say(500, b"upstream error", "text/plain")
             return None
         if "taken-as-busy-once" in faults and once("as-busy"):
             # A proxy has run out of patience.
@@ -156,6 +171,7 @@ class Server(BaseHTTPRequestHandler):
             time.sleep(60)
         odd = state / "odd"
         if odd.exists() and id == next(iter(jobs), None):
+            note("odd-asked", "")
             status, _, body = odd.read_text().partition(" ")
             if status == "hang":
                 time.sleep(60)
@@ -167,6 +183,7 @@ class Server(BaseHTTPRequestHandler):
         if "huge" in faults:
             self.say(200, b'{"status": "' + b"x" * (8 << 20) + b'"}')
             return None
+        self.dripping = "drip-poll" in faults
         if "redirect" in faults:
             self.say(302, b"", headers=[("Location", "http://127.0.0.1:9/")])
             return None
@@ -201,7 +218,9 @@ class Server(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def ready(self):
-        if "never-ready" in faults or time.monotonic() - started < 0.1:
+        lost = sick or any(job.doomed and job.ended for job in jobs.values())
+        mended = (state / "mended").exists()
+        if "never-ready" in faults or (lost and not mended) or time.monotonic() - started < 0.1:
             # SGLang warms up, vLLM-Omni has no engine yet.
             self.say(503, b"")
         else:
@@ -450,6 +469,11 @@ class SdServer(Server):
 
 if __name__ == "__main__":
     note("pids", os.getpid())
+    if "late" in faults:
+        # Imports and weights come first.
+        note("port", port)
+        while not (state / "listen").exists():
+            time.sleep(0.02)
     if "exit-loading" in faults or ("taken-once" in faults and once("taken")):
         print("loading checkpoint shards: 50%", flush=True)
         taken = "taken-once" in faults
