@@ -10,7 +10,7 @@ use reqwest::header::HeaderMap;
 use reqwest::multipart::{Form, Part};
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::adapter::{Answer, Body, Call, Field, Method};
 
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// Largest answer that is kept of an error, in bytes.
 const MAX_ERROR: u64 = 64 << 10;
 
-/// An answer is long when more of it than this has come, in bytes.
+/// An answer is long when it has more than this, in bytes.
 const LONG: usize = 1 << 20;
 
 /// One server's address, and how it is spoken to.
@@ -83,13 +83,14 @@ impl Client {
     ) -> Result<Answer, Broken> {
         let answer = async {
             let response = self.request(call).send().await.map_err(broken)?;
-            answer(response, limit, time, || {}).await
+            answer(response, limit, Instant::now() + time, time, || {}).await
         };
         timeout(time, answer).await.unwrap_or_else(|_| Err(nothing_for(time)))
     }
 
-    /// The same for an answer that may bring a file along, and so may take its time, as long as no pause
-    /// in it is longer than `pause`. Calls `arrives` while a long one does.
+    /// The same for an answer that may bring a file along: a long one may take its time, as long as no
+    /// pause in it is longer than `pause`, and calls `arrives` while it comes. A short one has `pause`
+    /// for all of it.
     pub(super) async fn call_slowly(
         &self,
         call: &Call,
@@ -97,9 +98,10 @@ impl Client {
         pause: Duration,
         arrives: impl FnMut(),
     ) -> Result<Answer, Broken> {
-        let asked = timeout(pause, self.request(call).send()).await;
+        let late = Instant::now() + pause;
+        let asked = timeout_at(late, self.request(call).send()).await;
         let response = asked.map_err(|_| nothing_for(pause))?.map_err(broken)?;
-        answer(response, limit, pause, arrives).await
+        answer(response, limit, late, pause, arrives).await
     }
 
     /// Writes what the server sends into a new file. Calls `arrives` while it comes.
@@ -115,7 +117,7 @@ impl Client {
         let asked = timeout(time, self.request(call).send()).await.map_err(|_| silent())?;
         let mut response = asked.map_err(|error| NoFile::Broken(broken(error)))?;
         if !response.status().is_success() {
-            let answer = answer(response, MAX_ERROR, PAUSE, || {}).await;
+            let answer = answer(response, MAX_ERROR, Instant::now() + PAUSE, PAUSE, || {}).await;
             return Err(answer.map_or_else(NoFile::Broken, NoFile::Answer));
         }
         let options = tokio::fs::OpenOptions::new().write(true).create_new(true).open(to).await;
@@ -168,9 +170,12 @@ fn form(fields: &[Field]) -> Form {
     })
 }
 
+/// Reads an answer: a short one until it is `late`, a long one as long as no pause is longer than
+/// `pause`.
 async fn answer(
     mut response: Response,
     limit: u64,
+    late: Instant,
     pause: Duration,
     mut arrives: impl FnMut(),
 ) -> Result<Answer, Broken> {
@@ -182,7 +187,11 @@ async fn answer(
     // Grown bit by bit, a long one would take up to twice its room.
     let mut body = Vec::with_capacity(length as usize);
     loop {
-        let chunk = timeout(pause, response.chunk()).await.map_err(|_| nothing_for(pause))?;
+        let is_long = length > LONG as u64 || body.len() > LONG;
+        let by = if is_long { Instant::now() + pause } else { late };
+        let chunk = timeout_at(by, response.chunk())
+            .await
+            .map_err(|_| if body.is_empty() { nothing_for(pause) } else { half(pause) })?;
         let Some(chunk) = chunk.map_err(broken)? else {
             return Ok(Answer { status, body });
         };
@@ -198,6 +207,10 @@ async fn answer(
 
 fn nothing_for(time: Duration) -> Broken {
     Broken::Lost(format!("nothing for {} s", time.as_secs_f64()))
+}
+
+fn half(time: Duration) -> Broken {
+    Broken::Lost(format!("it was not at its end after {} s", time.as_secs_f64()))
 }
 
 fn broken(error: reqwest::Error) -> Broken {

@@ -249,6 +249,13 @@ fn a_job_outlives_odd_answers_that_pass() {
 }
 
 #[test]
+fn an_answer_that_never_comes_to_its_end_is_none() {
+    let more = json!({"hung_seconds": 1});
+    let (error, _) = failure("sglang", Act::faults("drip-poll"), more);
+    assert!(error.message.contains("told nothing of the job for 1 s"), "{error:?}");
+}
+
+#[test]
 fn a_submit_that_fails_inside_the_server_may_have_left_a_job_there() {
     let act = Act { faults: "taken-as-500-once", ..Act::gate() };
     let (error, mut engine) = failure("sglang", act, json!({}));
