@@ -43,10 +43,14 @@ pub(crate) fn check(
     Ok(OutputFile { path, role, media_type, width, height, frames, fps })
 }
 
-/// Is it an MP4 file that has an index and media, and ends where its last part does? Those that were
-/// cut off on their way do not.
-pub(crate) fn is_whole_mp4(path: &Path) -> bool {
-    File::open(path).and_then(|mut file| mp4::is_whole(&mut file)).unwrap_or(false)
+/// Does the file end as its format does, with all that has to be in it? One that was cut off on its
+/// way does not. Whether what is in between can be decoded is not looked at.
+pub(crate) fn is_whole(path: &Path, format: Format) -> bool {
+    let whole = File::open(path).and_then(|mut file| match format {
+        Format::Mp4 => mp4::is_whole(&mut file),
+        still => still::is_whole(&mut file, still),
+    });
+    whole.unwrap_or(false)
 }
 
 fn open(path: &Path, format: Format) -> Result<File, String> {

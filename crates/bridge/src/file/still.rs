@@ -1,7 +1,7 @@
-//! The sides of a picture, from the first bytes of its file.
+//! The sides of a picture, from the first bytes of its file, and whether the file has its end.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 
 use rayreel_domain::wire::engine::Format;
 
@@ -10,6 +10,9 @@ use super::Facts;
 /// How much is read in search of a JPEG's frame header, in bytes: what stands before it (a colour
 /// profile, a preview) has at most 64 KiB a piece.
 const MAX_START: u64 = 1 << 20;
+
+/// How many zeros may stand behind a JPEG, in bytes.
+const MAX_PADDING: u64 = 4 << 10;
 
 /// What the file says; none if it can't be understood.
 pub(super) fn facts(file: &mut File, format: Format) -> Option<Facts> {
@@ -23,6 +26,60 @@ pub(super) fn facts(file: &mut File, format: Format) -> Option<Facts> {
         Format::Mp4 => None,
     }?;
     (width > 0 && height > 0).then_some(Facts { width, height, frames: 1, fps: 0 })
+}
+
+/// Does the picture's file end as its format does?
+pub(super) fn is_whole(file: &mut File, format: Format) -> io::Result<bool> {
+    if facts(file, format).is_none() {
+        return Ok(false);
+    }
+    match format {
+        Format::Png => is_whole_png(file),
+        Format::Jpeg => is_whole_jpeg(file),
+        Format::Webp => is_whole_webp(file),
+        Format::Mp4 => Ok(false),
+    }
+}
+
+/// Chunks, each with its length before it and a checksum behind, up to the one that ends the picture
+/// (PNG specification, 5.3, 11.2).
+fn is_whole_png(file: &mut File) -> io::Result<bool> {
+    let end = file.metadata()?.len();
+    let (mut at, mut has_pixels) = (8, false);
+    while at < end {
+        let mut head = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut head)?;
+        let [a, b, c, d, kind @ ..] = head;
+        at += 12 + u64::from(u32::from_be_bytes([a, b, c, d]));
+        has_pixels |= &kind == b"IDAT";
+        if &kind == b"IEND" {
+            return Ok(has_pixels && at <= end);
+        }
+    }
+    Ok(false)
+}
+
+/// The last marker, behind which some writers put zeros (ITU-T T.81, B.1.1.3).
+fn is_whole_jpeg(file: &mut File) -> io::Result<bool> {
+    let end = file.metadata()?.len();
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(end.saturating_sub(MAX_PADDING)))?;
+    file.take(MAX_PADDING).read_to_end(&mut tail)?;
+    while tail.last() == Some(&0) {
+        tail.pop();
+    }
+    Ok(tail.ends_with(b"\xff\xd9"))
+}
+
+/// The length in the header is that of all that follows it (RFC 9649, 2.4).
+fn is_whole_webp(file: &mut File) -> io::Result<bool> {
+    let mut head = [0; 8];
+    file.seek(SeekFrom::Start(0))?;
+    file.read_exact(&mut head)?;
+    let [.., a, b, c, d] = head;
+    let length = u64::from(u32::from_le_bytes([a, b, c, d]));
+    Ok(file.metadata()?.len() >= 8 + length)
 }
 
 /// The header is the first chunk of every file (PNG specification, 11.2.1). Sides have 31 bits.
@@ -143,5 +200,35 @@ mod tests {
         assert_eq!(png(b"\0\0\0\x0dIDAT\0\0\0\x11\0\0\0\x11"), None, "no header");
         let still = b"\xff\xd8\xff\xda\0\x02\xff\xc0\0\x11\x08\0\x11\x01\x2c";
         assert_eq!(read(Format::Jpeg, still), None, "no frame header");
+    }
+
+    #[test]
+    fn a_picture_that_is_cut_off_is_not_whole() {
+        let ends = |format| -> &'static [u8] {
+            match format {
+                Format::Png => {
+                    b"\x08\x02\0\0\0crc.\0\0\0\x02IDAT..crc.\0\0\0\0IEND\xae\x42\x60\x82"
+                }
+                Format::Jpeg => b"\0\0\xff\xda\0\x02scan\xff\xd9",
+                _ => &[7; 0x4c],
+            }
+        };
+        let is_whole = |format: Format, content: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(content).unwrap();
+            is_whole(&mut file, format).unwrap_or(false)
+        };
+        for (format, start) in pictures() {
+            let mut whole = [&start[..], ends(format)].concat();
+            if format == Format::Webp {
+                // As the header says.
+                whole.truncate(8 + 0x44);
+            }
+            assert!(is_whole(format, &whole), "{}", whole.escape_ascii());
+            for length in 0..whole.len() {
+                assert!(!is_whole(format, &whole[..length]), "{format:?}, {length}");
+            }
+            assert!(is_whole(format, &[&whole[..], &[0; 100]].concat()), "padded");
+        }
     }
 }

@@ -8,6 +8,11 @@ use rayreel_domain::wire::engine::{EngineRequest, Format, OutputFile};
 
 use crate::file;
 
+/// Sides are multiples of this at the most, in pixels.
+const ROUND: u32 = 64;
+/// A picture with so many times the pixels that were asked for is another one.
+const SEVERAL: u64 = 4;
+
 /// How deep a server may hide its files below its directory.
 const DEPTH: u32 = 4;
 
@@ -26,10 +31,28 @@ pub(super) fn inspect(
     let path = directory.join(name);
     let checked = file::check(directory, name, wish);
     let checked = checked.map_err(|why| format!("{why}{}", beginning(&path)))?;
-    if wish.format == Format::Mp4 && !file::is_whole_mp4(&path) {
-        return Err("wrote an MP4 file that is cut off".to_owned());
+    if !file::is_whole(&path, wish.format) {
+        let what = if wish.format == Format::Mp4 { "an MP4 file" } else { "a picture" };
+        return Err(format!("wrote {what} that is cut off"));
+    }
+    let (width, height) = (checked.width, checked.height);
+    if wish.format.is_still() && pixels(width, height) > most_pixels(wish) {
+        return Err(format!(
+            "made a picture of {width}x{height} pixels, where {}x{} was asked for",
+            wish.width, wish.height
+        ));
     }
     Ok(checked)
+}
+
+fn pixels(width: u32, height: u32) -> u64 {
+    u64::from(width) * u64::from(height)
+}
+
+/// Some take an area for the size of a picture; all round its sides, at most to the next multiple of 64.
+fn most_pixels(wish: &EngineRequest) -> u64 {
+    let round = |side: u32| side.div_ceil(ROUND).saturating_mul(ROUND);
+    pixels(round(wish.width), round(wish.height)).saturating_mul(SEVERAL)
 }
 
 /// How a file begins, for whoever wonders what it is.

@@ -209,3 +209,21 @@ fn avi() -> &'static [u8] {
         chunk(b"RIFF", &[b"AVI ".to_vec(), header, movi, index].concat())
     })
 }
+
+#[test]
+fn a_picture_that_is_cut_off_or_far_too_large_is_none() {
+    let mut huge = png().to_vec();
+    huge[16..24].copy_from_slice(b"\0\0\xea\x60\0\0\xea\x60");
+    let cut = png()[..png().len() - 20].to_vec();
+    for (result, expected) in [
+        (huge, "made a picture of 60000x60000 pixels, where 64x64 was asked for"),
+        (cut, "wrote a picture that is cut off"),
+    ] {
+        let act = Act { result: Some(result.leak()), ..Act::default() };
+        let mut engine = Engine::loaded("sd-server", act, json!({}));
+        engine.generate("a", EngineRequest { format: Format::Png, frames: 1, ..request() });
+        let error = engine.error("a");
+        assert!(error.message.contains(expected), "{error:?}");
+        engine.leave();
+    }
+}
