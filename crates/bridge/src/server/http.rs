@@ -74,6 +74,10 @@ impl Client {
         Ok(Client { inner, url, headers })
     }
 
+    pub(super) fn port(&self) -> Option<u16> {
+        self.url.port()
+    }
+
     /// Asks, and reads an answer of at most `limit` bytes within `time`.
     pub(super) async fn call(
         &self,

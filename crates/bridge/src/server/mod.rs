@@ -18,6 +18,7 @@ mod child;
 mod http;
 mod job;
 mod left;
+mod port;
 mod result;
 mod settings;
 
@@ -260,7 +261,13 @@ impl Loaded {
             let client = self.client()?.clone();
             let asked = client.call(&call, MAX_ANSWER, ANSWER);
             let said = match self.unless_ended(asked).await {
-                Ok(Ok(answer)) if answer.is_success() => break,
+                Ok(Ok(answer)) if answer.is_success() => match self.port_of_another() {
+                    None => break,
+                    Some(port) => format!(
+                        "on port {port} answers a process that does not descend from the one that \
+                         `run` has started"
+                    ),
+                },
                 Ok(Ok(answer)) => format!("{} answers with status {}", call.path, answer.status),
                 Ok(Err(broken)) => broken.text(),
                 Err(_) => {
@@ -299,6 +306,12 @@ impl Loaded {
         }
         self.health = Health::Well;
         Ok(())
+    }
+
+    /// The port of a server of ours, if it is somebody else who listens there.
+    fn port_of_another(&self) -> Option<u16> {
+        let port = self.client.as_ref()?.port();
+        port.filter(|port| self.child.is_some() && port::is_foreign(*port))
     }
 
     /// Does something for as long as the server lives, if it is ours.

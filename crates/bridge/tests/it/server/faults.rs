@@ -345,3 +345,22 @@ fn a_server_of_somebody_else_that_starts_again_is_waited_for() {
     let _standin = Standin::start_at(port, "sglang", Act::default(), engine.state.path());
     engine.done("b");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn somebody_else_at_the_port_is_not_taken_for_the_server() {
+    let mut engine = Engine::start("sglang");
+    engine.load(&engine.settings(Act::faults("late"), json!({})));
+    until(|| !lines(engine.state.path(), "port").is_empty());
+    let port = lines(engine.state.path(), "port")[0].parse().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let foreign = Standin::start_at(port, "sglang", Act::default(), elsewhere.path());
+    until(|| engine.log().contains("a process that does not descend"));
+    drop(foreign);
+    fs::write(engine.state.path().join("listen"), "").unwrap();
+    engine.expect_ready();
+    engine.generate("a", request());
+    engine.done("a");
+    assert_eq!(engine.submits().len(), 1);
+    engine.leave();
+}
