@@ -9,7 +9,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -25,6 +25,8 @@ use crate::talk::{Failure, Job};
 const ASK: Duration = Duration::from_secs(8);
 /// How long a job that the server says it has stopped may still be seen to run.
 const STOPPED: Duration = Duration::from_millis(1500);
+/// How long a task looks for the end of an earlier job at least.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long the server is given to remove an ended job.
 const FORGET: Duration = Duration::from_secs(5);
 
@@ -42,8 +44,8 @@ pub(super) struct Inside {
     file: Option<PathBuf>,
     /// How to ask after it, once that is known.
     handle: Option<String>,
-    /// When a task began to wait for its end.
-    awaited: Option<Instant>,
+    /// When a task began to wait for its end, in seconds since 1970.
+    awaited: Option<u64>,
 }
 
 /// What is written down. One that ends in the middle, as after a loss of power, counts for nothing.
@@ -53,6 +55,8 @@ struct Note {
     server: String,
     adapter: String,
     handle: Option<String>,
+    #[serde(default)]
+    awaited: Option<u64>,
 }
 
 impl Inside {
@@ -73,7 +77,7 @@ impl Inside {
         match inside.read() {
             Ok(None) => {}
             Ok(Some(note)) => {
-                inside.handle = note.handle;
+                (inside.handle, inside.awaited) = (note.handle, note.awaited);
                 inside.lost();
             }
             Err(why) => {
@@ -112,9 +116,9 @@ impl Inside {
         if let Some(directory) = file.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
-        let Inside { server, adapter, handle, .. } = self;
+        let Inside { server, adapter, handle, awaited, .. } = self;
         let (server, adapter, handle) = (server.clone(), adapter.clone(), handle.clone());
-        let note = serde_json::to_vec(&Note { server, adapter, handle })?;
+        let note = serde_json::to_vec(&Note { server, adapter, handle, awaited: *awaited })?;
         // Either note is whole, whenever this process is killed.
         let new = file.with_extension("new");
         fs::write(&new, note)?;
@@ -136,9 +140,24 @@ impl Inside {
             return;
         }
         self.handle = Some(handle.to_owned());
+        self.write_again();
+    }
+
+    /// Changes the note. Without that, the engine that comes after this one knows less.
+    fn write_again(&self) {
         if let Err(error) = self.write() {
             eprintln!("rayreel: the job could not be written down: {error}");
         }
+    }
+
+    /// For how long tasks have waited for its end, those at engines before this one as well.
+    fn awaited(&mut self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.awaited.is_none() {
+            self.awaited = Some(now.as_secs());
+            self.write_again();
+        }
+        now.saturating_sub(self.awaited.map_or(now, Duration::from_secs))
     }
 
     /// Nobody knows whether there is one. It is kept in mind if there is a way to ask.
@@ -169,13 +188,13 @@ impl Inside {
 
 impl Loaded {
     /// Waits until an earlier job has ended. One that does not in time, or of which the server tells
-    /// nothing sensible, is given up: it must not keep this task from its own job for ever. The job is
-    /// still inside afterwards if the server itself is away.
+    /// nothing sensible, is given up: it must not keep tasks from their own jobs for ever. An error says
+    /// that this task has waited too long. The job is still inside afterwards if the server is away.
     pub(super) async fn outwait(&mut self, job: &Job<'_>, handle: &str) -> Result<(), Failure> {
         eprintln!("rayreel: waiting for the server to end an earlier job");
-        job.progress("wait", 0, 1);
         let (wait, hung) = (self.settings.wait, self.settings.hung);
-        let late = *self.inside.awaited.get_or_insert_with(Instant::now) + wait;
+        let late = Instant::now() + wait.saturating_sub(self.inside.awaited()).max(LOOK);
+        job.progress("wait", 0, 1);
         let mut heard = Instant::now();
         let given_up = loop {
             let runs = |_| {
@@ -185,7 +204,13 @@ impl Loaded {
             let why = match timeout_at(late, self.watch(handle, runs)).await {
                 Ok(Ok(_) | Err(Ended::Job(_))) => break None,
                 Ok(Err(Ended::Server(failure))) => failure.message,
-                Err(_) => break Some(format!("it has not ended for {} s", wait.as_secs_f64())),
+                Err(_) => {
+                    let why = format!("it has not ended for {} s", wait.as_secs_f64());
+                    self.give_up(handle, &why).await;
+                    // What is left of this attempt's time may be too short for the task's own job.
+                    let message = format!("the server was at an earlier job: {why}");
+                    return Err(Failure::failed(message));
+                }
             };
             if self.child.is_some() {
                 break Some(why);
@@ -204,15 +229,20 @@ impl Loaded {
             job.progress("wait", 0, 1);
             sleep(POLL.1).await;
         };
-        if let Some(why) = given_up {
-            eprintln!("rayreel: the earlier job is given up: {why}");
-            if self.child.is_some() {
-                self.restart("an earlier job is still inside").await;
-                return Ok(());
-            }
+        match given_up {
+            Some(why) => self.give_up(handle, &why).await,
+            None => self.forget(handle).await,
         }
-        self.forget(handle).await;
         Ok(())
+    }
+
+    async fn give_up(&mut self, handle: &str, why: &str) {
+        eprintln!("rayreel: the earlier job is given up: {why}");
+        if self.child.is_some() {
+            self.restart("an earlier job is still inside").await;
+        } else {
+            self.forget(handle).await;
+        }
     }
 
     /// Has a job ended that nobody wants any more, if the server can.

@@ -152,9 +152,30 @@ fn a_job_that_does_not_end_is_given_up() {
     let more = json!({"wait_seconds": 1});
     let (mut engine, _standin) = with_a_job_inside("sglang", Act::endless(), more);
     engine.generate("b", request());
+    // The wait has taken of the time that the task may run.
+    let error = engine.error("b");
+    assert_eq!((error.code, error.retryable), (EngineErrorCode::Failed, true));
+    assert!(error.message.contains("was at an earlier job"), "{error:?}");
+    assert!(engine.log().contains("the earlier job is given up"), "{}", engine.log());
+    engine.generate("c", request());
     engine.hear_progress("denoise");
     assert_eq!(engine.submits().len(), 2);
-    assert!(engine.log().contains("the earlier job is given up"), "{}", engine.log());
+}
+
+#[test]
+fn the_next_engine_waits_no_longer_than_what_is_left() {
+    let (mut engine, _standin) = with_a_job_inside("sglang", Act::endless(), json!({}));
+    engine.generate("b", request());
+    engine.hear_progress("wait");
+    // As if that had been long ago.
+    let note = &notes(&engine)[0];
+    let mut noted: Value = serde_json::from_slice(&fs::read(note).unwrap()).unwrap();
+    let begun = noted["awaited"].as_u64().expect("it is written down that a task waits");
+    noted["awaited"] = json!(begun - 10_000);
+    fs::write(note, noted.to_string()).unwrap();
+    let mut engine = engine.killed();
+    engine.generate("c", request());
+    assert!(engine.error("c").message.contains("has not ended for 1800 s"), "{}", engine.log());
 }
 
 #[test]
