@@ -117,3 +117,41 @@ fn progress<'a>(regex: &Regex, line: &'a str) -> Option<(&'a str, u32, u32)> {
     let stage = found.name("stage").map_or("denoise", |stage| stage.as_str().trim());
     (steps > 0).then_some((stage, step.min(steps), steps))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_writes_or_computes_is_not_silent() {
+        let settings = json!({"run": ["p", "--prompt={prompt}"]});
+        let settings = Settings::read(settings.as_object().unwrap()).unwrap();
+        let limit = Duration::from_secs(1);
+        let ms = Duration::from_millis;
+
+        let mut writes = Watch::new(&settings);
+        let mut computes = Watch::new(&settings);
+        let mut idles = Watch::new(&settings);
+        let mut used = Duration::ZERO;
+        for _ in 0..20 {
+            advance(ms(250)).await;
+            used += ms(13);
+            writes.hear("step");
+            writes.look(Some(Duration::ZERO));
+            computes.look(Some(used));
+            assert!(!writes.is_silent(limit) && !computes.is_silent(limit));
+            // Launchers wake up now and then.
+            idles.look(Some(used / 13));
+        }
+        assert!(idles.is_silent(limit));
+
+        advance(limit).await;
+        assert!(writes.is_silent(limit) && computes.is_silent(limit), "neither any more");
+        // Who ends takes its time along, which is something that happens.
+        computes.look(Some(used / 2));
+        assert!(!computes.is_silent(limit));
+    }
+}

@@ -458,25 +458,20 @@ note('own', os.getpid())
 note('far', sleeper(start_new_session=True))
 time.sleep(1000)
 ";
-    let mut rig = Rig::scripted(idle, json!({"silence_seconds": 1, "stop_seconds": 0.1}));
+    // Enough for a machine that has other things to do: who gets no processor looks idle.
+    let mut rig = Rig::scripted(idle, json!({"silence_seconds": 3, "stop_seconds": 0.1}));
     let answer = rig.generate(&json!({}));
     let (code, said, retryable) = failed(&answer);
     assert_eq!((code, retryable), ("failed", true));
-    assert!(said.contains("the program hung: for 1 s it wrote nothing"), "{said}");
+    assert!(said.contains("the program hung: for 3 s it wrote nothing"), "{said}");
     for name in ["own", "far"] {
         assert!(!runs(&rig.noted(name)), "{name}");
     }
 
-    let computes = "end = time.monotonic() + 2.5\nwhile time.monotonic() < end: pass\n";
-    let writes = "for n in range(25):\n    print(n, flush=True)\n    time.sleep(0.1)\n";
-    let mut working = [computes, writes].map(|works| {
-        let mut rig = Rig::scripted(&format!("{works}{GOOD}"), json!({"silence_seconds": 1}));
-        rig.ask(&json!({}));
-        rig
-    });
-    for rig in &mut working {
-        assert_eq!(rig.answer()["type"], "done");
-    }
+    // What writes is told in the same way; its times are in the tests of the watch.
+    let computes = "end = time.monotonic() + 4\nwhile time.monotonic() < end: pass\n";
+    let mut rig = Rig::scripted(&format!("{computes}{GOOD}"), json!({"silence_seconds": 3}));
+    assert_eq!(rig.generate(&json!({}))["type"], "done");
 }
 
 #[test]
