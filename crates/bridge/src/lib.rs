@@ -88,6 +88,15 @@ pub fn headers(kind: Kind, settings: &Map<String, Value>) -> Vec<(String, String
     }
 }
 
+/// The address of somebody else's server that settings which [`check`] has found right name, in one
+/// spelling.
+pub fn url(kind: Kind, settings: &Map<String, Value>) -> Option<String> {
+    match kind {
+        Kind::Command => None,
+        Kind::Server => server::url(settings),
+    }
+}
+
 /// What a configuration says of a model beside its engine's settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Model<'a> {
@@ -97,6 +106,8 @@ pub struct Model<'a> {
     pub defaults: &'a Defaults,
     /// How long the engine may take to answer a cancel before it is killed.
     pub grace: Duration,
+    /// How long a task may run, its wait for the server included.
+    pub max_run: Duration,
 }
 
 /// Checks what `models.*.settings` say to an engine, as far as that can be known without its machine.
@@ -116,6 +127,6 @@ pub fn check_model(
 ) -> Result<(), Wrong> {
     match kind {
         Kind::Command => command::Settings::read(settings)?.check_model(model),
-        Kind::Server => Ok(()),
+        Kind::Server => server::check_model(settings, model),
     }
 }

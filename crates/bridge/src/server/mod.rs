@@ -32,6 +32,7 @@ use serde_json::{Map, Value};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::Model;
 use crate::settings::Wrong;
 use crate::talk::{Engine, Failure, Job, Made, Ready};
 use adapter::{Adapter, Call, Fault};
@@ -39,7 +40,7 @@ use child::{Child, Places};
 use http::{Broken, Client};
 use job::Ended;
 use left::Inside;
-use settings::{At, Settings};
+use settings::{At, Cancel, Settings};
 
 /// Our servers listen here.
 const HOST: &str = "127.0.0.1";
@@ -70,6 +71,30 @@ const TASK: &str = "in the middle of the task";
 /// Checks settings where no server is at hand.
 pub(crate) fn check(settings: &Map<String, Value>) -> Result<(), Wrong> {
     Settings::read(settings).map(drop)
+}
+
+/// Do the settings go with the model?
+pub(crate) fn check_model(settings: &Map<String, Value>, model: &Model<'_>) -> Result<(), Wrong> {
+    let settings = Settings::read(settings)?;
+    // Whoever kills the server waits for none of its jobs.
+    if settings.cancel == Cancel::Restart || settings.wait <= model.max_run / 2 {
+        return Ok(());
+    }
+    let (wait, max_run) = (settings.wait.as_secs_f64(), model.max_run.as_secs_f64());
+    Err(Wrong::value(
+        "wait_seconds",
+        format!(
+            "{wait} is more than half of `max_run_seconds`, {max_run}: a task runs while it waits for \
+             an earlier job, and the rest must do for its own; set one of them"
+        ),
+    ))
+}
+
+pub(crate) fn url(settings: &Map<String, Value>) -> Option<String> {
+    match Settings::read(settings).ok()?.at {
+        At::Url(url) => Some(url.to_string()),
+        At::Child(_) => None,
+    }
 }
 
 /// Header, and the variable that has its value.

@@ -181,7 +181,7 @@ fn url(table: &Table<'_>) -> Result<Option<Url>, Wrong> {
         return Ok(None);
     };
     let wrong = |why: &str| Wrong::value("url", format!("`{given}` {why}"));
-    let url: Url = given.parse().map_err(|error| wrong(&format!("is no address: {error}")))?;
+    let mut url: Url = given.parse().map_err(|error| wrong(&format!("is no address: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(wrong("is none of http or https"));
     }
@@ -191,6 +191,9 @@ fn url(table: &Table<'_>) -> Result<Option<Url>, Wrong> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(wrong("must be the server's address alone, such as http://127.0.0.1:30010"));
     }
+    // The rest of the spelling, such as the case of the host and the scheme's own port, is one already.
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
     Ok(Some(url))
 }
 
@@ -330,6 +333,19 @@ mod tests {
         assert_eq!(read(foreign("sglang")).unwrap().cancel, Cancel::Wait);
         // It says that a job has stopped, and can't be asked whether it has.
         assert_eq!(read(foreign("vllm-omni")).unwrap().cancel, Cancel::Wait);
+    }
+
+    #[test]
+    fn one_address_has_one_spelling() {
+        let url = |url| match read(json!({"adapter": "sglang", "url": url})).unwrap().at {
+            At::Url(url) => url.to_string(),
+            At::Child(launch) => panic!("{launch:?}"),
+        };
+        for same in ["http://gpu.example", "HTTP://GPU.example:80/", "http://gpu.example//"] {
+            assert_eq!(url(same), "http://gpu.example/");
+        }
+        assert_eq!(url("http://127.0.0.1:81/a/"), url("http://127.0.0.1:81/a"));
+        assert_ne!(url("http://127.0.0.1:81"), url("http://127.0.0.1:82"));
     }
 
     #[test]

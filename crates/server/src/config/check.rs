@@ -85,7 +85,8 @@ pub(super) fn check(settings: &Settings, tree: &Node) -> Result<(), Error> {
         if let Some(spec) = settings.model_spec(name) {
             check_defaults(&spec, &at.key("defaults"))?;
         }
-        check_bridge(model, &at)?;
+        check_bridge(model, settings, &at)?;
+        check_server(name, model, settings, &at.key("settings"))?;
     }
     if settings.canonical(&settings.default_model).is_none() {
         let models = settings.models.keys().map(|name| name.as_str());
@@ -124,7 +125,7 @@ fn check_engine_settings(model: &Model, at: &Place<'_>) -> Result<(), Error> {
 }
 
 /// Do the engine's settings go with the rest of its model?
-fn check_bridge(model: &Model, at: &Place<'_>) -> Result<(), Error> {
+fn check_bridge(model: &Model, settings: &Settings, at: &Place<'_>) -> Result<(), Error> {
     let Some(kind) = model.engine.as_deref().and_then(Kind::named) else {
         return Ok(());
     };
@@ -134,9 +135,35 @@ fn check_bridge(model: &Model, at: &Place<'_>) -> Result<(), Error> {
         has_loras: !model.loras.is_empty(),
         defaults: &model.defaults,
         grace: model.grace_seconds.duration(),
+        max_run: settings.max_run_seconds.duration(),
     };
     rayreel_bridge::check_model(kind, &model.settings, &facts)
         .map_err(|wrong| bridge_error(wrong, at))
+}
+
+/// An engine server does one job at a time, so that its jobs must come from one worker. On other
+/// machines the same address may be another server's.
+fn check_server(
+    name: &ModelName,
+    model: &Model,
+    settings: &Settings,
+    at: &Place<'_>,
+) -> Result<(), Error> {
+    let url = |model: &Model| {
+        let kind = model.engine.as_deref().and_then(Kind::named)?;
+        rayreel_bridge::url(kind, &model.settings).filter(|_| settings.is_run_here(model))
+    };
+    let Some(own) = url(model) else {
+        return Ok(());
+    };
+    let mut before = settings.models.iter().take_while(|(other, _)| *other != name);
+    match before.find(|(_, other)| other.pool != model.pool && url(other).as_ref() == Some(&own)) {
+        None => Ok(()),
+        Some((other, _)) => Err(at.key("url").wrong(format_args!(
+            "`{own}` is the server of `{other}`, too, whose pool is another: two workers would hand \
+             it jobs at once; give both models one pool"
+        ))),
+    }
 }
 
 /// `at` is the model.

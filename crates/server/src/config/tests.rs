@@ -605,6 +605,21 @@ fn a_value_out_of_bounds_is_refused_with_the_bounds() {
 }
 
 #[test]
+fn servers_that_are_killed_or_elsewhere_are_nobodys_concern() {
+    load_file(
+        "max_run_seconds = 600\n[models.x]\nengine = \"server\"\n\
+         settings = { adapter = \"sglang\", run = [\"serve\", \"{port}\"] }",
+    );
+    // Each machine has one at this address.
+    load_file(
+        "[pools.b]\nmax = 0\n[models.x]\nengine = \"server\"\n\
+         settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010/\" }\n\
+         [models.y]\nengine = \"server\"\npool = \"b\"\n\
+         settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010\" }",
+    );
+}
+
+#[test]
 fn settings_must_fit_one_another() {
     for (text, message) in [
         (
@@ -689,6 +704,22 @@ fn settings_must_fit_one_another() {
             "[models.testcard.limits]\nmax_frames = 100",
             "rayreel.toml, line 2: models.testcard.limits.max_frames: \
              must be 4n+1, as frames are: 97 or 101",
+        ),
+        (
+            "[pools.b]\n[models.x]\nengine = \"server\"\n\
+             settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010/\" }\n\
+             [models.y]\nengine = \"server\"\npool = \"b\"\n\
+             settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010\" }",
+            "rayreel.toml, line 8: models.y.settings.url: `http://127.0.0.1:30010/` is the server \
+             of `x`, too, whose pool is another: two workers would hand it jobs at once; give both \
+             models one pool",
+        ),
+        (
+            "max_run_seconds = 600\n[models.x]\nengine = \"server\"\n\
+             settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010/\" }",
+            "rayreel.toml, line 4: models.x.settings.wait_seconds: 1800 is more than half of \
+             `max_run_seconds`, 600: a task runs while it waits for an earlier job, and the rest \
+             must do for its own; set one of them",
         ),
         (
             "data = \"~/videos\"",
