@@ -195,7 +195,7 @@ async fn answer(
         let by = if is_long { Instant::now() + pause } else { late };
         let chunk = timeout_at(by, response.chunk())
             .await
-            .map_err(|_| if body.is_empty() { nothing_for(pause) } else { half(pause) })?;
+            .map_err(|_| if body.is_empty() { nothing_for(pause) } else { unfinished(pause) })?;
         let Some(chunk) = chunk.map_err(broken)? else {
             return Ok(Answer { status, body });
         };
@@ -213,7 +213,7 @@ fn nothing_for(time: Duration) -> Broken {
     Broken::Lost(format!("nothing for {} s", time.as_secs_f64()))
 }
 
-fn half(time: Duration) -> Broken {
+fn unfinished(time: Duration) -> Broken {
     Broken::Lost(format!("it was not at its end after {} s", time.as_secs_f64()))
 }
 

@@ -90,6 +90,7 @@ pub(crate) fn check_model(settings: &Map<String, Value>, model: &Model<'_>) -> R
     ))
 }
 
+/// The address of a server that is not ours.
 pub(crate) fn url(settings: &Map<String, Value>) -> Option<String> {
     match Settings::read(settings).ok()?.at {
         At::Url(url) => Some(url.to_string()),
