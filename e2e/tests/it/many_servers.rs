@@ -227,7 +227,7 @@ fn follow(apis: &[Api], books: &Books, number: usize, mut random: fastrand::Rng)
         acknowledged.get(wanted).map(|(_, id)| id.clone())
     });
     let mut told = Told::default();
-    while !told.states.last().is_some_and(|change| change.state == "SUCCEEDED") {
+    while told.states.last().is_none_or(|change| change.state != "SUCCEEDED") {
         assert!(!books.is_over() || books.ended() == books.tasks, "the test is over");
         let address = apis[random.usize(..SERVERS)].base.trim_start_matches("http://").to_owned();
         // A server that was killed is back soon.

@@ -199,8 +199,8 @@ impl RedisStore {
             }
         }
         // A task that has changed its state meanwhile may have been found twice.
-        found.sort_by(|a, b| a.seq.cmp(&b.seq));
-        found.dedup_by(|a, b| a.seq == b.seq);
+        found.sort_by_key(|task: &FoundTask| task.seq);
+        found.dedup_by_key(|task| task.seq);
         if call.newest_first {
             found.reverse();
         }
