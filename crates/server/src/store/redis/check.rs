@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::RedisStore;
 use super::rows::{Place, Slot, Views};
 use super::scripts::Name;
-use super::tasks::{MOST_MS, avoided};
+use super::submit::MOST_MS;
+use super::tasks::avoided;
 use crate::store::{Error, check};
 
 const STEP: u32 = 200;

@@ -12,17 +12,20 @@
 
 mod address;
 mod check;
+mod claim;
 mod clock;
 mod cluster;
 mod delivery;
 mod durability;
 mod history;
 mod inputs;
+mod judge;
 mod lead;
 mod link;
 mod records;
 mod rows;
 mod scripts;
+mod submit;
 mod tail;
 mod tasks;
 mod views;

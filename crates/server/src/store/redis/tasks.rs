@@ -1,28 +1,21 @@
-//! What changes tasks. A claim and a submit are decided by their scripts, in one round trip. All else
-//! is decided by `rayreel_domain` on what was read, and written if nothing has changed since; if it
-//! has, it is decided anew.
+//! What changes tasks besides submits and claims: decided by `rayreel_domain` on what was read, and
+//! written if nothing has changed since; if it has, it is decided anew.
 
-use rayreel_domain::id::{ModelName, TaskId, TenantName};
+use rayreel_domain::id::{TaskId, TenantName};
 use rayreel_domain::lease::Fence;
 use rayreel_domain::schedule::virtual_ms;
-use rayreel_domain::task::{Effect, End, Idempotency, Outcome, Refusal, State, Task};
-use rayreel_domain::tenant::{Exceeded, Limit};
+use rayreel_domain::task::{Effect, End, Outcome, Refusal, State, Task};
 use rayreel_domain::time::Timestamp;
 use rayreel_domain::webhook::Delivery;
-use rayreel_domain::wire::worker::{Beaten, Progress};
 use serde::{Deserialize, Serialize};
 
 use super::RedisStore;
-use super::rows::{
-    Barred, FailedAttempt, FenceText, Rival, Seen, Slot, Standing, Views, WorkerRecord, corrupt,
-    exact,
-};
+use super::judge::{Judged, Verdict, judge};
+use super::rows::{Barred, FailedAttempt, Seen, Slot, Views, exact};
 use super::scripts::Name;
-use crate::store::{Cancelled, Claim, Claimed, Demand, Error, Identity, Submitted, View};
+use crate::store::{Cancelled, Error, Identity, View};
 
-const DAY_MS: u64 = 24 * 3_600_000;
-/// Failures on so many different tasks of a model in a row quarantine it on the worker.
-const QUARANTINE_AFTER: usize = 3;
+pub(super) const DAY_MS: u64 = 24 * 3_600_000;
 /// How often an operation is decided anew because somebody else was faster.
 const TRIES: u32 = 64;
 /// Tasks that are looked at in one go by what works through many.
@@ -39,130 +32,6 @@ impl<'a> By<'a> {
     pub(super) fn of(by: &'a Identity) -> Self {
         Self { worker: by.worker.as_str(), incarnation: by.incarnation.to_string() }
     }
-}
-
-/// A new task, with what indexes need.
-#[derive(Debug, Serialize)]
-struct New<'a> {
-    id: String,
-    pool: &'a str,
-    model: &'a str,
-    rank: u8,
-    estimate_ms: u64,
-    format: &'static str,
-    created: u64,
-    deadline: Option<u64>,
-    inputs: Vec<u64>,
-    body: String,
-}
-
-impl<'a> New<'a> {
-    fn of(task: &'a Task) -> Self {
-        Self {
-            id: task.id.to_string(),
-            pool: task.pool.as_str(),
-            model: task.model.as_str(),
-            rank: 5 - task.priority.get(),
-            estimate_ms: task.estimate_ms.min(MOST_MS),
-            format: task.request.format.extension(),
-            created: task.created_at.0,
-            deadline: task.deadline.map(|at| at.0),
-            inputs: inputs(task),
-            body: body(task),
-        }
-    }
-}
-
-/// Longest estimate that is counted: the sum of many is still exact in Lua's numbers.
-pub(super) const MOST_MS: u64 = 1 << 40;
-
-#[derive(Debug, Serialize)]
-struct Limits {
-    queued: Option<u64>,
-    day_ms: Option<u64>,
-    per_minute: Option<u32>,
-}
-
-#[derive(Debug, Serialize)]
-struct Submit<'a> {
-    now: u64,
-    mono: u64,
-    dry: bool,
-    tenant: &'a str,
-    key: Option<&'a str>,
-    request: Option<&'a str>,
-    count: u64,
-    work_ms: u64,
-    max_queued: u64,
-    limits: Limits,
-    tasks: Vec<New<'a>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct SubmitReply {
-    known: Option<Known>,
-    late: bool,
-    full: Option<u64>,
-    exceeded: Option<ExceededReply>,
-    input_gone: bool,
-    standings: Vec<Standing>,
-    rivals: Vec<Rival>,
-}
-
-/// What was submitted under a key.
-#[derive(Debug, Deserialize)]
-pub(super) struct Known {
-    pub(super) ids: Vec<String>,
-    pub(super) request: String,
-    pub(super) until_ms: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct ExceededReply {
-    limit: Limit,
-    allowed: u64,
-    retry_ms: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct ClaimCall<'a> {
-    by: By<'a>,
-    seq: u64,
-    holding: Vec<FenceText>,
-    loaded: Option<&'a str>,
-    test: Option<Test<'a>>,
-    target: Option<u32>,
-    now: u64,
-    mono: u64,
-    day: u64,
-    nonce: String,
-    max_streak: u32,
-    max_lead_ms: u64,
-    silence_ms: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Test<'a> {
-    model: &'a str,
-    failed: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ClaimReply {
-    stale: bool,
-    ready: bool,
-    drain: bool,
-    task: Option<Seen>,
-    vanished: Option<FenceText>,
-    test: Option<DueTest>,
-}
-
-#[derive(Debug, Deserialize)]
-struct DueTest {
-    model: String,
-    message: String,
 }
 
 /// A change of one task, upon a revision of it.
@@ -265,188 +134,6 @@ impl From<Error> for Miss {
 }
 
 impl RedisStore {
-    pub(super) async fn submit_tasks(&self, tasks: &[Task]) -> Result<Vec<Submitted>, Error> {
-        let Some(first) = tasks.first() else { return Ok(Vec::new()) };
-        let call = self.submit_call(&first.tenant, first.idempotency.as_ref(), tasks);
-        let accepted = |reply: &SubmitReply| reply.known.is_some() || !reply.standings.is_empty();
-        let reply = self.scripts.promise(Name::submit, &call, accepted).await?;
-        if let Some(known) = &reply.known {
-            let views = self.known(known, first.idempotency.as_ref()).await?;
-            return Ok(views.into_iter().map(found).collect());
-        }
-        refused(&reply, first.created_at)?;
-        let tenancy = &self.options.tenancy;
-        let position = |own: &Standing| own.position(&first.tenant, &reply.rivals, tenancy);
-        let positions = reply.standings.iter().map(position);
-        let added = |(task, position): (&Task, u64)| Submitted {
-            task: task.clone(),
-            existed: false,
-            position: Some(position),
-        };
-        Ok(tasks.iter().zip(positions).map(added).collect())
-    }
-
-    fn submit_call<'a>(
-        &self,
-        tenant: &'a TenantName,
-        asked: Option<&'a Idempotency>,
-        tasks: &'a [Task],
-    ) -> Submit<'a> {
-        let terms = self.options.tenancy.of(tenant);
-        Submit {
-            now: tasks.first().map_or_else(|| self.now(), |task| task.created_at).0,
-            mono: self.mono(),
-            dry: false,
-            tenant: tenant.as_str(),
-            key: asked.map(|asked| asked.key.as_str()),
-            request: asked.map(|asked| asked.request.as_str()),
-            count: tasks.len() as u64,
-            work_ms: tasks.iter().map(|task| task.estimate_ms).sum(),
-            max_queued: exact(self.options.max_queued),
-            limits: Limits {
-                queued: terms.queued.map(exact),
-                day_ms: terms.day_ms.map(exact),
-                per_minute: terms.per_minute,
-            },
-            tasks: tasks.iter().map(New::of).collect(),
-        }
-    }
-
-    pub(super) async fn would_admit(&self, demand: &Demand) -> Result<(), Error> {
-        let Demand { tenant, idempotency, tasks, work_ms } = demand;
-        let call = Submit {
-            dry: true,
-            count: *tasks,
-            work_ms: *work_ms,
-            ..self.submit_call(tenant, idempotency.as_ref(), &[])
-        };
-        let reply: SubmitReply = self.scripts.run(Name::submit, &call).await?;
-        match (&reply.known, idempotency) {
-            (Some(known), Some(asked)) if known.request != asked.request => {
-                Err(Error::IdempotencyMismatch)
-            }
-            (Some(_), _) => Ok(()),
-            (None, _) => refused(&reply, self.now()),
-        }
-    }
-
-    pub(super) async fn submitted_before(
-        &self,
-        tenant: &TenantName,
-        asked: &Idempotency,
-    ) -> Result<Option<Vec<View>>, Error> {
-        #[derive(Serialize)]
-        struct Key<'a> {
-            key: String,
-            ids: [&'a str; 0],
-        }
-        #[derive(Deserialize)]
-        struct Reply {
-            known: Option<Known>,
-        }
-        let key = Key { key: format!("{tenant}|{}", asked.key), ids: [] };
-        let reply: Reply = self.scripts.run(Name::look, &key).await?;
-        match reply.known.filter(|known| known.until_ms > self.now().0) {
-            Some(known) => self.known(&known, Some(asked)).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Those that are left of what was submitted under a key.
-    pub(super) async fn known(
-        &self,
-        known: &Known,
-        asked: Option<&Idempotency>,
-    ) -> Result<Vec<View>, Error> {
-        if asked.is_none_or(|asked| asked.request != known.request) {
-            return Err(Error::IdempotencyMismatch);
-        }
-        let views = self.views(known.ids.clone()).await?;
-        if views.is_empty() {
-            let first = known.ids.first().ok_or_else(|| corrupt("a key without tasks"))?;
-            return Err(Error::Deleted { task: super::rows::named(first)? });
-        }
-        Ok(views)
-    }
-
-    pub(super) async fn claim_task(&self, claim: &Claim) -> Result<Claimed, Error> {
-        let call = ClaimCall {
-            by: By::of(&claim.by),
-            seq: exact(claim.seq),
-            holding: claim.holding.iter().map(|fence| FenceText::from(*fence)).collect(),
-            loaded: claim.loaded.as_ref().map(ModelName::as_str),
-            test: claim
-                .self_test
-                .as_ref()
-                .map(|test| Test { model: test.model.as_str(), failed: test.failure.is_some() }),
-            target: claim.target,
-            now: self.now().0,
-            mono: self.mono(),
-            day: self.now().0 / DAY_MS,
-            nonce: self.options.random.nonce().to_string(),
-            max_streak: self.options.locality.max_streak,
-            max_lead_ms: exact(self.options.locality.max_lead_ms),
-            silence_ms: self.options.worker_silence_ms,
-        };
-        loop {
-            let gives = |reply: &ClaimReply| reply.task.is_some() || reply.drain;
-            let reply = self.scripts.promise(Name::claim, &call, gives).await?;
-            if let Some(lost) = &reply.vanished {
-                self.give_up(lost.fence()?).await?;
-                continue;
-            }
-            return Ok(match reply {
-                ClaimReply { stale: true, .. } => return Err(Error::StaleWorker),
-                ClaimReply { drain: true, .. } => Claimed::Drain,
-                ClaimReply { task: Some(seen), .. } => Claimed::Task(Box::new(seen.task()?)),
-                ClaimReply { test: Some(test), .. } => Claimed::Quarantine {
-                    model: super::rows::named(&test.model)?,
-                    message: test.message,
-                },
-                ClaimReply { ready, .. } => Claimed::Nothing { ready },
-            });
-        }
-    }
-
-    /// Ends an attempt of which nobody knows any more, unless it has ended meanwhile.
-    pub(super) async fn give_up(&self, fence: Fence) -> Result<(), Error> {
-        match self.end_attempt(None, fence, End::Vanish, None).await {
-            Ok(_) | Err(Error::StaleLease { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(super) async fn renew(
-        &self,
-        by: &Identity,
-        fence: Fence,
-        progress: Option<&Progress>,
-    ) -> Result<Option<Beaten>, Error> {
-        #[derive(Serialize)]
-        struct Beat<'a> {
-            by: By<'a>,
-            fence: FenceText,
-            progress: Option<String>,
-            mono: u64,
-        }
-        #[derive(Deserialize)]
-        struct Reply {
-            #[serde(default)]
-            stale: bool,
-            #[serde(default)]
-            gone: bool,
-        }
-        let progress = progress
-            .map(|progress| serde_json::to_string(progress).expect("a text and two numbers"));
-        let call = Beat { by: By::of(by), fence: fence.into(), progress, mono: self.mono() };
-        let reply: Reply = self.scripts.run(Name::beat, &call).await?;
-        match reply {
-            Reply { stale: true, .. } => Err(Error::StaleWorker),
-            Reply { gone: true, .. } => Ok(None),
-            Reply { .. } => Ok(Some(Beaten::Continue)),
-        }
-    }
-
     /// Ends an attempt; its worker is told, unless it (`by`) does it itself.
     pub(super) async fn end_attempt(
         &self,
@@ -758,31 +445,12 @@ fn deletion(task: &Task, row: &Seen) -> Change {
     }
 }
 
-fn refused(reply: &SubmitReply, now: Timestamp) -> Result<(), Error> {
-    match reply {
-        SubmitReply { late: true, .. } => Err(Error::DeadlinePassed { now }),
-        SubmitReply { full: Some(queued), .. } => Err(Error::QueueFull { queued: *queued }),
-        SubmitReply { exceeded: Some(limit), .. } => Err(Error::Limit(Exceeded {
-            limit: limit.limit,
-            allowed: limit.allowed,
-            retry_ms: limit.retry_ms,
-        })),
-        SubmitReply { input_gone: true, .. } => Err(Error::InputGone),
-        _ => Ok(()),
-    }
-}
-
-fn found(view: View) -> Submitted {
-    let task = std::sync::Arc::unwrap_or_clone(view.task);
-    Submitted { task, existed: true, position: view.position }
-}
-
 fn busy() -> Error {
     Error::Unavailable(format!("others changed the task {TRIES} times meanwhile"))
 }
 
 /// Contents that a task names.
-fn inputs(task: &Task) -> Vec<u64> {
+pub(super) fn inputs(task: &Task) -> Vec<u64> {
     let inputs = task.request.image.iter().chain(&task.request.last_image);
     inputs.filter_map(|input| input.place).collect()
 }
@@ -793,66 +461,6 @@ pub(super) fn avoided(task: &Task) -> Option<&str> {
     last.filter(|a| a.outcome == Some(Outcome::Failed)).map(|a| a.worker.as_str())
 }
 
-fn body(task: &Task) -> String {
+pub(super) fn body(task: &Task) -> String {
     serde_json::to_string(task).expect("a task has string keys and finite numbers")
-}
-
-/// What the end of an attempt says of the engine that made it.
-enum Verdict {
-    Works,
-    Broken(String),
-    Neither,
-}
-
-/// What becomes of the worker's record, and the attempts that are forgiven.
-struct Judged {
-    worker: WorkerRecord,
-    excused: Vec<FenceText>,
-}
-
-/// Keeps the record of failures in a row. At the third of a model, the model is quarantined on this
-/// worker, and they are excused. None if nothing changes.
-fn judge(
-    mut worker: WorkerRecord,
-    task: &Task,
-    fence: Fence,
-    verdict: Verdict,
-    mono: u64,
-) -> Option<Judged> {
-    let model = task.model.as_str();
-    let message = match verdict {
-        Verdict::Neither => return None,
-        Verdict::Works => {
-            let before = worker.failures.len();
-            worker.failures.retain(|failed| failed.model != model);
-            let changed = worker.failures.len() != before;
-            return changed.then_some(Judged { worker, excused: Vec::new() });
-        }
-        Verdict::Broken(message) => message,
-    };
-    let FenceText { task: id, attempt, nonce } = fence.into();
-    worker.failures.retain(|failed| failed.model != model || failed.task != id);
-    worker.failures.push(FailedAttempt { model: model.to_owned(), task: id, attempt, nonce });
-    let known = worker.quarantine.iter().any(|barred| barred.model == model);
-    let count = worker.failures.iter().filter(|failed| failed.model == model).count();
-    if known || count < QUARANTINE_AFTER {
-        return Some(Judged { worker, excused: Vec::new() });
-    }
-    tracing::warn!(
-        worker = worker.name,
-        model,
-        message,
-        "quarantined: the engine failed on {QUARANTINE_AFTER} tasks in a row"
-    );
-    let (of_it, others) = worker.failures.into_iter().partition(|failed| failed.model == model);
-    worker.failures = others;
-    let barred = Barred { model: model.to_owned(), message, failed_tests: 0, due: mono };
-    worker.quarantine.push(barred);
-    let excused = |failed: FailedAttempt| FenceText {
-        task: failed.task,
-        attempt: failed.attempt,
-        nonce: failed.nonce,
-    };
-    let of_it: Vec<FailedAttempt> = of_it;
-    Some(Judged { worker, excused: of_it.into_iter().map(excused).collect() })
 }
