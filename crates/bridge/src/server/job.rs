@@ -72,10 +72,8 @@ impl Loaded {
                     }
                     continue;
                 }
-                Ok(Err(Fault::Failure(failure))) if !failure.retryable => {
-                    return Err(Ended::Server(failure));
-                }
-                // A proxy whose server is slow to answer; one that starts anew.
+                // A proxy whose server is slow to answer; one that starts anew; a key that is being
+                // replaced. It has taken the job, so it is not the request that is wrong.
                 Ok(Err(Fault::Failure(Failure { message: why, .. }) | Fault::Busy(why))) => why,
                 Err(broken @ Broken::TooLong(_)) => {
                     let failure =

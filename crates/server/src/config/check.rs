@@ -156,6 +156,15 @@ fn check_server(
     let Some(own) = url(model) else {
         return Ok(());
     };
+    if let Some(pool) = settings.pools.get(&model.pool)
+        && pool.max > 1
+    {
+        return Err(at.key("url").wrong(format_args!(
+            "`{own}` does one job at a time, and pool `{}` may have {} workers: give the model a pool \
+             with `max = 1`",
+            model.pool, pool.max
+        )));
+    }
     let mut before = settings.models.iter().take_while(|(other, _)| *other != name);
     match before.find(|(_, other)| other.pool != model.pool && url(other).as_ref() == Some(&own)) {
         None => Ok(()),

@@ -715,6 +715,12 @@ fn settings_must_fit_one_another() {
              models one pool",
         ),
         (
+            "[pools.b]\nmax = 2\n[models.y]\nengine = \"server\"\npool = \"b\"\n\
+             settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010\" }",
+            "rayreel.toml, line 6: models.y.settings.url: `http://127.0.0.1:30010/` does one job at a \
+             time, and pool `b` may have 2 workers: give the model a pool with `max = 1`",
+        ),
+        (
             "max_run_seconds = 600\n[models.x]\nengine = \"server\"\n\
              settings = { adapter = \"sglang\", url = \"http://127.0.0.1:30010/\" }",
             "rayreel.toml, line 4: models.x.settings.wait_seconds: 1800 is more than half of \

@@ -233,7 +233,9 @@ fn content_that_comes_slowly_or_breaks_off_once_arrives_whole() {
 
 #[test]
 fn a_job_outlives_odd_answers_that_pass() {
-    for odd in ["502 <html>bad gateway", "200 <html>the proxy is sorry", "500 {}"] {
+    for odd in
+        ["502 <html>bad gateway", "200 <html>the proxy is sorry", "500 {}", "403 {}", "400 {}"]
+    {
         let mut engine = Engine::loaded("sglang", Act::gate(), json!({}));
         engine.generate("a", request());
         engine.hear_progress("denoise");
